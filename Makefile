@@ -1,0 +1,36 @@
+# make demo    the whole pipeline on drawn pictures, without a download of data
+# make test    the tests
+# make lint    flake8
+# make clean   removes the demo's files and caches; make distclean: .venv too
+#
+# Each of them first makes .venv (make_env.sh); PYTHON=/path/to/python3.6 names the
+# Python to make it with.
+PY = .venv/bin/python
+
+.PHONY: help env demo test lint clean distclean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+env:
+	@./make_env.sh
+
+demo: env
+	$(PY) draw_scenes.py --data demo/data
+	$(PY) extract_features.py --data demo/data --weights random
+	$(PY) tokenize_captions.py --data demo/data
+	$(PY) train.py --data demo/data --run demo
+	$(PY) evaluate.py --data demo/data --run demo
+	$(PY) plot_attention.py --data demo/data --run demo
+
+test: env
+	$(PY) -m pytest
+
+lint: env
+	$(PY) -m flake8
+
+clean:
+	rm -rf demo checkpoints/demo .pytest_cache __pycache__ tests/__pycache__
+
+distclean: clean
+	rm -rf .venv
