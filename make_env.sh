@@ -126,7 +126,9 @@ run_pip() {
             esac
         done || {
             clear_line
-            tail -n 15 .venv/install.log >&2
+            # Nothing was replaced yet (no network, say): what was there is still whole.
+            grep -q '^Installing collected' .venv/install.log || rm -f .venv/incomplete
+            tail -n 15 .venv/install.log | cut -c 1-500 >&2
             fail "pip failed (above; all of it: .venv/install.log); the same command tries again" 1
         }
     clear_line
@@ -139,7 +141,7 @@ clear_line() {
 }
 
 main() {
-    local list lacking other
+    local list lacking other size
     # Made before, by this script, and the list has not changed since: nothing to do.
     if [ -f .venv/requirements.txt ] && [ ! -e .venv/incomplete ] && try .venv/bin/python; then
         for list in requirements.txt requirements-cpu.txt; do
@@ -169,16 +171,16 @@ main() {
     : >.venv/install.log
     lacking=$(missing_library .venv/bin/python)
     if [ -z "$lacking" ]; then
-        list=requirements.txt other=tensorflow
+        list=requirements.txt other=tensorflow size=450
         echo "GPU build of TensorFlow: CUDA 9.0 and cuDNN 7 are here"
     else
-        list=requirements-cpu.txt other=tensorflow-gpu
+        list=requirements-cpu.txt other=tensorflow-gpu size=260
         echo "CPU build of TensorFlow: $lacking does not load (the GPU build needs CUDA 9.0 and cuDNN 7)"
     fi
-    echo "installing $list, about 200 MB and 1 to 3 minutes"
+    echo "installing $list (the first time: $size MB to download, 1 to 3 minutes)"
     run_pip 2 install pip==21.3.1 wheel==0.37.1
     run_pip 1 uninstall --yes "$other"
-    run_pip "$(grep -c '==' "$list")" install --no-deps -r "$list"
+    run_pip "$(grep -c '^[^#].*==' "$list")" install --no-deps -r "$list"
     .venv/bin/python -c 'import tensorflow' >>.venv/install.log 2>&1 || {
         tail -n 5 .venv/install.log >&2
         fail "TensorFlow is installed but does not import (above); one cause is a processor without AVX" 1

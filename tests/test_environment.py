@@ -154,7 +154,7 @@ def test_given_python_that_does_not_run_is_refused(find, tmp_path, name):
 @needs_36
 def test_nothing_found_says_how_to_get_it(find):
     error = refused(find())
-    for way in ("pyenv install 3.6.15", "conda create", "deadsnakes", "PYTHON=/path/to"):
+    for way in ("pyenv install 3.6.15", "conda create", "deadsnakes", "PYTHON=/"):
         assert way in error
 
 
