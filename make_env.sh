@@ -182,8 +182,8 @@ main() {
     run_pip 1 uninstall --yes "$other"
     run_pip "$(grep -c '^[^#].*==' "$list")" install --no-deps -r "$list"
     .venv/bin/python -c 'import tensorflow' >>.venv/install.log 2>&1 || {
-        tail -n 5 .venv/install.log >&2
-        fail "TensorFlow is installed but does not import (above); one cause is a processor without AVX" 1
+        grep -iE 'error|illegal' .venv/install.log | tail -n 3 | cut -c 1-500 >&2 || true
+        fail "TensorFlow is installed but does not import (.venv/install.log); a common cause is a processor without AVX, or an incomplete CUDA 9.0" 1
     }
     cp "$list" .venv/requirements.txt
     rm .venv/incomplete
