@@ -1,0 +1,503 @@
+"""Step 1: download COCO's images and captions, whole or a few thousand images of them.
+
+    python download_coco.py                      # COCO 2014; 42 GB of free space
+    python download_coco.py --num-images 6000    # 6,000 images of each split; 3 GB
+
+Reads from the net: archives, checked by length and MD5, and with --num-images single
+images. What is there is not downloaded again, and a file that broke off goes on where
+it stopped. With one --seed, the N chosen images are among those of any larger N.
+
+Writes, in COCO's own layout:
+    DATA/annotations/captions_SPLIT.json     captions (of the chosen images only)
+    DATA/annotations/instances_SPLIT.json    boxes and names of objects, likewise
+    DATA/SPLIT/FILE_NAME                     the images
+    DATA/archives/*.zip                      archives; those of images may be removed
+    DATA/failed_images_SPLIT.txt             images that could not be had, and why
+
+This file also owns the readers of that layout: splits, read_captions, read_boxes.
+"""
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import re
+import shutil
+import stat
+import time
+import typing
+import urllib.parse
+import zipfile
+import zlib
+
+import PIL.Image
+import requests
+from tqdm import tqdm
+
+import atomic
+import cli
+
+MIRROR = "http://images.cocodataset.org"  # its https certificate is for another name
+ARCHIVES = {  # address under the mirror: (bytes, MD5)
+    "annotations/annotations_trainval2014.zip":
+        (252872794, "0a379cfc70b0e71301e0f377548639bd"),
+    "annotations/annotations_trainval2017.zip":
+        (252907541, "f4bbac642086de4f52a3fdda2de5fa2c"),
+    "zips/train2014.zip": (13510573713, "0da8c0bd3d6becc4dcb32757491aca88"),
+    "zips/train2017.zip": (19336861798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+    "zips/val2014.zip": (6645013297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
+    "zips/val2017.zip": (815585330, "442b8da7639aecaf257c1dceb8ba8c80"),
+}
+IMAGE_SIZE = 165e3      # bytes of one image, on average
+MOST_FAILED = 0.05      # when more of the images fail, something else is wrong
+TIMEOUT = 30            # seconds without a byte
+PAUSES = (1, 2, 4, 8)   # seconds before each new attempt
+BLOCK = 1 << 18         # bytes
+AGAIN = "correct it, or make the data set again with download_coco.py or `make demo`"
+
+
+class Image(typing.NamedTuple):
+    """One image of a data set, with the captions people wrote for it."""
+    id: typing.Union[int, str]
+    file_name: str                # inside the split's folder
+    captions: typing.List[str]    # as written: neither tokenized nor lower-cased
+
+
+class Broken(Exception):
+    """A transfer failed in a way that may pass."""
+
+
+def fetch(url, path, md5=None, size=None, progress=False):
+    """Download `url` to `path`; return whether that was necessary.
+
+    A file called `path` is whole and right. What came of a broken transfer stays in
+    `path`.partial (unlike with atomic.writing: 13 GB over a slow line are worth it) and
+    only the rest is asked for. A file with another MD5 than `md5` becomes `path`.bad.
+
+    Raises UserError naming the URL: at once for an answer like 404, and for what may
+    pass (lost connection, short body, HTTP 5xx) after PAUSES without a further byte.
+    Raises OSError where the disk is full or the folder cannot be written.
+    """
+    if os.path.exists(path):
+        return False
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    partial, furthest, pauses = path + atomic.PARTIAL, 0, iter(PAUSES)
+    found = None
+    while not found:
+        try:
+            found = receive(url, partial, size, progress)
+        except (Broken, requests.RequestException) as error:
+            arrived = os.path.getsize(partial) if os.path.exists(partial) else 0
+            if arrived > furthest:
+                furthest, pauses = arrived, iter(PAUSES)
+            pause = next(pauses, None)
+            if pause is None or isinstance(error, ValueError):  # not a URL
+                raise cli.UserError(f"{url}: {error}; what has come is kept, run the "
+                                    "same command again to go on")
+            if progress:
+                cli.warn(f"{url}: {error}; trying again in {pause} s")
+            time.sleep(pause)
+    if md5 not in (None, found):
+        os.replace(partial, path + ".bad")
+        raise cli.UserError(f"{url}: its MD5 is {found}, not {md5}; kept as {path}.bad "
+                            "and not used; the same command downloads it anew")
+    os.replace(partial, path)
+    return True
+
+
+def receive(url, partial, size, progress):
+    """Ask once for what file `partial` lacks of `url`; return the MD5 of the whole.
+
+    Raises Broken if it is still not whole, UserError if asking again is no use.
+    """
+    md5, have = hashlib.md5(), 0
+    if os.path.exists(partial):
+        with open(partial, "rb") as file:
+            for block in iter(lambda: file.read(BLOCK), b""):
+                md5.update(block)
+                have += len(block)
+    if have and have == size:  # stopped just before it got its name
+        return md5.hexdigest()
+    headers = {"Accept-Encoding": "identity"}  # Content-Length counts what we store
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        status, length = answer.status_code, answer.headers.get("Content-Length")
+        start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        if have and (status == 416 or status == 206 and (
+                not start or int(start.group(1)) != have)):
+            os.remove(partial)
+            raise Broken("the server cannot continue where we stopped; starting over")
+        if status >= 500 or status in (408, 429):
+            raise Broken(f"HTTP status {status} {answer.reason}")
+        if status not in (200, 206):
+            raise cli.UserError(f"{url}: HTTP status {status} {answer.reason}")
+        if status == 200:  # the whole file, whether we asked for its rest or not
+            md5, have = hashlib.md5(), 0
+        total = size if length is None else have + int(length)
+        if size not in (None, total):
+            raise cli.UserError(f"{url}: has {total} bytes, not {size}; see --mirror")
+        with open(partial, "ab" if have else "wb") as file, tqdm(
+                total=total, initial=have, unit="B", unit_scale=True,
+                desc=os.path.basename(url), disable=not progress) as bar:
+            for block in answer.iter_content(BLOCK):
+                file.write(block)
+                md5.update(block)
+                have += len(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())  # before it gets its name
+    if have == 0 or total not in (None, have):
+        raise Broken(f"the connection ended after {have} of {total} bytes")
+    return md5.hexdigest()
+
+
+def fetch_archive(data, name, mirror):
+    """Download the archive `name` of ARCHIVES unless it is there; return its path."""
+    path = os.path.join(data, "archives", os.path.basename(name))
+    size, md5 = ARCHIVES[name]
+    if not fetch(f"{mirror}/{name}", path, md5, size, progress=True):
+        print(f"{path}: already there")
+    return path
+
+
+@contextlib.contextmanager
+def opened(archive):
+    """Open a zip file; a broken one, or one that lacks a file, is a UserError."""
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            yield zipped
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise cli.UserError(f"{archive}: {error}; remove it and run the same command "
+                            "again")
+
+
+def is_inside(name):
+    """Whether a relative file name stays inside the folder it is joined to."""
+    return bool(name) and not re.match(r"[/\\]|\w:|.*\0", name) and (
+        ".." not in re.split(r"[/\\]", name))
+
+
+def unpack(archive, folder, names):
+    """Unpack the files `names` of a zip, but for those that are there; return how many.
+
+    Each appears under its name when it is complete and its CRC right. Raises UserError,
+    and unpacks nothing, if any name in the archive leads out of `folder` or is a link.
+    """
+    with opened(archive) as zipped:
+        for member in zipped.infolist():
+            is_link = stat.S_ISLNK(member.external_attr >> 16)
+            if is_link or not is_inside(member.filename):
+                raise cli.UserError(f"{archive}: {member.filename!r} leads out of the "
+                                    "folder; nothing was unpacked")
+        missing = []
+        for member in map(zipped.getinfo, names):
+            path = os.path.join(folder, member.filename)
+            if not (os.path.isfile(path) and os.path.getsize(path) == member.file_size):
+                missing.append(member)
+        with tqdm(total=sum(member.file_size for member in missing), unit="B",
+                  unit_scale=True, desc="unpack", disable=not missing) as bar:
+            for member in missing:
+                path = os.path.join(folder, member.filename)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with zipped.open(member) as source, atomic.writing(path) as target:
+                    shutil.copyfileobj(source, target, BLOCK)
+                bar.update(member.file_size)
+    return len(missing)
+
+
+def get_whole(data, split, annotations, mirror):
+    """Unpack the annotations of a split and download all of its images."""
+    unpack(annotations, data, [f"annotations/{kind}_{split}.json"
+                               for kind in ("captions", "instances")])
+    images = read_captions(data, split)
+    # By the images themselves: who needs the space may remove the archives of images
+    missing = [image.file_name for image in images
+               if not os.path.isfile(image_path(data, split, image.file_name))]
+    there = len(images) - len(missing)
+    print(f"{split}: {there} of {len(images)} images already there")
+    if missing:
+        archive = fetch_archive(data, f"zips/{split}.zip", mirror)
+        unpack(archive, data, [f"{split}/{file_name}" for file_name in missing])
+
+
+def get_some(data, split, annotations, mirror, num_images, seed, workers):
+    """Download `num_images` images of a split and cut its annotations to those."""
+    everything = load_member(annotations, f"annotations/captions_{split}.json")
+    images = images_of(everything, annotations)
+    # The head of one shuffled order: more images later keep the ones that are there
+    random.Random(seed).shuffle(images)
+    failed = fetch_images(data, split, images[:num_images], mirror, workers)
+    ids = {image.id for image in images[:num_images] if image.file_name not in failed}
+    for kind in ("captions", "instances"):
+        cut(annotations, data, f"annotations/{kind}_{split}.json", ids)
+
+
+def fetch_images(data, split, images, mirror, workers):
+    """Download images side by side; return {file name: why} of those that failed.
+
+    The failed ones are listed in data/failed_images_<split>.txt as well. Raises
+    UserError as soon as more than MOST_FAILED of all have failed.
+    """
+    def fetch_image(file_name):
+        path = image_path(data, split, file_name)
+        new = fetch(f"{mirror}/{split}/{urllib.parse.quote(file_name)}", path)
+        check_picture(path)
+        return new
+
+    failed, new = {}, 0
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        names = {pool.submit(fetch_image, image.file_name): image.file_name
+                 for image in images}
+        try:
+            for done in tqdm(concurrent.futures.as_completed(names), total=len(names),
+                             unit=" images", desc=split):
+                try:
+                    new += done.result()
+                except cli.UserError as error:
+                    failed[names[done]] = cli.one_line(error)
+                    if len(failed) > MOST_FAILED * len(images):
+                        break
+        finally:  # on Ctrl-C or a full disk, do not go through the rest first
+            for future in names:
+                future.cancel()
+    report = os.path.join(data, f"failed_images_{split}.txt")
+    if failed:
+        with atomic.writing(report, "w", encoding="utf-8") as file:
+            file.writelines(f"{name}\t{why}\n" for name, why in sorted(failed.items()))
+        cli.warn(f"{split}: {len(failed)} of {len(images)} images failed, see {report}")
+    elif os.path.exists(report):
+        os.remove(report)
+    if len(failed) > MOST_FAILED * len(images):
+        raise cli.UserError(f"{split}: more than {MOST_FAILED:.0%} of {len(images)} "
+                            f"images failed, see {report}; run the same command again")
+    print(f"{split}: {new} images downloaded, "
+          f"{len(images) - new - len(failed)} already there, {len(failed)} failed")
+    return failed
+
+
+def check_picture(path):
+    """Set a file aside as `path`.bad and raise UserError if it is not a picture."""
+    try:
+        PIL.Image.open(path).close()  # reads the header only
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the disk, not the picture
+        os.replace(path, path + ".bad")
+        raise cli.UserError(f"{path}: not a picture that Pillow can read")
+
+
+def load_member(archive, name, keep=None):
+    """The JSON in file `name` of a zip; `keep` as in load_json."""
+    with opened(archive) as zipped, zipped.open(name) as member:
+        return load_json(io.TextIOWrapper(member, "utf-8"), f"{archive}: {name}", keep)
+
+
+def cut(archive, data, name, ids):
+    """Write annotations file `name` of the zip into data, cut to the images `ids`.
+
+    All fields stay as they are. A file that holds these images already is left alone.
+    """
+    def of_ids(item):
+        other = "image_id" in item and item["image_id"] not in ids
+        return None if other else item
+
+    path = os.path.join(data, name)
+    with contextlib.suppress(cli.UserError, KeyError, TypeError):  # then write it anew
+        if {image["id"] for image in read_json(path, of_ids)["images"]} == ids:
+            print(f"{path}: already there")
+            return
+    content = load_member(archive, name, of_ids)
+    content["images"] = [image for image in content["images"] if image["id"] in ids]
+    content["annotations"] = [item for item in content["annotations"] if item]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with atomic.writing(path) as file:
+        file.write(json.dumps(content).encode())
+
+
+def check_space(data, annotations, chosen, num_images):
+    """Raise UserError unless the disk of `data` has room for all that is still missing.
+
+    `annotations` is that archive's name in ARCHIVES, `chosen` the names of the splits.
+    """
+    def to_download(name):
+        path = os.path.join(data, "archives", os.path.basename(name))
+        return ARCHIVES[name][0] - sum(os.path.getsize(file)
+                                       for file in (path, path + atomic.PARTIAL)
+                                       if os.path.exists(file))
+
+    need = to_download(annotations) + 3 * ARCHIVES[annotations][0]  # zipped text
+    for split in chosen:
+        size, folder = ARCHIVES[f"zips/{split}.zip"][0], os.path.join(data, split)
+        there = len(os.listdir(folder)) * IMAGE_SIZE if os.path.isdir(folder) else 0
+        if num_images:
+            need += max(0, min(num_images * IMAGE_SIZE, size) - there)
+        elif there < 0.95 * size:  # IMAGE_SIZE is no more exact than that
+            need += to_download(f"zips/{split}.zip") + size - there
+    free = shutil.disk_usage(data).free
+    if need > free:
+        raise cli.UserError(f"{data}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+                            "free; make room, choose another --data or --num-images")
+
+
+def splits(data):
+    """The sorted names of the splits in folder `data`: those that have captions.
+
+    Raises UserError where there is none.
+    """
+    folder = os.path.join(data, "annotations")
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found]
+    if not any(names):
+        raise cli.UserError(f"{folder}: no captions_SPLIT.json there; make a data set "
+                            "with download_coco.py or `make demo`, or name one by --data")
+    return sorted(name.group(1) for name in names if name)
+
+
+def image_path(data, split, file_name):
+    """Where the image called `file_name` in the annotations of `split` is."""
+    return os.path.join(data, split, file_name)
+
+
+def read_captions(data, split):
+    """The images of a split as a list of Image, in the file's order.
+
+    Captions keep their order too; an image without any has an empty list. Captions of
+    images that are not listed are skipped with a warning. Raises UserError, naming the
+    file, if it is missing, is not JSON, or is not what COCO calls captions.
+    """
+    path = os.path.join(data, "annotations", f"captions_{split}.json")
+    return images_of(read_json(path), path)
+
+
+def images_of(content, path):
+    """The list of Image in the content of a captions file; `path` is for messages."""
+    captions = {}
+    listed = items(content, path, "images", id=(int, str), file_name=(str,))
+    for image in listed:
+        if image["id"] in captions:
+            raise cli.UserError(f"{path}: two images with id {image['id']!r}; {AGAIN}")
+        if not is_inside(image["file_name"]):
+            raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out of "
+                                f"the split's folder; {AGAIN}")
+        captions[image["id"]] = []
+    strays = 0
+    for item in items(content, path, "annotations", image_id=(int, str),
+                      caption=(str,)):
+        if item["image_id"] in captions:
+            captions[item["image_id"]].append(item["caption"])
+        else:
+            strays += 1
+    if strays:
+        cli.warn(f"{path}: skipped {strays} captions whose image_id no image has")
+    return [Image(image["id"], image["file_name"], captions[image["id"]])
+            for image in listed]
+
+
+def read_boxes(data, split):
+    """The objects of a split: {image id: [(category name, (x, y, w, h)), ...]}.
+
+    In pixels of the original image, from its upper left corner. An image without
+    objects has no entry. Returns None where there is no instances_<split>.json. Raises
+    UserError, naming the file, if it is not what COCO calls instances.
+    """
+    def without_outline(item):  # most of the file, and gigabytes in memory
+        item.pop("segmentation", None)
+        return item
+
+    path = os.path.join(data, "annotations", f"instances_{split}.json")
+    if not os.path.exists(path):
+        return None
+    content = read_json(path, without_outline)
+    names = {item["id"]: item["name"]
+             for item in items(content, path, "categories", id=(int, str), name=(str,))}
+    boxes = {}
+    for item in items(content, path, "annotations", image_id=(int, str),
+                      category_id=(int, str), bbox=(list,)):
+        box = tuple(item["bbox"])
+        if item["category_id"] not in names or len(box) != 4 or not all(
+                type(value) in (int, float) and math.isfinite(value) for value in box):
+            raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box {box} "
+                                f"or category {item['category_id']!r}; {AGAIN}")
+        boxes.setdefault(item["image_id"], []).append((names[item["category_id"]], box))
+    return boxes
+
+
+def read_json(path, keep=None):
+    """The content of a JSON file, or UserError; `keep` as in load_json."""
+    if not os.path.exists(path):
+        raise cli.UserError(f"{path}: no such file; make the data set with "
+                            "download_coco.py or `make demo`, or name another by --data")
+    with open(path, encoding="utf-8") as file:
+        return load_json(file, path, keep)
+
+
+def load_json(file, path, keep=None):
+    """The content of an open JSON file; UserError naming `path` if it is not JSON.
+
+    `keep` replaces every object as soon as it is parsed, so that what is not needed of
+    COCO's 330 MB of instances never piles up in memory.
+    """
+    try:
+        return json.load(file, object_hook=keep)
+    except (ValueError, RecursionError) as error:
+        raise cli.UserError(f"{path}: not JSON, or cut off ({error}); {AGAIN}")
+
+
+def items(content, path, key, **types):
+    """content[key], a list of objects with fields of the given types, or UserError."""
+    listed = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise cli.UserError(f"{path}: has no list {key!r}; {AGAIN}")
+    for number, item in enumerate(listed):
+        for field, allowed in types.items():
+            # type(), not isinstance(): true and false are no numbers here
+            if not isinstance(item, dict) or type(item.get(field)) not in allowed:
+                raise cli.UserError(f"{path}: item {number} of {key!r} has no valid "
+                                    f"{field!r}; {AGAIN}")
+    return listed
+
+
+def main():
+    args = parse_arguments()
+    cli.introduce(1, "download COCO")
+    os.makedirs(args.data, exist_ok=True)
+    chosen = sorted({f"{split}{args.year}" for split in args.splits})
+    name = f"annotations/annotations_trainval{args.year}.zip"
+    check_space(args.data, name, chosen, args.num_images)
+    annotations = fetch_archive(args.data, name, args.mirror)
+    for split in chosen:
+        if args.num_images:
+            get_some(args.data, split, annotations, args.mirror, args.num_images,
+                     args.seed, args.workers)
+        else:
+            get_whole(args.data, split, annotations, args.mirror)
+        images = read_captions(args.data, split)
+        print(f"{split}: {len(images)} images, "
+              f"{sum(len(image.captions) for image in images)} captions")
+    cli.next_step("python", "extract_features.py", "--data", args.data)
+
+
+def parse_arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--data", default="data", help="folder of the data set")
+    parser.add_argument("--year", type=int, choices=(2014, 2017), default=2014,
+                        help="release; the paper's is 2014")
+    parser.add_argument("--splits", nargs="+", choices=("train", "val"),
+                        default=["train", "val"], help="which parts to download")
+    parser.add_argument("--num-images", type=cli.number(int, at_least=1),
+                        help="images of each split; all if not given")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the shuffle that chooses --num-images")
+    parser.add_argument("--workers", type=cli.number(int, at_least=1), default=16,
+                        help="single images downloaded at the same time")
+    parser.add_argument("--mirror", default=MIRROR,
+                        help="server, or folder on one, laid out like COCO's")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
