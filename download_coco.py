@@ -339,8 +339,9 @@ def check_space(data, annotations, chosen, num_images):
             need += to_download(f"zips/{split}.zip") + size - there
     free = shutil.disk_usage(data).free
     if need > free:
-        raise cli.UserError(f"{data}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-                            "free; make room, choose another --data or --num-images")
+        raise cli.UserError(f"{data}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+                            "are free; make room, or choose another --data or "
+                            "--num-images")
 
 
 def splits(data):
@@ -353,7 +354,7 @@ def splits(data):
     names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found]
     if not any(names):
         raise cli.UserError(f"{folder}: no captions_SPLIT.json there; make a data set "
-                            "with download_coco.py or `make demo`, or name one by --data")
+                            "with download_coco.py or `make demo`, or see --data")
     return sorted(name.group(1) for name in names if name)
 
 
@@ -381,8 +382,8 @@ def images_of(content, path):
         if image["id"] in captions:
             raise cli.UserError(f"{path}: two images with id {image['id']!r}; {AGAIN}")
         if not is_inside(image["file_name"]):
-            raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out of "
-                                f"the split's folder; {AGAIN}")
+            raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out "
+                                f"of the split's folder; {AGAIN}")
         captions[image["id"]] = []
     strays = 0
     for item in items(content, path, "annotations", image_id=(int, str),
@@ -420,8 +421,8 @@ def read_boxes(data, split):
         box = tuple(item["bbox"])
         if item["category_id"] not in names or len(box) != 4 or not all(
                 type(value) in (int, float) and math.isfinite(value) for value in box):
-            raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box {box} "
-                                f"or category {item['category_id']!r}; {AGAIN}")
+            raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box "
+                                f"{box} or category {item['category_id']!r}; {AGAIN}")
         boxes.setdefault(item["image_id"], []).append((names[item["category_id"]], box))
     return boxes
 
@@ -430,7 +431,7 @@ def read_json(path, keep=None):
     """The content of a JSON file, or UserError; `keep` as in load_json."""
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such file; make the data set with "
-                            "download_coco.py or `make demo`, or name another by --data")
+                            "download_coco.py or `make demo`, or see --data")
     with open(path, encoding="utf-8") as file:
         return load_json(file, path, keep)
 
