@@ -8,11 +8,11 @@ PARTIAL = ".partial"
 
 @contextlib.contextmanager
 def writing(path, mode="wb", **kwargs):
-    """Open `path` + '.partial' for writing; rename it to `path` when the block ends well.
+    """Open `path` + '.partial' for writing; rename it to `path` when all went well.
 
-    Whoever looks at `path` sees the old file or the whole new one, even if the process is
-    killed or the machine loses power. The partial file's name is always the same, so that
-    a killed run leaves at most one and the next run writes over it.
+    Whoever looks at `path` sees the old file or the whole new one, even if the process
+    is killed or the machine loses power. The partial file's name is always the same, so
+    that a killed run leaves at most one and the next run writes over it.
 
     Raises OSError where the folder cannot be written or the disk is full.
     """

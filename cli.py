@@ -15,7 +15,7 @@ STEPS = 6
 
 
 class UserError(Exception):
-    """Something the user can mend: which file, what is wrong, what to do, in one line."""
+    """What the user can mend: which file, what is wrong, what to do, in one line."""
 
 
 def run(main):
@@ -39,8 +39,9 @@ def run(main):
     except OSError as error:
         if error.errno is None:
             raise
-        advice = {errno.ENOSPC: "; make room on that disk and run the same command again",
-                  errno.EDQUOT: "; make room in your quota and run the same command again",
+        again = "and run the same command again"
+        advice = {errno.ENOSPC: f"; make room on that disk {again}",
+                  errno.EDQUOT: f"; make room in your quota {again}",
                   errno.EACCES: "; change its permissions or choose another folder"}
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{name}: {where}{error.strerror}{advice.get(error.errno, '')}", 2)

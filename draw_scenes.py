@@ -1,0 +1,150 @@
+"""Step 0 of the demo: draw a small data set in COCO's layout. No network is needed.
+
+    python draw_scenes.py --data demo/data
+
+Each scene shows one or two large shapes, each of one colour. Five captions name every
+shape with its colour; boxes say where each shape is. One seed always draws the same.
+
+Writes below --data, for each split (train, val):
+    annotations/captions_<split>.json     five captions an image
+    annotations/instances_<split>.json    a box and a category (the shape) an object
+    <split>/scene_000001.png
+"""
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import atomic
+import cli
+
+COLOURS = {"red": (214, 40, 40), "green": (60, 160, 60), "blue": (40, 80, 200),
+           "yellow": (245, 205, 50), "purple": (130, 60, 160), "orange": (245, 130, 30)}
+SHAPES = ("circle", "square", "triangle")
+SUPERSAMPLE = 4  # drawn this many times larger and scaled down: smooth edges
+CAPTIONS_PER_IMAGE = 5
+SINGLE = ("a {0}", "there is a {0}", "a picture of a {0}", "a {0} is in the picture",
+          "one {0} on a plain background")
+PAIR = ("a {0} and a {1}", "a {0} {2} a {1}", "there is a {0} {2} a {1}",
+        "a {0} is {2} a {1}", "a picture of a {0} {2} a {1}")
+
+
+def scene(random):
+    """One scene: a list of (colour, shape, (x, y, w, h)) in unit coordinates."""
+    count = random.choice([1, 2])
+    while True:  # until the shapes stand apart
+        objects = []
+        for _ in range(count):
+            size = random.uniform(.34, .46)
+            x, y = random.uniform(.03, .97 - size, 2)
+            objects.append((str(random.choice(sorted(COLOURS))),
+                            str(random.choice(SHAPES)), (x, y, size, size)))
+        if count == 1 or _apart(objects[0][2], objects[1][2]):
+            return objects
+
+
+def captions(objects, random):
+    """Five sentences that name every object's colour and shape."""
+    if len(objects) == 1:
+        name = "{} {}".format(*objects[0][:2])
+        return [template.format(name) for template in SINGLE]
+    sentences = []
+    for template in PAIR:
+        first, second = random.permutation(2)
+        names = ["{} {}".format(*objects[i][:2]) for i in (first, second)]
+        sentences.append(template.format(
+            *names, _relation(objects[first][2], objects[second][2])))
+    return sentences
+
+
+def draw(objects, size, random):
+    """The scene as an RGB image of size (width, height), background light and noisy."""
+    width, height = (side * SUPERSAMPLE for side in size)
+    shade = tuple(int(v) for v in random.randint(205, 246, 3))
+    canvas = Image.new("RGB", (width, height), shade)
+    pen = ImageDraw.Draw(canvas)
+    for colour, shape, (x, y, w, h) in objects:
+        left, top, right, bottom = (x * width, y * height,
+                                    (x + w) * width, (y + h) * height)
+        if shape == "circle":
+            pen.ellipse((left, top, right, bottom), fill=COLOURS[colour])
+        elif shape == "square":
+            pen.rectangle((left, top, right, bottom), fill=COLOURS[colour])
+        else:
+            pen.polygon(((left, bottom), (right, bottom), ((left + right) / 2, top)),
+                        fill=COLOURS[colour])
+    pixels = np.asarray(canvas.resize(size, Image.LANCZOS), np.float32)
+    pixels = pixels + random.normal(0, 3, pixels.shape)
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+
+def write_split(data, split, count, size, random):
+    """Draw `count` scenes and write their pictures, captions and boxes."""
+    os.makedirs(os.path.join(data, split), exist_ok=True)
+    os.makedirs(os.path.join(data, "annotations"), exist_ok=True)
+    images, sentences, boxes = [], [], []
+    for i in range(1, count + 1):
+        name = f"scene_{i:06d}.png"
+        objects = scene(random)
+        with atomic.writing(os.path.join(data, split, name)) as file:
+            draw(objects, size, random).save(file, "PNG")
+        images.append({"id": i, "file_name": name, "width": size[0], "height": size[1]})
+        for caption in captions(objects, random):
+            sentences.append({"id": len(sentences) + 1, "image_id": i,
+                              "caption": caption})
+        for colour, shape, (x, y, w, h) in objects:
+            box = [x * size[0], y * size[1], w * size[0], h * size[1]]
+            boxes.append({"id": len(boxes) + 1, "image_id": i, "colour": colour,
+                          "category_id": SHAPES.index(shape) + 1,
+                          "bbox": [round(value, 2) for value in box]})
+    # The annotations come last: a set that was cut off is not taken for a whole one.
+    for kind, annotations, extra in (
+            ("captions", sentences, {}),
+            ("instances", boxes, {"categories": [
+                {"id": i, "name": shape} for i, shape in enumerate(SHAPES, 1)]})):
+        atomic.write_json(os.path.join(data, "annotations", f"{kind}_{split}.json"),
+                          dict(extra, images=images, annotations=annotations))
+    print(f"{split}: {count} scenes, {len(sentences)} captions, {len(boxes)} boxes",
+          flush=True)
+
+
+def _apart(a, b):
+    """Whether two boxes have a gap between them, so that no shape covers another."""
+    return any(a[i] + a[i + 2] + .04 < b[i] or b[i] + b[i + 2] + .04 < a[i]
+               for i in (0, 1))
+
+
+def _relation(a, b):
+    """Where box a lies as seen from box b, in words."""
+    dx, dy = (a[0] - b[0], a[1] - b[1])
+    if abs(dx) > abs(dy):
+        return "to the left of" if dx < 0 else "to the right of"
+    return "above" if dy < 0 else "below"
+
+
+def main():
+    args = arguments()
+    print("[demo] draw the built-in data set", flush=True)
+    # One generator a split: the number of training scenes does not change validation.
+    for i, (split, count) in enumerate((("train", args.train), ("val", args.val))):
+        write_split(args.data, split, count, (args.size, args.size),
+                    np.random.RandomState([args.seed, i]))
+    cli.next_step("python", "extract_features.py", "--data", args.data,
+                  "--weights", "random")
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    count = cli.number(int, at_least=1)
+    parser.add_argument("--data", default="demo/data", help="folder to write")
+    parser.add_argument("--train", type=count, default=400, help="training scenes")
+    parser.add_argument("--val", type=count, default=100, help="validation scenes")
+    parser.add_argument("--size", type=cli.number(int, at_least=32), default=299,
+                        help="width and height in pixels")
+    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+                        help="which scenes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)

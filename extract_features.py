@@ -1,0 +1,385 @@
+"""Step 2: cache InceptionV3's last convolutional layer for every image.
+
+    python extract_features.py --data data                          # ImageNet weights
+    python extract_features.py --data data --weights my_weights.h5
+    python extract_features.py --data data --weights random         # no download
+
+The network sees 299 x 299 pixels and gives (8, 8, 2048) numbers: L = 64 annotation
+vectors of 2048 (section 3.1.1 of the paper, with InceptionV3 in VGG's place). They are
+computed once, since the CNN is frozen. Run again, it makes only what is missing.
+
+Reads:  <data>/annotations/captions_<split>.json and <data>/<split>/<file name>
+Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
+        <features>/extractor.json            which weights made them
+        <features>/calibration.npz           only for --weights random
+        <features>/unreadable_<split>.txt    images that were skipped, with the reason
+"""
+import json
+import os
+import socket
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+import atomic
+import cli
+from download_coco import image_path, read_captions, splits
+from tf_runtime import compiled, py_function, start, tf
+
+SIZE = 299                # InceptionV3's input, pixels
+SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
+CALIBRATION_IMAGES = 48
+CENTRE_WEIGHT = 3.        # see random_weights
+
+
+# --- reading what this step writes ----------------------------------------------------
+
+def feature_path(features, split, file_name):
+    """Where the features of one image stand."""
+    return os.path.join(features, split, file_name + ".npy")
+
+
+def read_features(path):
+    """One image's features: an array of shape (8, 8, 2048), float16 or float32.
+
+    Raises cli.UserError where it is missing, cut short or of another shape or type.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no such features; run extract_features.py")
+    except (ValueError, EOFError) as error:
+        raise cli.UserError(f"{path}: not a whole .npy file ({error}); delete it and "
+                            "run extract_features.py again")
+    if array.shape != SHAPE or array.dtype not in (np.float16, np.float32):
+        raise cli.UserError(
+            f"{path}: {array.dtype} {array.shape} instead of float16 or float32 "
+            f"{SHAPE}; delete it and run extract_features.py again")
+    return array
+
+
+def is_sound(path, dtype):
+    """Whether `path` is a whole features file of this dtype (by header and length)."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return array.shape == SHAPE and array.dtype == dtype
+
+
+def read_image(path):
+    """Any picture as uint8 (299, 299, 3), upright, on white where it is transparent.
+
+    Raises OSError or ValueError where Pillow cannot read it.
+    """
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, grey
+            grey = np.asarray(image, np.float32)
+            image = Image.fromarray((grey / (256 if grey.max() > 255 else 1))
+                                    .clip(0, 255).astype(np.uint8))
+        if image.mode in ("P", "PA", "LA", "RGBA"):
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        # Stretched, not cropped: the 8 x 8 cells then cover the whole picture.
+        return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
+
+
+# --- the network ----------------------------------------------------------------------
+
+def inception(weights, images, calibration_path, seed=0):
+    """A function uint8 (B, 299, 299, 3) -> float32 (B, 8, 8, 2048).
+
+    weights: 'imagenet', the path of an .h5 file, or 'random'.
+    images: a function of no arguments that gives calibration pictures, uint8
+    (N, 299, 299, 3); called only for 'random' and only if there is no calibration file.
+    """
+    tf.keras.backend.clear_session()  # layer names then start from 1 again
+    if weights == "random":
+        model = _architecture()
+        random_weights(model, seed)
+        mean, std = calibrate(model, images, calibration_path)
+    else:
+        model = trained(weights)
+        mean, std = 0., 1.
+    network = compiled(fold_batch_norm(model))
+
+    def forward(pixels):
+        x = tf.cast(pixels, tf.float32) / 127.5 - 1.
+        return (network(x) - mean) / std
+    return forward
+
+
+def _architecture(weights=None):
+    return tf.keras.applications.InceptionV3(include_top=False, weights=weights,
+                                             input_shape=(SIZE, SIZE, 3))
+
+
+def trained(weights):
+    """InceptionV3 with ImageNet weights or those of an .h5 file, else UserError."""
+    other = ("give the file with --weights PATH.h5, or use untrained weights with "
+             "--weights random")
+    if weights == "imagenet":
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(60)  # Keras sets none: a dead connection would hang
+        try:
+            return _architecture("imagenet")
+        except Exception as error:  # Keras raises bare Exception for a failed download
+            raise cli.UserError(f"ImageNet weights could not be downloaded ({error}); "
+                                + other)
+        finally:
+            socket.setdefaulttimeout(patience)
+    if not os.path.isfile(weights):
+        raise cli.UserError(f"{weights}: no such weights file; " + other)
+    model = _architecture()
+    try:
+        model.load_weights(weights)
+    except (OSError, ValueError, KeyError) as error:
+        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({error})"
+                            "; " + other)
+    return model
+
+
+def random_weights(model, seed):
+    """Fill the convolutions with seeded noise, strongest at the middle of each kernel.
+
+    The middle weighs CENTRE_WEIGHT times the rim: a cell of the output then tells
+    mostly of its own place in the picture, which is what attention needs.
+    """
+    random = np.random.RandomState(seed)
+    for layer in _in_order(model, tf.keras.layers.Conv2D):
+        h, w, c_in, c_out = layer.kernel.shape.as_list()
+        y, x = np.ogrid[:h, :w]
+        away = np.maximum(abs(y - (h - 1) / 2) / max(1, h - 1),
+                          abs(x - (w - 1) / 2) / max(1, w - 1)) * 2  # 0 middle, 1 rim
+        kernel = random.randn(h, w, c_in, c_out) * (
+            CENTRE_WEIGHT ** (1 - away))[:, :, None, None]
+        kernel *= np.sqrt(2 / (kernel ** 2).sum(axis=(0, 1, 2)))  # He et al. 2015
+        layer.set_weights([kernel.astype(np.float32)])
+
+
+def calibrate(model, images, path):
+    """Set every batch norm to sample pictures' statistics; standardise the output.
+
+    Without this an untrained InceptionV3 answers every picture with nearly the same
+    1e-3. The statistics are kept in `path`, so that all pictures meet one network.
+    Returns mean and standard deviation of the output channels, each float32 (2048,).
+    """
+    norms = _in_order(model, tf.keras.layers.BatchNormalization)
+    if not os.path.exists(path):
+        sample = tf.constant(images().astype(np.float32) / 127.5 - 1.)
+        for norm in norms:
+            norm.momentum = 0.  # the moving statistics become those of this one batch
+        model(sample, training=True)
+        output = np.concatenate([model(sample[i:i + 8], training=False).numpy()
+                                 for i in range(0, len(sample.numpy()), 8)])
+        arrays = {"mean": output.mean(axis=(0, 1, 2)),
+                  "std": output.std(axis=(0, 1, 2)) + 1e-6}
+        for i, norm in enumerate(norms):
+            arrays[f"moving_mean_{i}"] = np.array(norm.moving_mean.numpy())
+            arrays[f"moving_variance_{i}"] = np.array(norm.moving_variance.numpy())
+        with atomic.writing(path) as file:
+            np.savez(file, **arrays)
+    with np.load(path, allow_pickle=False) as arrays:
+        for i, norm in enumerate(norms):
+            norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
+            norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
+        return arrays["mean"], arrays["std"]
+
+
+def fold_batch_norm(model):
+    """The same network with every batch norm multiplied into the convolution before it.
+
+    BN(W * x) = (gamma / s) W * x + (beta - gamma mean / s), with s = sqrt(var + eps):
+    one pass over the activations less for each of the 94 convolutions, and no moving
+    statistics that a graph function could spoil.
+    """
+    config = model.get_config()
+    for layer in config["layers"]:
+        if layer["class_name"] == "Conv2D":
+            layer["config"]["use_bias"] = True
+        if layer["class_name"] == "BatchNormalization":
+            layer["class_name"] = "Activation"
+            layer["config"] = {"name": layer["config"]["name"], "activation": "linear"}
+    folded = tf.keras.Model.from_config(config)
+    pairs = zip(_in_order(model, tf.keras.layers.Conv2D),
+                _in_order(model, tf.keras.layers.BatchNormalization))
+    for conv, norm in pairs:
+        gamma = norm.gamma.numpy() if norm.scale else 1.
+        scale = gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+        bias = norm.beta.numpy() - norm.moving_mean.numpy() * scale
+        folded.get_layer(conv.name).set_weights([conv.kernel.numpy() * scale, bias])
+    return folded
+
+
+def _in_order(model, kind):
+    """The model's layers of one kind in the order in which they were built.
+
+    model.layers is sorted by depth; the number in Keras's automatic names is not.
+    """
+    def built(layer):
+        tail = layer.name.rsplit("_", 1)[-1]
+        return int(tail) if tail.isdigit() else 0
+    return sorted((layer for layer in model.layers if isinstance(layer, kind)),
+                  key=built)
+
+
+# --- the run --------------------------------------------------------------------------
+
+def batches(paths, batch_size):
+    """Yield (indices, pixels, errors): up to batch_size pictures, decoded side by side.
+
+    indices: int64 (B,) into paths; pixels: uint8 (B, 299, 299, 3);
+    errors: list of B strings, '' where the picture could be read.
+    """
+    def load(index):
+        try:
+            return read_image(paths[int(index)]), b""
+        except (OSError, ValueError, SyntaxError, MemoryError,
+                Image.DecompressionBombError) as error:
+            return np.zeros((SIZE, SIZE, 3), np.uint8), cli.one_line(error).encode()
+
+    def decode(index):
+        pixels, error = py_function(load, [index], [tf.uint8, tf.string])
+        pixels.set_shape((SIZE, SIZE, 3))
+        error.set_shape(())
+        return index, pixels, error
+
+    data = tf.data.Dataset.range(len(paths)).map(decode, os.cpu_count() or 1)
+    for index, pixels, errors in data.batch(batch_size).prefetch(2):
+        yield index.numpy(), pixels, [e.decode() for e in errors.numpy()]
+
+
+def extract(split, names, data, features, forward, batch_size, dtype):
+    """Write the missing features of one split. Returns the list of (name, error)."""
+    paths = {name: feature_path(features, split, name) for name in names}
+    todo = [name for name in names if not is_sound(paths[name], dtype)]
+    if len(todo) < len(names):
+        print(f"{split}: {len(names) - len(todo)} of {len(names)} images are done")
+    bad = []
+    with tqdm(total=len(todo), desc=split, unit="image", disable=not todo) as bar:
+        sources = [image_path(data, split, name) for name in todo]
+        for indices, pixels, errors in batches(sources, batch_size) if todo else ():
+            output = forward(pixels).numpy().astype(dtype)
+            for name, array, error in zip([todo[i] for i in indices], output, errors):
+                if not error and not np.isfinite(array).all():
+                    error = f"its features are not finite in {dtype}"
+                if error:
+                    bad.append((name, error))
+                else:
+                    os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
+                    with atomic.writing(paths[name]) as file:
+                        np.save(file, array)
+            bar.update(len(indices))
+    return bad
+
+
+def sample_images(data, split, names, seed):
+    """Up to CALIBRATION_IMAGES readable pictures: uint8 (N, 299, 299, 3)."""
+    pictures = []
+    for i in np.random.RandomState(seed).permutation(len(names)):
+        try:
+            pictures.append(read_image(image_path(data, split, names[i])))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # extract() reports it
+        if len(pictures) == CALIBRATION_IMAGES:
+            break
+    if not pictures:
+        raise cli.UserError(f"{os.path.join(data, split)}: no readable image to "
+                            "calibrate random weights on; run download_coco.py again")
+    return np.stack(pictures)
+
+
+def extractor(features):
+    """The network that made the features in this folder, for one's own pictures.
+
+    Returns the function of `inception`. Raises cli.UserError where the folder has no
+    extractor.json, or its features were made by another program.
+    """
+    path = os.path.join(features, "extractor.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            made = json.load(file)
+        weights, seed = str(made["weights"]), int(made["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: does not say which network made these features; "
+                            "a picture of one's own needs extract_features.py's")
+    calibration = os.path.join(features, "calibration.npz")
+    if weights == "random" and not os.path.exists(calibration):
+        raise cli.UserError(f"{calibration}: missing; run extract_features.py again")
+    return inception(weights, None, calibration, seed)
+
+
+def claim(features, made):
+    """Record which network fills this folder; refuse to mix two in one folder."""
+    path = os.path.join(features, "extractor.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        if before != made:
+            raise cli.UserError(
+                f"{features}: holds features made with {json.dumps(before)}; choose "
+                "another folder with --features, or delete this one")
+    else:
+        os.makedirs(features, exist_ok=True)
+        atomic.write_json(path, made)
+
+
+def main():
+    args = arguments()
+    cli.introduce(2, "extract features")
+    features = args.features or os.path.join(args.data, "features")
+    wanted = args.splits or splits(args.data)
+    names = {split: [image.file_name for image in read_captions(args.data, split)]
+             for split in wanted}
+    start()
+    claim(features, {"weights": args.weights, "seed": args.seed, "dtype": args.dtype})
+    if args.weights == "random":
+        print("untrained weights: for trying things out, not for results")
+    forward = inception(
+        args.weights, lambda: sample_images(args.data, wanted[0], names[wanted[0]],
+                                            args.seed),
+        os.path.join(features, "calibration.npz"), args.seed)
+    for split in wanted:
+        bad = extract(split, names[split], args.data, features, forward,
+                      args.batch_size, np.dtype(args.dtype))
+        report = os.path.join(features, f"unreadable_{split}.txt")
+        if bad:
+            with atomic.writing(report, "w", encoding="utf-8") as file:
+                file.writelines(f"{name}\t{error}\n" for name, error in bad)
+            cli.warn(f"{split}: {len(bad)} of {len(names[split])} images skipped, "
+                     f"listed in {report}")
+        elif os.path.exists(report):
+            os.remove(report)
+        if len(bad) > args.max_bad * len(names[split]):
+            raise cli.UserError(
+                f"{report}: {len(bad)} of {len(names[split])} images could not be "
+                f"used, more than --max-bad {args.max_bad:g} allows; mend them or "
+                "raise it")
+        print(f"{split}: {len(names[split]) - len(bad)} images in "
+              f"{os.path.join(features, split)}, each {SHAPE} {args.dtype}")
+    cli.next_step("python", "tokenize_captions.py", "--data", args.data)
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--data", default="data", help="data set in COCO's layout")
+    parser.add_argument("--features", help="folder to write (default: <data>/features)")
+    parser.add_argument("--splits", nargs="+", help="default: all that have captions")
+    parser.add_argument("--weights", default="imagenet",
+                        help="imagenet, random, or the path of an .h5 file")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16",
+                        help="on disk; float16 takes half the space (256 KB an image)")
+    parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=16,
+                        help="images a forward pass")
+    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
+                        default=.05, help="share of unreadable images tolerated")
+    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+                        help="of --weights random")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)

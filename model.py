@@ -1,0 +1,235 @@
+"""The model of Show, Attend and Tell (Xu et al. 2015), soft attention, and its loss.
+
+The letters are the paper's:
+
+    B  captions in a batch            m  size of a word embedding          (256)
+    I  different images in a batch    n  size of the decoder's state h     (512)
+    L  locations of an image  (64)    K  words in the vocabulary
+    F  features of the CNN  (2048)    C  steps to the batch's longest caption's end
+    D  size of an annotation vector   A  size of the attention's hidden layer (512)
+       after the encoder     (256)    N  real words in a batch, padding not counted
+
+    a  annotation vectors (L, D)      y  words        alpha  attention weights
+    h  the decoder's state            E  embeddings   beta   gate on the context
+    z  context vector (z-hat in the paper)
+
+One word of the decoder is `Captioner.step`. Training (`Captioner.teacher_forcing`),
+greedy decoding and beam search (decode.py) all go through it.
+"""
+import collections
+
+import numpy as np
+
+from tf_runtime import tf
+
+Sizes = collections.namedtuple("Sizes", "vocabulary features annotation embedding "
+                                        "hidden attention")
+Batch = collections.namedtuple("Batch", "features image_of words lengths")
+Batch.__doc__ = """What the model trains on.
+
+features: float16 or float32 (I, L, F), the CNN's output for each image.
+image_of: int32 (B,), which of the I images each caption belongs to.
+words: int32 (B, C + 1): start token, words, end token, padding.
+lengths: int32 (B,), in falling order: words to predict, the end token among them.
+"""
+Context = collections.namedtuple("Context", "a keys")
+Context.__doc__ = """An encoded image: a (B, L, D) and keys = a W_1 + b_1 (B, L, A)."""
+
+
+class Captioner:
+    """Encoder, attention and decoder. All weights stand in `weights`, by name."""
+
+    def __init__(self, sizes, gate=True, initial_state="mean", seed=0,
+                 dtype="float32"):
+        """sizes: Sizes. gate: whether beta (section 4.2.1) scales the context vector.
+        initial_state: 'mean' (h_0 from the mean annotation vector, section 3.1.2) or
+        'zeros'. seed: of the initial weights, which are the same on every machine.
+        """
+        self.sizes, self.gate, self.initial_state = sizes, gate, initial_state
+        K, F, D, m, n, A = sizes
+        shapes = [
+            ("W_v", (F, D)), ("b_v", (D,)),               # encoder
+            ("W_1", (D, A)), ("b_1", (A,)),               # attention: locations
+            ("W_2", (n, A)), ("V", (A, 1)),               # attention: state, score
+            ("E", (K, m)),                                # embeddings
+            ("W_E", (m, 3 * n)), ("W_z", (D, 3 * n)),     # GRU: word, context
+            ("U", (n, 3 * n)), ("b_g", (3 * n,)),         # GRU: state, bias
+            ("L_h", (n, m)), ("L_z", (D, m)),             # deep output
+            ("L_o", (m, K)), ("b_o", (K,))]
+        if initial_state == "mean":
+            shapes += [("W_h0", (D, n)), ("b_h0", (n,))]
+        if gate:
+            shapes += [("W_beta", (n, 1)), ("b_beta", (1,))]
+        random = np.random.RandomState(seed)
+        self.weights = collections.OrderedDict(
+            (name, tf.Variable(_initial(name, shape, random).astype(dtype), name=name))
+            for name, shape in shapes)
+        for name, variable in self.weights.items():
+            setattr(self, name, variable)
+
+    # --- encoder ---------------------------------------------------------------------
+
+    def encode(self, features):
+        """CNN features (I, L, F), float16 or float32 -> Context of I images.
+
+        A fully connected layer with ReLU gives the annotation vectors a_1..a_L (eq. 1).
+        What the attention needs of them does not change from word to word: `keys`.
+        """
+        L, F = features.shape.as_list()[1:]
+        assert F == self.sizes.features, (F, self.sizes.features)
+        v = tf.reshape(tf.cast(features, self.W_v.dtype.base_dtype), (-1, F))
+        a = tf.nn.relu(tf.matmul(v, self.W_v) + self.b_v)                 # (I * L, D)
+        keys = tf.matmul(a, self.W_1) + self.b_1                          # (I * L, A)
+        return Context(tf.reshape(a, (-1, L, self.sizes.annotation)),
+                       tf.reshape(keys, (-1, L, self.sizes.attention)))
+
+    def h_0(self, a):
+        """The decoder's first state (B, n) from annotation vectors a (B, L, D).
+
+        f_init of section 3.1.2: a layer on their mean; zeros as the tutorial has it.
+        """
+        if self.initial_state == "zeros":
+            return tf.zeros((a.shape[0], self.sizes.hidden), a.dtype)
+        return tf.tanh(tf.matmul(tf.reduce_mean(a, axis=1), self.W_h0) + self.b_h0)
+
+    # --- decoder ---------------------------------------------------------------------
+
+    def embed(self, words):
+        """Previous words, int32 (B,) -> E y (B, m) and the GRU's share of it (B, 3n).
+
+        Nothing here depends on the state: training does it for all words at once.
+        """
+        Ey = tf.gather(self.E, words)
+        return Ey, tf.matmul(Ey, self.W_E) + self.b_g
+
+    def attend(self, context, query):
+        """Bahdanau attention: Context of B, query = h W_2 (B, A) -> alpha (B, L).
+
+        e_i = V . tanh(W_1 a_i + W_2 h),  alpha = softmax(e)            (eqs. 4 and 5)
+        """
+        e = score(context.keys, query, self.V)                            # (B, L)
+        return tf.nn.softmax(e)
+
+    def step(self, context, h, word_gates):
+        """One word: the only place where the decoder is computed.
+
+        context: Context of B captions. h: (B, n), the state before. word_gates: (B, 3n)
+        from `embed`. Returns h (B, n), z (B, D), alpha (B, L), beta (B, 1) or None.
+        """
+        n = self.sizes.hidden
+        query = tf.matmul(h, self.W_2)                                    # (B, A)
+        alpha = self.attend(context, query)                               # (B, L)
+        # z = sum_i alpha_i a_i                                             (eq. 13)
+        z = tf.squeeze(tf.matmul(tf.expand_dims(alpha, 1), context.a), 1)  # (B, D)
+        beta = None
+        if self.gate:  # beta = sigmoid(f_beta(h_{t-1})), section 4.2.1
+            beta = tf.sigmoid(tf.matmul(h, self.W_beta) + self.b_beta)    # (B, 1)
+            z = beta * z
+        # The GRU (Cho et al. 2014, the reset gate behind U as in cuDNN) in place of
+        # the paper's LSTM. It receives the previous state h.
+        x = word_gates + tf.matmul(z, self.W_z)                           # (B, 3n)
+        s = tf.matmul(h, self.U)                                          # (B, 3n)
+        gates = tf.sigmoid(x[:, :2 * n] + s[:, :2 * n])
+        r, u = gates[:, :n], gates[:, n:]
+        candidate = tf.tanh(x[:, 2 * n:] + r * s[:, 2 * n:])
+        h = candidate + u * (h - candidate)                               # (B, n)
+        return h, z, alpha, beta
+
+    def deep_output(self, Ey, h, z, mask=None):
+        """Logits (N, K) of N words: L_o (E y + L_h h + L_z z), equation 7.
+
+        mask: dropout's factors (N, m), or None.
+        """
+        o = Ey + tf.matmul(h, self.L_h) + tf.matmul(z, self.L_z)          # (N, m)
+        if mask is not None:
+            o = o * mask
+        return tf.matmul(o, self.L_o) + self.b_o
+
+    def teacher_forcing(self, batch, mask=None):
+        """Predict each real word of a Batch from the true words before it.
+
+        mask: dropout's factors on the deep output (N, m), or None.
+        Returns logits (N, K), targets int32 (N,) and alphas: C tensors (k_t, L), k_t
+        being the captions that still go on at step t. The N words are ordered by step,
+        then by caption: no step and no output is computed for padding.
+        """
+        lengths = np.asarray(batch.lengths)
+        assert (np.diff(lengths) <= 0).all(), "captions must come longest first"
+        going_on = [int((lengths > t).sum()) for t in range(lengths[0])]  # k_t, falling
+        words = np.asarray(batch.words)
+        inputs = np.concatenate([words[:k, t] for t, k in enumerate(going_on)])
+        targets = np.concatenate([words[:k, t + 1] for t, k in enumerate(going_on)])
+
+        context = self.encode(batch.features)
+        if len(batch.image_of) != context.a.shape[0] or (
+                np.diff(batch.image_of) != 1).any():
+            context = Context(*(tf.gather(x, batch.image_of) for x in context))
+        h = self.h_0(context.a)
+        Ey, gates = self.embed(inputs)
+        hs, zs, alphas = [], [], []
+        for gates_t, k in zip(tf.split(gates, going_on), going_on):
+            if k < h.shape[0]:  # captions that have ended drop out of the batch
+                context, h = Context(context.a[:k], context.keys[:k]), h[:k]
+            h, z, alpha, _ = self.step(context, h, gates_t)
+            hs.append(h)
+            zs.append(z)
+            alphas.append(alpha)
+        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), mask)
+        return logits, targets, alphas
+
+
+@tf.custom_gradient
+def score(keys, query, V):
+    """e = tanh(keys + query) V: keys (B, L, A), query (B, A), V (A, 1) -> (B, L).
+
+    The one place where B x L x A numbers are touched at every word. The gradient is
+    written out because automatic differentiation makes more passes over them.
+    """
+    B, L, A = keys.shape.as_list()
+    y = tf.tanh(keys + tf.expand_dims(query, 1))                          # (B, L, A)
+    rows = tf.reshape(y, (B * L, A))
+
+    def gradient(de):
+        """de (B, L) -> gradients of keys, query and V, with tanh' = 1 - y^2."""
+        de_rows = tf.reshape(de, (B * L, 1))
+        dV = tf.matmul(rows, de_rows, transpose_a=True)                   # (A, 1)
+        outer = tf.matmul(de_rows, V, transpose_b=True)                   # (B * L, A)
+        dkeys = tf.reshape(outer - outer * rows * rows, (B, L, A))
+        return dkeys, tf.reduce_sum(dkeys, 1), dV
+    return tf.reshape(tf.matmul(rows, V), (B, L)), gradient
+
+
+def loss(model, batch, penalty=0., mask=None):
+    """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
+
+        L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
+
+    summed over the captions and divided by N, their real words: padding counts for
+    nothing. penalty: lambda. mask: see `teacher_forcing`.
+    Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
+    """
+    logits, targets, alphas = model.teacher_forcing(batch, mask)
+    N = len(targets)
+    cross_entropy = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=targets, logits=logits)) / N
+    total = cross_entropy
+    if penalty:
+        B, L = len(batch.lengths), alphas[0].shape[1]
+        looked = tf.zeros((B, L), logits.dtype)                  # sum_t alpha_ti
+        for alpha in alphas:
+            missing = B - int(alpha.shape[0])                    # captions that ended
+            looked += tf.pad(alpha, [[0, missing], [0, 0]]) if missing else alpha
+        total += penalty * tf.reduce_sum((1 - looked) ** 2) / N
+    return total, cross_entropy, N
+
+
+def _initial(name, shape, random):
+    """First weights: Glorot uniform; embeddings uniform +-0.05; biases zero."""
+    if name.startswith("b_"):
+        return np.zeros(shape)
+    if name == "E":
+        return random.uniform(-.05, .05, shape)
+    # Gates are separate matrices side by side: the fan-out is that of one of them.
+    fan_out = shape[1] // 3 if name in ("W_E", "W_z", "U") else shape[1]
+    limit = np.sqrt(6. / (shape[0] + fan_out))
+    return random.uniform(-limit, limit, shape)

@@ -1,0 +1,101 @@
+"""TensorFlow as the scripts use it: version check, GPU, and what differs by version.
+
+`from tf_runtime import tf` is how every other file gets TensorFlow; `start()` is called
+once, in main(), before anything is computed. Nothing else in the project asks for the
+version of TensorFlow.
+"""
+import os
+import sys
+
+OLDEST, NEWEST = (1, 9), (1, 15)  # first and last supported minor version
+BASELINE = "1.10.0"
+CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create -f "
+               "environment.yml); without a GPU install requirements-cpu.txt")
+
+
+def _load():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings only
+    try:
+        import tensorflow
+    except ImportError as error:
+        text = " ".join(str(error).split())
+        if "libcu" in text or "libcudnn" in text:
+            _refuse(f"TensorFlow cannot load a CUDA library ({text[-120:]}): "
+                    + CUDA_ADVICE)
+        _refuse(f"TensorFlow cannot be imported ({text[-120:]}): run `make env`, or "
+                "`pip install --no-deps -r requirements-cpu.txt` (requirements.txt for "
+                "a GPU) on Python 3.6")
+    complaint = unsupported(tensorflow.__version__)
+    if complaint:
+        _refuse(complaint)
+    return tensorflow
+
+
+def unsupported(version):
+    """What is wrong with this version of TensorFlow, in one line; None if nothing."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < OLDEST:
+        return (f"TensorFlow {version} is too old: 1.9 or newer is required, "
+                f"{BASELINE} is the tested baseline (pip install --no-deps -r "
+                "requirements.txt)")
+    if (major, minor) > NEWEST:
+        return (f"TensorFlow {version} is newer than this project supports (1.9 to "
+                f"1.15): install {BASELINE} on Python 3.6 (pip install --no-deps -r "
+                "requirements.txt)")
+    return None
+
+
+def _refuse(message):
+    # A missing TensorFlow is the user's to mend, not a traceback to read.
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+tf = _load()
+v1 = getattr(tf.compat, "v1", tf)  # 1.9 and 1.10 have no tf.compat.v1
+AdamOptimizer = v1.train.AdamOptimizer
+RMSPropOptimizer = v1.train.RMSPropOptimizer
+py_function = v1.py_func
+sigmoid_cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits
+
+
+def start():
+    """Switch eager execution on, let GPU memory grow on demand, say what is used."""
+    config = v1.ConfigProto()
+    config.gpu_options.allow_growth = True  # do not take the whole card at once
+    # Nothing may ask TensorFlow for its mode before this: asking settles the config.
+    v1.enable_eager_execution(config=config)
+    print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
+
+
+def device_name():
+    """'GPU (its name)' where TensorFlow sees one, else 'the CPU: no GPU is visible'."""
+    from tensorflow.python.client import device_lib
+    gpus = [d for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+    if gpus:
+        return f"GPU ({gpus[0].physical_device_desc})"
+    return "the CPU: no GPU is visible"
+
+
+def compiled(function):
+    """`function` as a TensorFlow graph function, traced once for each input shape.
+
+    Never put batch normalization inside: in TensorFlow 1.10 its statistics were seen to
+    be overwritten with garbage there (extract_features.fold_batch_norm removes them).
+    """
+    if hasattr(tf, "function"):
+        return tf.function(function)
+    return tf.contrib.eager.defun(function)
+
+
+def event_writer(folder):
+    """A function `write(step, **scalars)` that adds TensorBoard events in `folder`."""
+    with tf.Graph().as_default():  # 1.x refuses to make a FileWriter in eager mode
+        writer = v1.summary.FileWriter(folder)
+
+    def write(step, **scalars):
+        writer.add_summary(v1.Summary(value=[
+            v1.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in sorted(scalars.items())]), step)
+        writer.flush()
+    return write

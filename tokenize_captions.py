@@ -1,0 +1,302 @@
+"""Step 3: turn captions into padded arrays of word indices.
+
+    python tokenize_captions.py --data data
+    python tokenize_captions.py --data data --num-examples 30000    # the published set
+
+Captions are lower-cased, punctuation goes away and white space is folded. The
+vocabulary is counted on training captions only: the 5,000 most frequent words
+are kept, all others become UNK. An image, with
+all its captions, is either for training or for validation.
+
+Reads:  <data>/annotations/captions_<split>.json
+Writes: <tokens>/vocabulary.tsv   index, word, how often; a person can read it
+        <tokens>/train.npz        see Tokens for what is inside
+        <tokens>/val.npz
+"""
+import collections
+import hashlib
+import io
+import os
+import re
+import zipfile
+
+import numpy as np
+from sklearn.model_selection import GroupShuffleSplit
+from tqdm import tqdm
+
+import atomic
+import cli
+from download_coco import read_captions, splits
+
+PAD, START, END, UNK = range(4)
+SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
+# Letters and digits of any script, and apostrophes inside a word: man's stays one word.
+WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+
+Tokens = collections.namedtuple("Tokens", "words lengths image_of file_names image_ids "
+                                          "folder vocabulary")
+Tokens.__doc__ = """The captions of one split, as arrays.
+
+words: int32 (captions, C + 1): start token, words, end token, padding.
+lengths: int32 (captions,): words to predict, the end token among them.
+image_of: int32 (captions,): index into file_names and image_ids.
+file_names: str (images,). image_ids: str (images,).
+folder: str, the folder of the images below the data set. vocabulary: its digest, str.
+"""
+
+
+class Vocabulary:
+    """Words and indices: `index_word[i]` and `word_index[word]` undo each other."""
+
+    def __init__(self, words, counts):
+        """words: the kept words, most frequent first. counts: how often each was seen,
+        with those of the four special tokens (pad, start, end, UNK) before them.
+        """
+        self.index_word = list(SPECIAL) + list(words)
+        self.word_index = {word: i for i, word in enumerate(self.index_word)}
+        self.counts = list(counts)
+
+    def __len__(self):
+        return len(self.index_word)
+
+    def encode(self, words):
+        """A list of words -> their indices; UNK for those that were not kept."""
+        return [self.word_index.get(word, UNK) for word in words]
+
+    def decode(self, indices):
+        """Indices -> a caption: up to the end token, without start and padding."""
+        words = []
+        for index in indices:
+            if index == END:
+                break
+            if index not in (PAD, START):
+                words.append(self.index_word[index])
+        return " ".join(words)
+
+    def digest(self):
+        """What tells two vocabularies apart: SHA-256 of the words in order."""
+        return hashlib.sha256("\n".join(self.index_word).encode("utf-8")).hexdigest()
+
+
+def split_words(caption):
+    """A caption's words: lower case, without punctuation."""
+    return WORD.findall(caption.lower())
+
+
+# --- reading what this step writes ----------------------------------------------------
+
+def read_vocabulary(path):
+    """The Vocabulary in a vocabulary.tsv. Raises cli.UserError where it is not one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+        counts = [int(row[2]) for row in rows[1:]]
+        words = [row[1] for row in rows[1:]]
+        if (rows[0] != ["index", "word", "count"] or tuple(words[:4]) != SPECIAL
+                or [int(row[0]) for row in rows[1:]] != list(range(len(words)))
+                or len(set(words)) != len(words) or "" in words):
+            raise ValueError
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no vocabulary there; run tokenize_captions.py")
+    except (ValueError, IndexError):
+        raise cli.UserError(f"{path}: not a vocabulary of this project, or damaged; "
+                            "run tokenize_captions.py again")
+    return Vocabulary(words[4:], counts)
+
+
+def read_tokens(path):
+    """The Tokens in a <split>.npz. Raises cli.UserError if they are missing or bad."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            tokens = Tokens(**{name: arrays[name] for name in Tokens._fields})
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
+            zipfile.zlib.error, NotImplementedError, RuntimeError):
+        raise cli.UserError(f"{path}: damaged, or not of this project; run "
+                            "tokenize_captions.py again")
+    captions, columns = tokens.words.shape if tokens.words.ndim == 2 else (0, 0)
+    fits = (captions > 0 and tokens.words.dtype == tokens.lengths.dtype == np.int32
+            and tokens.image_of.dtype == np.int32
+            and tokens.lengths.shape == tokens.image_of.shape == (captions,)
+            and tokens.file_names.shape == tokens.image_ids.shape
+            and tokens.file_names.ndim == 1 and tokens.file_names.dtype.kind == "U"
+            and tokens.lengths.min() >= 1 and tokens.lengths.max() < columns
+            and tokens.words.min() >= 0
+            and 0 <= tokens.image_of.min()
+            and tokens.image_of.max() < len(tokens.file_names))
+    if not fits:
+        raise cli.UserError(f"{path}: its arrays do not fit together; run "
+                            "tokenize_captions.py again")
+    return tokens._replace(folder=str(tokens.folder), vocabulary=str(tokens.vocabulary))
+
+
+# --- the run --------------------------------------------------------------------------
+
+def choose(data, train_split, val_split):
+    """The names of the training and validation splits; None for one to be cut off."""
+    found = splits(data)
+    chosen = []
+    for kind, name in (("train", train_split), ("val", val_split)):
+        fitting = [s for s in found if s.startswith(kind)]
+        if name is None and len(fitting) > 1:
+            raise cli.UserError(f"{data}: has {' and '.join(fitting)}; choose one with "
+                                f"--{kind}-split")
+        if name is not None and name not in found:
+            raise cli.UserError(f"{data}: has no split {name} (it has "
+                                f"{', '.join(found)}); choose another --{kind}-split")
+        chosen.append(name or (fitting[0] if fitting else None))
+    if chosen[0] is None:
+        raise cli.UserError(f"{data}: has no training split (it has "
+                            f"{', '.join(found)}); name one with --train-split")
+    return chosen
+
+
+def limit(images, captions, random):
+    """Images drawn at random until they hold `captions` captions, in old order."""
+    kept, total = [], 0
+    for i in random.permutation(len(images)):
+        if total >= captions:
+            break
+        kept.append(i)
+        total += len(images[i].captions)
+    return [images[i] for i in sorted(kept)]
+
+
+def split_by_image(images, fraction, seed):
+    """Cut a seeded fraction of the images off for validation, whole images only."""
+    if len(images) < 2:
+        raise cli.UserError("one image cannot be split into training and validation; "
+                            "get more with download_coco.py")
+    cut = GroupShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+    train, val = next(cut.split(images, groups=range(len(images))))
+    return [images[i] for i in sorted(train)], [images[i] for i in sorted(val)]
+
+
+def count_words(images):
+    """A Counter of all words of all captions."""
+    counter = collections.Counter()
+    for image in tqdm(images, desc="count words", unit="image"):
+        for caption in image.captions:
+            counter.update(split_words(caption))
+    return counter
+
+
+def build_vocabulary(counter, captions, size):
+    """The `size` most frequent words; equally frequent ones in alphabetical order."""
+    ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    kept = ranked[:size]
+    unknown = sum(counter.values()) - sum(count for _, count in kept)
+    return Vocabulary([word for word, _ in kept],
+                      [0, captions, captions, unknown] + [count for _, count in kept])
+
+
+def tokenize(images, folder, vocabulary, max_words):
+    """Tokens of these images, and how many captions were empty or too long."""
+    sequences, image_of, skipped = [], [], 0
+    for i, image in enumerate(tqdm(images, desc=f"tokenize {folder}", unit="image")):
+        for caption in image.captions:
+            words = split_words(caption)
+            if not 0 < len(words) <= max_words:
+                skipped += 1
+                continue
+            sequences.append([START] + vocabulary.encode(words) + [END])
+            image_of.append(i)
+    if not sequences:
+        raise cli.UserError(f"{folder}: not one caption with 1 to {max_words} words; "
+                            "check the annotations, or raise --max-words")
+    padded = np.full((len(sequences), max(map(len, sequences))), PAD, np.int32)
+    for row, sequence in zip(padded, sequences):
+        row[:len(sequence)] = sequence
+    return Tokens(padded, np.array([len(s) - 1 for s in sequences], np.int32),
+                  np.array(image_of, np.int32),
+                  np.array([image.file_name for image in images]),
+                  np.array([str(image.id) for image in images]),
+                  np.array(folder), np.array(vocabulary.digest())), skipped
+
+
+def write_tokens(path, tokens):
+    """Write Tokens; the same tokens give the same bytes (np.savez adds a clock)."""
+    with atomic.writing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in tokens._asdict().items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            entry = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, buffer.getvalue())
+
+
+def facts(name, tokens, skipped):
+    """One line about a split, for the terminal."""
+    words = tokens.lengths - 1
+    unknown = (tokens.words == UNK).sum() / max(1, words.sum())
+    line = (f"{name}: {len(tokens.file_names)} images, {len(words)} captions, "
+            f"{words.mean():.2f} words on average, {words.max()} at most, "
+            f"{unknown:.2%} of the words are UNK")
+    return line + (f", {skipped} captions skipped (empty or too long)" if skipped
+                   else "")
+
+
+def main():
+    args = arguments()
+    cli.introduce(3, "tokenize captions")
+    tokens_folder = args.tokens or os.path.join(args.data, "tokens")
+    train_split, val_split = choose(args.data, args.train_split, args.val_split)
+    train = read_captions(args.data, train_split)
+    random = np.random.RandomState(args.seed)
+    if val_split is None:
+        if args.num_examples:
+            train = limit(train, args.num_examples, random)
+        train, val = split_by_image(train, args.val_fraction, args.seed)
+        val_split = train_split
+        print(f"no validation split: {len(val)} images of {train_split} serve as one")
+    else:
+        val = read_captions(args.data, val_split)
+        if args.num_examples:
+            share = args.val_fraction
+            train = limit(train, round(args.num_examples * (1 - share)), random)
+            val = limit(val, round(args.num_examples * share), random)
+    counter = count_words(train)
+    vocabulary = build_vocabulary(counter, sum(len(i.captions) for i in train),
+                                  args.vocab_size)
+    done = [(name, *tokenize(images, folder, vocabulary, args.max_words))
+            for name, images, folder in (("train", train, train_split),
+                                         ("val", val, val_split))]
+    os.makedirs(tokens_folder, exist_ok=True)
+    with atomic.writing(os.path.join(tokens_folder, "vocabulary.tsv"), "w",
+                        encoding="utf-8") as file:
+        file.write("index\tword\tcount\n")
+        file.writelines(f"{i}\t{word}\t{count}\n" for i, (word, count) in
+                        enumerate(zip(vocabulary.index_word, vocabulary.counts)))
+    for name, tokens, skipped in done:
+        write_tokens(os.path.join(tokens_folder, name + ".npz"), tokens)
+        print(facts(name, tokens, skipped))
+    print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
+          f"in {os.path.join(tokens_folder, 'vocabulary.tsv')}")
+    cli.next_step("python", "train.py", "--data", args.data)
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    positive = cli.number(int, at_least=1)
+    parser.add_argument("--data", default="data", help="data set in COCO's layout")
+    parser.add_argument("--tokens", help="folder to write (default: <data>/tokens)")
+    parser.add_argument("--vocab-size", type=positive, default=5000,
+                        help="words kept, special tokens not counted")
+    parser.add_argument("--num-examples", type=positive,
+                        help="captions in all, whole images at a time (default: all)")
+    parser.add_argument("--train-split", help="default: the one named train...")
+    parser.add_argument("--val-split", help="default: the one named val..., else a "
+                                            "part of the training images")
+    parser.add_argument("--val-fraction", type=cli.number(float, above=0, below=1),
+                        default=.2, help="share of the images kept for validation "
+                        "where there is no split of its own, or of --num-examples")
+    parser.add_argument("--max-words", type=positive, default=100,
+                        help="longer captions are skipped")
+    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+                        help="of the choice of images")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
