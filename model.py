@@ -20,7 +20,7 @@ import collections
 
 import numpy as np
 
-from tf_runtime import tf
+from tf_runtime import Variable, tf
 
 Sizes = collections.namedtuple("Sizes", "vocabulary features annotation embedding "
                                         "hidden attention")
@@ -62,7 +62,7 @@ class Captioner:
             shapes += [("W_beta", (n, 1)), ("b_beta", (1,))]
         random = np.random.RandomState(seed)
         self.weights = collections.OrderedDict(
-            (name, tf.Variable(_initial(name, shape, random).astype(dtype), name=name))
+            (name, Variable(_initial(name, shape, random).astype(dtype), name=name))
             for name, shape in shapes)
         for name, variable in self.weights.items():
             setattr(self, name, variable)

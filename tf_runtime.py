@@ -53,10 +53,11 @@ def _refuse(message):
 
 tf = _load()
 v1 = getattr(tf.compat, "v1", tf)  # 1.9 and 1.10 have no tf.compat.v1
+# Eager 1.x refuses tf.Variable; TensorFlow 2 has no tf.contrib.
+Variable = tf.contrib.eager.Variable if hasattr(tf, "contrib") else tf.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = v1.py_func
-sigmoid_cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits
 
 
 def start():

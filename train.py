@@ -1,0 +1,441 @@
+"""Step 4: train the captioner with teacher forcing, in eager mode.
+
+    python train.py --data data --run baseline
+
+Start the same command again and it goes on from the newest checkpoint. Batches hold
+captions of like length, as in section 4.3 of the paper, so that little is padding.
+
+Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
+Writes, below checkpoints/<run>/:
+        settings.json                  the arguments, sizes and versions of the run
+        vocabulary.tsv                 the words that the weights know
+        newest.npz, previous.npz       weights, optimizer and history after an epoch
+        best.npz                       the same, of the lowest validation loss
+        log.csv, loss.png, events...   a line an epoch, its picture, and TensorBoard's
+"""
+import collections
+import concurrent.futures
+import csv
+import io
+import json
+import os
+import time
+import zipfile
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import atomic
+import cli
+from extract_features import SHAPE, feature_path, read_features
+from model import Batch, Captioner, Sizes, loss
+from tf_runtime import (AdamOptimizer, RMSPropOptimizer, device_name, event_writer,
+                        start, tf)
+from tokenize_captions import read_tokens, read_vocabulary
+
+RUNS = "checkpoints"
+OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
+# What makes a run another model: it cannot change when the run goes on.
+FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
+         "penalty", "no_gate", "initial_state", "optimizer", "learning_rate", "clip",
+         "seed")
+Run = collections.namedtuple("Run", "folder settings vocabulary model history")
+
+
+# --- reading what this step writes ----------------------------------------------------
+
+def read_run(name, checkpoint="best"):
+    """A trained run: its settings, Vocabulary and Captioner with weights, its history.
+
+    checkpoint: 'best', 'newest' or 'previous'. Raises cli.UserError where the run does
+    not exist, is damaged, or its parts do not fit together.
+    """
+    folder = os.path.join(RUNS, name)
+    path = os.path.join(folder, "settings.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = json.load(file)
+        model = build(settings)
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no such run; train it with: python train.py "
+                            f"--run {name}")
+    except (ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: damaged; train the run again under another name")
+    vocabulary = read_vocabulary(os.path.join(folder, "vocabulary.tsv"))
+    if len(vocabulary) != settings["sizes"]["vocabulary"]:
+        raise cli.UserError(f"{folder}: vocabulary.tsv has {len(vocabulary)} words, "
+                            f"the weights {settings['sizes']['vocabulary']}; put the run's "
+                            "own vocabulary back")
+    history = load_checkpoint(os.path.join(folder, checkpoint + ".npz"), model)
+    return Run(folder, settings, vocabulary, model, history)
+
+
+def build(settings):
+    """The Captioner of a settings.json, with its first weights."""
+    return Captioner(Sizes(**settings["sizes"]), gate=not settings["no_gate"],
+                     initial_state=settings["initial_state"], seed=settings["seed"])
+
+
+# --- checkpoints ----------------------------------------------------------------------
+
+def save_checkpoint(path, model, optimizer, history):
+    """Weights, optimizer state and history in one file, complete or not at all.
+
+    Plain arrays under the paper's letters: numpy reads them, with or without a GPU.
+    """
+    arrays = {name: weight.numpy() for name, weight in model.weights.items()}
+    arrays.update(("optimizer/" + name, slot.numpy())
+                  for name, slot in slots(model, optimizer).items())
+    arrays["history"] = np.array(json.dumps(history))
+    with atomic.writing(path) as file:
+        np.savez(file, **arrays)
+
+
+def load_checkpoint(path, model, optimizer=None):
+    """Put a checkpoint's arrays into the model, and the optimizer; return its history.
+
+    history: a list of dicts, one an epoch. Raises cli.UserError where the file is
+    missing, damaged, or its weights have other sizes; nothing has been changed then.
+    """
+    targets = dict(model.weights)
+    if optimizer is not None:
+        targets.update(("optimizer/" + name, slot)
+                       for name, slot in slots(model, optimizer).items())
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in targets}
+            history = json.loads(str(file["history"]))
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
+                            "its first epoch")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
+            zipfile.zlib.error, NotImplementedError, RuntimeError):
+        raise cli.UserError(f"{path}: damaged, or not a checkpoint of this project; "
+                            "move it away and start train.py again")
+    for name, variable in targets.items():
+        if arrays[name].shape != tuple(variable.shape.as_list()):
+            raise cli.UserError(
+                f"{path}: {name} has shape {arrays[name].shape}, the model expects "
+                f"{tuple(variable.shape.as_list())}; this checkpoint is of another run")
+    for name, variable in targets.items():
+        variable.assign(arrays[name])
+    return history
+
+
+def slots(model, optimizer):
+    """The optimizer's variables by a name that does not depend on the process."""
+    found = collections.OrderedDict()
+    for name, weight in model.weights.items():
+        for slot in optimizer.get_slot_names():
+            variable = optimizer.get_slot(weight, slot)
+            if variable is not None:
+                found[f"{slot}/{name}"] = variable
+    inside = {id(variable) for variable in found.values()}
+    for variable in optimizer.variables():  # Adam's powers of beta_1 and beta_2
+        if id(variable) not in inside:
+            found[variable.name.split(":")[0].split("/")[-1]] = variable
+    return found
+
+
+def make_slots(model, optimizer):
+    """Create the optimizer's variables with a step of no effect, for a checkpoint."""
+    before = {name: weight.numpy().copy() for name, weight in model.weights.items()}
+    optimizer.apply_gradients([(tf.zeros_like(weight), weight)
+                               for weight in model.weights.values()])
+    for name, weight in model.weights.items():
+        weight.assign(before[name])
+
+
+# --- batches --------------------------------------------------------------------------
+
+class Captions:
+    """One split's captions and where their features are."""
+
+    def __init__(self, tokens, features):
+        """tokens: Tokens. features: the folder of extract_features.py.
+
+        Images without features (step 2 lists why) are left out, and counted in
+        `missing`.
+        Raises cli.UserError where no image has any.
+        """
+        self.tokens = tokens
+        self.paths = [feature_path(features, tokens.folder, str(name))
+                      for name in tokens.file_names]
+        there = np.array([os.path.exists(path) for path in self.paths])
+        self.missing = int((~there).sum())
+        self.captions = np.flatnonzero(there[tokens.image_of])
+        if not len(self.captions):
+            raise cli.UserError(f"{os.path.join(features, tokens.folder)}: no features "
+                                "of these captions; run extract_features.py")
+
+    def epoch(self, batch_size, random=None):
+        """Arrays of caption numbers, one a batch, of like length and the longest first.
+
+        Shuffled, then sorted by length in a way that keeps the shuffled order inside a
+        length, then cut; the batches come in random order. random=None: a fixed order.
+        """
+        order = self.captions if random is None else random.permutation(self.captions)
+        lengths = self.tokens.lengths[order]
+        order = order[np.argsort(-lengths, kind="mergesort")]
+        cut = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+        return cut if random is None else [cut[i] for i in random.permutation(len(cut))]
+
+    def load(self, numbers):
+        """Read one batch: caption numbers -> Batch, as numpy arrays.
+
+        Captions of one image share its features.
+        """
+        images, image_of = np.unique(self.tokens.image_of[numbers], return_inverse=True)
+        lengths = self.tokens.lengths[numbers]
+        maps = np.stack([read_features(self.paths[i]) for i in images])
+        return Batch(maps.reshape(len(images), -1, SHAPE[-1]),
+                     image_of.astype(np.int32), self.tokens.words[numbers, :lengths[0] + 1], lengths)
+
+    def batches(self, order):
+        """Yield a Batch for each array of `order`; the next ones are read meanwhile."""
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            ahead = collections.deque()
+            try:
+                for numbers in order:
+                    ahead.append(pool.submit(self.load, numbers))
+                    if len(ahead) > 3:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+# --- the loop -------------------------------------------------------------------------
+
+def train_step(model, optimizer, batch, penalty, dropout, clip, random):
+    """One step on a Batch of numpy arrays. Returns (cross-entropy in nats a word, N).
+
+    Gradients are clipped by their global norm. Raises FloatingPointError where the loss
+    or the gradients are not finite; the weights are as they were before the step then.
+    """
+    mask = None
+    N = int(batch.lengths.sum())
+    if dropout:
+        keep = random.random_sample((N, model.sizes.embedding)) >= dropout
+        mask = tf.constant(keep.astype(np.float32) / (1 - dropout))
+    batch = batch._replace(features=tf.constant(batch.features))
+    variables = list(model.weights.values())
+    with tf.GradientTape() as tape:
+        total, cross_entropy, N = loss(model, batch, penalty, mask)
+    gradients = tape.gradient(total, variables)
+    gradients, norm = tf.clip_by_global_norm(gradients, clip)
+    for name, value in (("loss", total), ("gradient norm", norm)):
+        if not np.isfinite(value.numpy()):
+            raise FloatingPointError(f"the {name} is {float(value.numpy())}")
+    optimizer.apply_gradients(zip(gradients, variables))
+    return float(cross_entropy.numpy()), N
+
+
+def validate(model, captions, batch_size):
+    """Cross-entropy of a split in nats a real word, without dropout or penalty."""
+    total, words = 0., 0
+    for batch in captions.batches(captions.epoch(batch_size)):
+        batch = batch._replace(features=tf.constant(batch.features))
+        _, cross_entropy, N = loss(model, batch)
+        total, words = total + float(cross_entropy.numpy()) * N, words + N
+    return total / words
+
+
+def train_epoch(model, optimizer, captions, epoch, args):
+    """One pass over the training captions. Returns (nats a word, captions a second).
+
+    The order and dropout depend on the seed and the epoch only, so that a run that was
+    stopped and goes on is the run that was never stopped.
+    """
+    random = np.random.RandomState([args.seed, epoch])
+    order = captions.epoch(args.batch_size, random)
+    total, words, begin = 0., 0, time.time()
+    with tqdm(total=len(captions.captions), desc=f"epoch {epoch}/{args.epochs}",
+              unit="caption") as bar:
+        for i, batch in enumerate(captions.batches(order)):
+            try:
+                value, N = train_step(model, optimizer, batch, args.penalty,
+                                      args.dropout, args.clip, random)
+            except FloatingPointError as error:
+                first = int(order[i][0])
+                raise cli.UserError(
+                    f"epoch {epoch}, batch {i + 1} of {len(order)} (its first caption "
+                    f"is number {first} of train.npz): {error}; the last checkpoint is "
+                    "sound: try a smaller --learning-rate or --clip in a new --run")
+            total, words = total + value * N, words + N
+            bar.update(len(batch.lengths))
+            bar.set_postfix(loss=f"{total / words:.3f}", refresh=False)
+    return total / words, len(captions.captions) / (time.time() - begin)
+
+
+def write_log(folder, history):
+    """log.csv and loss.png from the whole history: they never contradict it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, sorted(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
+        file.write(text.getvalue())
+    figure = Figure(figsize=(5, 3.2))
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(111)
+    epochs = [row["epoch"] for row in history]
+    for key, colour, label in (("train_loss", "#4477aa", "training (with dropout)"),
+                               ("val_loss", "#ee6677", "validation")):
+        axes.plot(epochs, [row[key]
+                  for row in history], ".-", color=colour, label=label)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("cross-entropy (nats a word)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines["top"].set_visible(False)
+    axes.spines["right"].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    with atomic.writing(os.path.join(folder, "loss.png")) as file:
+        canvas.print_figure(file, dpi=150, format="png")
+
+
+def claim(folder, settings):
+    """Write a new run's settings, or check that an old run is gone on with the same."""
+    path = os.path.join(folder, "settings.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        other = [key for key in FIXED + ("sizes", "vocabulary_digest")
+                 if before.get(key) != settings[key]]
+        if other:
+            raise cli.UserError(
+                f"{path}: this run was started with another "
+                f"{', '.join(other).replace('_', ' ')}; repeat its command, or choose "
+                "another --run")
+    os.makedirs(folder, exist_ok=True)
+    atomic.write_json(path, settings)
+
+
+def resume(folder, model, optimizer):
+    """Load the newest sound checkpoint. Returns its history, [] where there is none."""
+    for name in ("newest", "previous"):
+        path = os.path.join(folder, name + ".npz")
+        if os.path.exists(path):
+            try:
+                history = load_checkpoint(path, model, optimizer)
+            except cli.UserError as error:
+                cli.warn(f"{error} (passed over)")
+                continue
+            print(f"going on from {path}, after epoch {history[-1]['epoch']}")
+            return history
+    return []
+
+
+def keep(folder, model, optimizer, history):
+    """Save the newest checkpoint, keep the one before it, and the best."""
+    newest, previous, best = (os.path.join(folder, name + ".npz")
+                              for name in ("newest", "previous", "best"))
+    if os.path.exists(newest):
+        os.replace(newest, previous)
+    save_checkpoint(newest, model, optimizer, history)
+    if history[-1]["val_loss"] <= min(row["val_loss"] for row in history):
+        save_checkpoint(best, model, optimizer, history)
+
+
+def main():
+    args = arguments()
+    cli.introduce(4, "train")
+    args.tokens = args.tokens or os.path.join(args.data, "tokens")
+    args.features = args.features or os.path.join(args.data, "features")
+    if os.path.basename(args.run) != args.run or args.run in ("", ".", ".."):
+        raise cli.UserError(f"--run {args.run}: give a plain name without folders")
+    path = os.path.join(args.tokens, "vocabulary.tsv")
+    vocabulary = read_vocabulary(path)
+    splits = {}
+    for name in ("train", "val"):
+        tokens = read_tokens(os.path.join(args.tokens, name + ".npz"))
+        if tokens.vocabulary != vocabulary.digest():
+            raise cli.UserError(f"{path}: does not belong to {name}.npz beside it; run "
+                                "tokenize_captions.py again")
+        splits[name] = Captions(tokens, args.features)
+        print(f"{name}: {len(splits[name].captions)} captions, "
+              f"{splits[name].missing} images without features left out")
+    start()
+    folder = os.path.join(RUNS, args.run)
+    sizes = Sizes(vocabulary=len(vocabulary), features=SHAPE[-1],
+                  annotation=args.embedding, embedding=args.embedding,
+                  hidden=args.units, attention=args.units)
+    settings = dict(vars(args), sizes=sizes._asdict(), device=device_name(),
+                    vocabulary_digest=vocabulary.digest(),
+                    versions={"tensorflow": tf.__version__, "numpy": np.__version__})
+    claim(folder, settings)
+    with open(path, "rb") as source, atomic.writing(
+            os.path.join(folder, "vocabulary.tsv")) as copy:
+        copy.write(source.read())
+    model = build(settings)
+    optimizer = OPTIMIZERS[args.optimizer](args.learning_rate)
+    make_slots(model, optimizer)
+    # The step without effect has moved Adam's powers on: start them anew.
+    first = {"beta1_power": .9, "beta2_power": .999}
+    for name, variable in slots(model, optimizer).items():
+        if name in first:
+            variable.assign(first[name])
+    history = resume(folder, model, optimizer)
+    events = event_writer(folder)
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        begin = time.time()
+        train_loss, speed = train_epoch(model, optimizer, splits["train"], epoch, args)
+        val_loss = validate(model, splits["val"], args.batch_size)
+        if not np.isfinite(val_loss):
+            raise cli.UserError(f"epoch {epoch}: the validation loss is {val_loss}; try "
+                                "a smaller --learning-rate in a new --run")
+        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
+                        "captions_per_second": round(speed, 1),
+                        "seconds": round(time.time() - begin, 1)})
+        keep(folder, model, optimizer, history)
+        write_log(folder, history)
+        events(epoch, train_loss=train_loss, val_loss=val_loss,
+               captions_per_second=speed)
+        print(f"epoch {epoch}: training loss {train_loss:.4f}, validation loss "
+              f"{val_loss:.4f} nats a word, {speed:.1f} captions/s", flush=True)
+    best = min(history, key=lambda row: row["val_loss"])
+    print(f"best: epoch {best['epoch']}, validation loss {best['val_loss']:.4f}; see "
+          f"{os.path.join(folder, 'loss.png')}")
+    cli.next_step("python", "evaluate.py", "--run", args.run)
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    positive = cli.number(int, at_least=1)
+    share = cli.number(float, at_least=0, below=1)
+    parser.add_argument("--data", default="data", help="data set in COCO's layout")
+    parser.add_argument("--tokens", help="folder of step 3 (default: <data>/tokens)")
+    parser.add_argument("--features",
+                        help="folder of step 2 (default: <data>/features)")
+    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    parser.add_argument("--epochs", type=positive, default=20, help="in all")
+    parser.add_argument("--batch-size", type=positive, default=64, help="captions")
+    parser.add_argument("--embedding", type=positive, default=256,
+                        help="m, and D: size of word embeddings and annotation vectors")
+    parser.add_argument("--units", type=positive, default=512,
+                        help="n, and A: size of the GRU and of the attention")
+    parser.add_argument("--dropout", type=share, default=.5,
+                        help="share of the deep output's units left out (section 4.3)")
+    parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
+                        help="lambda of the doubly stochastic loss (eq. 14)")
+    parser.add_argument("--no-gate", action="store_true",
+                        help="leave out beta (section 4.2.1)")
+    parser.add_argument("--initial-state", choices=("mean", "zeros"), default="mean",
+                        help="h_0 from the mean annotation vector (3.1.2), or zeros")
+    parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam",
+                        help="the paper takes rmsprop for Flickr8k, adam for COCO")
+    parser.add_argument("--learning-rate", type=cli.number(float, above=0),
+                        default=1e-3, help="of the optimizer")
+    parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,
+                        help="largest global norm of the gradients")
+    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+                        help="of first weights, order and dropout")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
