@@ -66,8 +66,8 @@ def read_run(name, checkpoint="best"):
     vocabulary = read_vocabulary(os.path.join(folder, "vocabulary.tsv"))
     if len(vocabulary) != settings["sizes"]["vocabulary"]:
         raise cli.UserError(f"{folder}: vocabulary.tsv has {len(vocabulary)} words, "
-                            f"the weights {settings['sizes']['vocabulary']}; put the run's "
-                            "own vocabulary back")
+                            f"the weights {settings['sizes']['vocabulary']}; put the "
+                            "run's own vocabulary back")
     history = load_checkpoint(os.path.join(folder, checkpoint + ".npz"), model)
     return Run(folder, settings, vocabulary, model, history)
 
@@ -191,7 +191,8 @@ class Captions:
         lengths = self.tokens.lengths[numbers]
         maps = np.stack([read_features(self.paths[i]) for i in images])
         return Batch(maps.reshape(len(images), -1, SHAPE[-1]),
-                     image_of.astype(np.int32), self.tokens.words[numbers, :lengths[0] + 1], lengths)
+                     image_of.astype(np.int32),
+                     self.tokens.words[numbers, :lengths[0] + 1], lengths)
 
     def batches(self, order):
         """Yield a Batch for each array of `order`; the next ones are read meanwhile."""
@@ -386,8 +387,8 @@ def main():
         train_loss, speed = train_epoch(model, optimizer, splits["train"], epoch, args)
         val_loss = validate(model, splits["val"], args.batch_size)
         if not np.isfinite(val_loss):
-            raise cli.UserError(f"epoch {epoch}: the validation loss is {val_loss}; try "
-                                "a smaller --learning-rate in a new --run")
+            raise cli.UserError(f"epoch {epoch}: the validation loss is {val_loss}; "
+                                "try a smaller --learning-rate in a new --run")
         history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
                         "captions_per_second": round(speed, 1),
                         "seconds": round(time.time() - begin, 1)})

@@ -1,0 +1,111 @@
+"""Free-running decoding: the model sees its own previous word, state and image only.
+
+Greedy decoding is beam search of width 1: the most probable word at every step.
+"""
+import collections
+
+import numpy as np
+
+from model import Context
+from tf_runtime import tf
+from tokenize_captions import END, PAD, START, UNK
+
+Caption = collections.namedtuple("Caption", "words log_probs alphas betas")
+Caption.__doc__ = """One generated caption of T steps, the end token's among them.
+
+words: list of T ints; the last is END unless the caption was cut at max_steps.
+log_probs: float32 (T,), log p of each word given those before it and the image.
+alphas: float32 (T, L), where the model looked for each word.
+betas: float32 (T,), the gate on the context; None in a model without a gate.
+"""
+# One word of a hypothesis; its parent is the word before, None at the start.
+Node = collections.namedtuple("Node", "parent word log_prob alpha beta")
+
+
+def beam_search(model, features, width=1, max_steps=50, length_power=0.,
+                forbidden=(PAD, START, UNK)):
+    """Caption many images at once.
+
+    features: float16 or float32 (I, L, F). width: hypotheses an image. max_steps:
+    words, the end token among them, after which a caption is cut. length_power:
+    hypotheses are compared by their log probability / T ** length_power.
+    forbidden: words that are never emitted.
+
+    Where a hypothesis ends, the next best goes on in its place, until `width` of them
+    have ended. Returns a list of I lists of Captions, best first: `width` of them, or
+    fewer where there are not so many sentences. Those that did not end come last.
+    """
+    K = model.sizes.vocabulary
+    context = model.encode(tf.constant(features))
+    h = model.h_0(context.a)
+    images = range(int(context.a.shape[0]))       # those still searched for
+    ended = [[] for _ in images]                  # (score, Node) of each image
+    beams = [[(0., None)] for _ in images]        # (log probability, Node): w an image
+    words = np.full(len(images), START, np.int32)
+    barred = np.zeros(K, np.float32)
+    barred[list(forbidden)] = -np.inf
+
+    for T in range(1, max_steps + 1):
+        w = len(beams[0])
+        Ey, gates = model.embed(words)
+        h, z, alpha, beta = model.step(context, h, gates)
+        log_p = tf.nn.log_softmax(model.deep_output(Ey, h, z)) + barred   # (I w, K)
+        before = np.array([[p for p, _ in beam] for beam in beams], np.float32)
+        total = tf.reshape(log_p + before.reshape(-1, 1), (-1, w * K))
+        scores, flat = (x.numpy() for x in tf.nn.top_k(total, min(2 * width, w * K)))
+        parents, chosen = flat // K, flat % K
+        alpha = np.array(alpha.numpy()).reshape(len(images), w, -1)
+        beta = beta if beta is None else np.array(beta.numpy()).reshape(-1, w)
+
+        going_on, new_beams, rows = [], [], []
+        for i, image in enumerate(images):
+            live, from_rows = [], []
+            for rank in np.flatnonzero(np.isfinite(scores[i])):
+                score, parent = scores[i, rank], parents[i, rank]
+                node = Node(beams[i][parent][1], int(chosen[i, rank]),
+                            score - before[i, parent], alpha[i, parent],
+                            beta if beta is None else beta[i, parent])
+                if node.word != END and len(live) < width:
+                    live.append((score, node))
+                    from_rows.append(i * w + parent)
+                elif node.word == END and rank < width:
+                    ended[image].append((score / T ** length_power, node))
+            if live and T == max_steps:
+                ended[image] += _cut(live, width - len(ended[image]), T ** length_power)
+            elif live and len(ended[image]) < width:
+                while len(live) < width:          # every image has the same w
+                    live.append((-np.inf, None))
+                    from_rows.append(i * w)
+                going_on.append(image)
+                new_beams.append(live)
+                rows += from_rows
+        if not going_on:
+            break
+        if rows != list(range(len(rows))) or len(rows) != h.shape[0]:
+            context = Context(*(tf.gather(x, rows) for x in context))
+            h = tf.gather(h, rows)
+        images, beams = going_on, new_beams
+        words = np.array([PAD if node is None else node.word
+                          for beam in beams for _, node in beam], np.int32)
+    return [[_caption(node) for _, node in
+             sorted(found, key=lambda item: (item[1].word != END, -item[0]))][:width]
+            for found in ended]
+
+
+def _cut(live, count, divisor):
+    """The best hypotheses that max_steps ended, to fill up the list."""
+    return [(score / divisor, node) for score, node in live[:max(0, count)]]
+
+
+def _caption(node):
+    """Follow the parents back to the first word."""
+    nodes = []
+    while node is not None:
+        nodes.append(node)
+        node = node.parent
+    nodes.reverse()
+    return Caption([n.word for n in nodes],
+                   np.array([n.log_prob for n in nodes], np.float32),
+                   np.stack([n.alpha for n in nodes]),
+                   None if nodes[0].beta is None else
+                   np.array([n.beta for n in nodes], np.float32))
