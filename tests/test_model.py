@@ -1,0 +1,190 @@
+"""The model against naive numpy, numeric gradients and the properties it must have."""
+import collections
+
+import numpy as np
+import pytest
+
+from model import Batch, Captioner, Context, Sizes, loss
+from tf_runtime import tf
+
+# All sizes differ, so that a swapped axis cannot pass.
+SIZES = Sizes(vocabulary=13, features=7, annotation=5, embedding=6, hidden=4,
+              attention=3)
+SIDE, IMAGES = 9, 2
+LENGTHS = np.array([5, 3, 2], np.int32)
+IMAGE_OF = np.array([1, 0, 1], np.int32)
+
+
+def model_of(dtype="float64", **options):
+    model = Captioner(SIZES, seed=3, dtype=dtype, **options)
+    random = np.random.RandomState(4)
+    for weight in model.weights.values():  # larger than at the start: no flat spots
+        weight.assign(random.normal(0, .5, weight.shape.as_list()).astype(dtype))
+    return model
+
+
+def batch_of(dtype="float64", lengths=LENGTHS):
+    random = np.random.RandomState(5)
+    words = np.zeros((len(lengths), lengths[0] + 1), np.int32)
+    for row, length in zip(words, lengths):
+        row[:length + 1] = [1] + list(random.randint(3, 13, length - 1)) + [2]
+    maps = random.normal(size=(IMAGES, SIDE, SIZES.features)).astype(dtype)
+    return Batch(maps, IMAGE_OF[:len(lengths)], words, np.asarray(lengths, np.int32))
+
+
+def tensors(batch):
+    return batch._replace(features=tf.constant(batch.features))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def naive(model, batch, penalty=0.):
+    """The loss by loops over captions, words and locations: (total, cross-entropy)."""
+    w = {name: weight.numpy() for name, weight in model.weights.items()}
+    n = SIZES.hidden
+    nats = doubly = 0.
+    for caption in range(len(batch.lengths)):
+        v = batch.features[batch.image_of[caption]]
+        a = np.maximum(0, v.dot(w["W_v"]) + w["b_v"])
+        h = np.zeros(n)
+        if model.initial_state == "mean":
+            h = np.tanh(a.mean(0).dot(w["W_h0"]) + w["b_h0"])
+        looked = np.zeros(SIDE)
+        for t in range(batch.lengths[caption]):
+            e = np.array([w["V"][:, 0].dot(np.tanh(
+                a_i.dot(w["W_1"]) + w["b_1"] + h.dot(w["W_2"]))) for a_i in a])
+            alpha = np.exp(e) / np.exp(e).sum()
+            looked += alpha
+            z = sum(alpha_i * a_i for alpha_i, a_i in zip(alpha, a))
+            if model.gate:
+                z = z * sigmoid(h.dot(w["W_beta"]) + w["b_beta"])
+            Ey = w["E"][batch.words[caption, t]]
+            x = Ey.dot(w["W_E"]) + z.dot(w["W_z"]) + w["b_g"]
+            s = h.dot(w["U"])
+            r = sigmoid(x[:n] + s[:n])
+            u = sigmoid(x[n:2 * n] + s[n:2 * n])
+            h = u * h + (1 - u) * np.tanh(x[2 * n:] + r * s[2 * n:])
+            o = (Ey + h.dot(w["L_h"]) + z.dot(w["L_z"])).dot(w["L_o"]) + w["b_o"]
+            nats -= o[batch.words[caption, t + 1]] - np.log(np.exp(o).sum())
+        doubly += ((1 - looked) ** 2).sum()
+    N = batch.lengths.sum()
+    return (nats + penalty * doubly) / N, nats / N
+
+
+def gradients_of(model, batch, penalty):
+    variables = list(model.weights.values())
+    with tf.GradientTape() as tape:
+        total, _, _ = loss(model, tensors(batch), penalty)
+    return dict(zip(model.weights, (tf.convert_to_tensor(g).numpy() for g in
+                                    tape.gradient(total, variables))))
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": False}, {"initial_state": "zeros"}])
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4), (1,)])
+def test_loss_is_that_of_naive_loops(options, lengths):
+    model, batch = model_of(**options), batch_of(lengths=np.array(lengths))
+    total, cross_entropy, N = loss(model, tensors(batch), penalty=.7)
+    assert N == sum(lengths)
+    np.testing.assert_allclose((total.numpy(), cross_entropy.numpy()),
+                               naive(model, batch, .7), rtol=1e-8)
+
+
+def test_float32_loss_agrees_with_float64_loops():
+    batch = batch_of("float32")
+    total, _, _ = loss(model_of("float32"), tensors(batch), .7)
+    assert abs(float(total.numpy()) / naive(model_of(), batch, .7)[0] - 1) < 1e-4
+
+
+def test_gradients_are_the_numeric_ones():
+    model, batch = model_of(), batch_of()
+    gradients = gradients_of(model, batch, penalty=.7)
+    random = np.random.RandomState(6)
+    for name, weight in model.weights.items():
+        value = weight.numpy().copy()
+        for _ in range(3):
+            place = tuple(random.randint(side) for side in value.shape)
+            both = []
+            for step in (1e-5, -1e-5):
+                moved = value.copy()
+                moved[place] += step
+                weight.assign(moved)
+                both.append(naive(model, batch, .7)[0])
+            weight.assign(value)
+            numeric = (both[0] - both[1]) / 2e-5
+            assert abs(gradients[name][place] - numeric) < 1e-7, (name, place)
+
+
+def test_padding_changes_neither_loss_nor_gradients():
+    model, batch = model_of(), batch_of()
+    other = batch._replace(words=np.where(
+        np.arange(batch.words.shape[1]) > batch.lengths[:, None], 9, batch.words))
+    assert (other.words != batch.words).any()
+    mine, others = gradients_of(model, batch, .7), gradients_of(model, other, .7)
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], others[name])
+
+
+def test_padding_word_gets_no_gradient():
+    gradient = gradients_of(model_of(), batch_of(), 0.)["E"]
+    assert (gradient[0] == 0).all() and (gradient[1] != 0).any()
+
+
+def test_alphas_sum_to_one_and_follow_the_captions_that_go_on():
+    _, _, alphas = model_of().teacher_forcing(tensors(batch_of()))
+    assert [a.shape.as_list() for a in alphas] == [
+        [3, SIDE], [3, SIDE], [2, SIDE], [1, SIDE], [1, SIDE]]
+    for alpha in alphas:
+        np.testing.assert_allclose(alpha.numpy().sum(1), 1, rtol=1e-12)
+
+
+def test_previous_state_changes_the_next_state_and_attention():
+    """The GRU's state reaches the GRU, not only the attention."""
+    model = model_of()
+    model.W_2.assign(np.zeros((4, 3)))      # the attention sees no state,
+    model.W_beta.assign(np.zeros((4, 1)))   # nor does the gate
+    context = Context(*(x[:1] for x in model.encode(tf.constant(batch_of().features))))
+    _, gates = model.embed(np.array([5], np.int32))
+    results = [model.step(context, tf.constant(np.full((1, 4), value)), gates)
+               for value in (-.5, .5)]
+    (h, z, _, _), (other_h, other_z, _, _) = results
+    np.testing.assert_array_equal(z.numpy(), other_z.numpy())
+    assert abs(h.numpy() - other_h.numpy()).max() > .05
+
+
+def test_image_changes_the_logits():
+    model, batch = model_of(), batch_of()
+    logits, _, _ = model.teacher_forcing(tensors(batch))
+    swapped = tensors(batch._replace(features=batch.features[::-1].copy()))
+    assert abs(logits.numpy() - model.teacher_forcing(swapped)[0].numpy()).max() > .01
+
+
+def test_loss_at_the_start_is_near_the_log_of_the_vocabulary():
+    model = Captioner(SIZES, seed=0)
+    _, cross_entropy, _ = loss(model, tensors(batch_of("float32")))
+    assert abs(float(cross_entropy.numpy()) - np.log(13)) < .35
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, again, other = (Captioner(SIZES, seed=s).weights for s in (1, 1, 2))
+    assert all((first[k].numpy() == again[k].numpy()).all() for k in first)
+    assert (first["U"].numpy() != other["U"].numpy()).any()
+
+
+def test_captions_must_come_longest_first():
+    batch = batch_of()._replace(lengths=np.array([2, 3, 5], np.int32))
+    with pytest.raises(AssertionError, match="longest first"):
+        model_of().teacher_forcing(tensors(batch))
+
+
+def test_overfits_a_toy_batch():
+    from tf_runtime import AdamOptimizer
+    from train import train_step
+    # Two captions of two images: two of one image could not both be certain.
+    model, batch = Captioner(SIZES, seed=1), batch_of("float32", LENGTHS[:2])
+    optimizer = AdamOptimizer(.02)
+    values = collections.deque(
+        (train_step(model, optimizer, batch, 0., 0., 5., None)[0] for _ in range(200)),
+        maxlen=1)
+    assert values[0] < .1
