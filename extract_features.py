@@ -17,6 +17,7 @@ Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
 import json
 import os
 import socket
+import zipfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -79,7 +80,7 @@ def read_image(path):
             grey = np.asarray(image, np.float32)
             image = Image.fromarray((grey / (256 if grey.max() > 255 else 1))
                                     .clip(0, 255).astype(np.uint8))
-        if image.mode in ("P", "PA", "LA", "RGBA"):
+        if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
@@ -182,11 +183,16 @@ def calibrate(model, images, path):
             arrays[f"moving_variance_{i}"] = np.array(norm.moving_variance.numpy())
         with atomic.writing(path) as file:
             np.savez(file, **arrays)
-    with np.load(path, allow_pickle=False) as arrays:
-        for i, norm in enumerate(norms):
-            norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
-            norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
-        return arrays["mean"], arrays["std"]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for i, norm in enumerate(norms):
+                norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
+                norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
+            return arrays["mean"], arrays["std"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
+            zipfile.zlib.error):
+        raise cli.UserError(f"{path}: damaged; delete its folder and run "
+                            "extract_features.py again")
 
 
 def fold_batch_norm(model):
@@ -313,11 +319,20 @@ def extractor(features):
 
 
 def claim(features, made):
-    """Record which network fills this folder; refuse to mix two in one folder."""
+    """Record which network fills this folder; refuse to mix two in one folder.
+
+    Returns whether the record is a new one.
+    """
     path = os.path.join(features, "extractor.json")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)
+    new = not os.path.exists(path)
+    if not new:
+        try:
+            with open(path, encoding="utf-8") as file:
+                before = json.load(file)
+        except ValueError:
+            raise cli.UserError(f"{path}: damaged, so nobody knows which network made "
+                                "these features; choose another folder with "
+                                "--features, or delete this one")
         if before != made:
             raise cli.UserError(
                 f"{features}: holds features made with {json.dumps(before)}; choose "
@@ -325,6 +340,7 @@ def claim(features, made):
     else:
         os.makedirs(features, exist_ok=True)
         atomic.write_json(path, made)
+    return new
 
 
 def main():
@@ -335,13 +351,19 @@ def main():
     names = {split: [image.file_name for image in read_captions(args.data, split)]
              for split in wanted}
     start()
-    claim(features, {"weights": args.weights, "seed": args.seed, "dtype": args.dtype})
+    new = claim(features, {"weights": args.weights, "seed": args.seed,
+                           "dtype": args.dtype})
     if args.weights == "random":
         print("untrained weights: for trying things out, not for results")
-    forward = inception(
-        args.weights, lambda: sample_images(args.data, wanted[0], names[wanted[0]],
-                                            args.seed),
-        os.path.join(features, "calibration.npz"), args.seed)
+    calibration = os.path.join(features, "calibration.npz")
+    try:
+        forward = inception(
+            args.weights, lambda: sample_images(args.data, wanted[0], names[wanted[0]],
+                                                args.seed), calibration, args.seed)
+    except BaseException:  # no network: leave the folder to other weights
+        if new and not os.path.exists(calibration):
+            os.remove(os.path.join(features, "extractor.json"))
+        raise
     for split in wanted:
         bad = extract(split, names[split], args.data, features, forward,
                       args.batch_size, np.dtype(args.dtype))

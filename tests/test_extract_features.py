@@ -1,0 +1,491 @@
+"""What step 2 promises: any picture, one network, and files whole or absent."""
+import io
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+import extract_features as ef
+from tf_runtime import tf
+
+WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
+
+
+def blocks(count, seed, side=5):
+    """Pictures of side x side coloured blocks: uint8 (count, 299, 299, 3)."""
+    small = np.random.RandomState(seed).randint(0, 256, (count, side, side, 3))
+    return np.kron(small, np.ones((1, 60, 60, 1)))[:, :299, :299].astype(np.uint8)
+
+
+# --- pictures -------------------------------------------------------------------------
+
+def saved(tmp_path, image, name="a.png", **options):
+    path = str(tmp_path / name)
+    image.save(path, **options)
+    return path
+
+
+def corners(pixels):
+    """The pixels well inside the four quarters: upper left and right, lower both."""
+    return [tuple(int(v) for v in pixels[y, x]) for y in (40, 250) for x in (40, 250)]
+
+
+def is_all(pixels, colour):
+    assert pixels.shape == (299, 299, 3) and pixels.dtype == np.uint8
+    return (pixels == np.array(colour, np.uint8)).all()
+
+
+@pytest.mark.parametrize("mode, colour, seen", [
+    ("L", 77, (77, 77, 77)), ("1", 1, WHITE), ("RGB", (9, 80, 200), (9, 80, 200)),
+    ("LA", (90, 255), (90, 90, 90)), ("LA", (90, 0), WHITE),
+    ("RGBA", (9, 80, 200, 255), (9, 80, 200)), ("RGBA", (9, 80, 200, 0), WHITE),
+    ("RGBA", (0, 0, 0, 128), (127, 127, 127))])
+@pytest.mark.parametrize("size", [(1, 1), (13, 7)])
+def test_png_of_any_mode_is_rgb_on_white(mode, colour, seen, size, tmp_path):
+    assert is_all(ef.read_image(saved(tmp_path, Image.new(mode, size, colour))), seen)
+
+
+def test_cmyk_is_read_in_its_colours(tmp_path):
+    image = Image.new("CMYK", (6, 4), (0, 255, 255, 0))
+    assert is_all(ef.read_image(saved(tmp_path, image, "a.tif")), RED)
+
+
+def test_palette_with_transparency_is_on_white_where_it_is_transparent(tmp_path):
+    image = Image.new("P", (20, 10), 0)
+    image.putpalette([0, 0, 0] + list(RED) + [0] * 762)
+    image.paste(1, (10, 0, 20, 10))
+    pixels = ef.read_image(saved(tmp_path, image, transparency=0))
+    assert corners(pixels) == [WHITE, RED, WHITE, RED]
+
+
+@pytest.mark.parametrize("mode, hidden, shown, seen", [
+    ("RGB", (0, 0, 9), RED, RED), ("L", 3, 60, (60, 60, 60))])
+def test_transparent_colour_of_a_png_without_alpha_is_white(mode, hidden, shown, seen,
+                                                            tmp_path):
+    image = Image.new(mode, (20, 10), hidden)
+    image.paste(shown, (10, 0, 20, 10))
+    pixels = ef.read_image(saved(tmp_path, image, transparency=hidden))
+    assert corners(pixels) == [WHITE, seen, WHITE, seen]
+
+
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
+    grey = np.zeros((10, 20), np.uint16)
+    grey[:, 10:] = 65535
+    grey[5:, 10:] = 128 * 256
+    pixels = ef.read_image(saved(tmp_path, Image.fromarray(grey)))
+    assert corners(pixels) == [(0, 0, 0), WHITE, (0, 0, 0), (128, 128, 128)]
+
+
+def exif(orientation):
+    """EXIF with one entry: how the camera was held."""
+    return (b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01"
+            + bytes([0, orientation]) + b"\0\0\0\0\0\0")
+
+
+@pytest.mark.parametrize("orientation, upright", [
+    (1, "rgbw"), (3, "wbgr"), (6, "brwg"), (8, "gwrb")])
+def test_picture_turned_by_exif_is_upright(orientation, upright, tmp_path):
+    colours = {"r": RED, "g": (0, 255, 0), "b": BLUE, "w": WHITE}
+    image = Image.new("RGB", (64, 32))
+    for i, key in enumerate("rgbw"):
+        x, y = i % 2 * 32, i // 2 * 16
+        image.paste(colours[key], (x, y, x + 32, y + 16))
+    path = saved(tmp_path, image, "a.jpg", quality=100, subsampling=0,
+                 exif=exif(orientation))
+    seen = np.array(corners(ef.read_image(path)))
+    assert abs(seen - [colours[key] for key in upright]).max() < 4
+
+
+def test_whole_picture_is_seen_and_not_only_its_middle(tmp_path):
+    image = Image.new("RGB", (400, 30), RED)
+    image.paste(BLUE, (40, 0, 400, 30))  # a tenth on the left stays red
+    pixels = ef.read_image(saved(tmp_path, image))
+    assert (pixels[:, :25] == RED).all() and (pixels[:, 35:] == BLUE).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_raises_what_the_callers_catch(content, tmp_path):
+    path = str(tmp_path / "a.png")
+    with open(path, "wb") as file:
+        file.write(content)
+    with pytest.raises((OSError, ValueError)):
+        ef.read_image(path)
+
+
+# --- the network ----------------------------------------------------------------------
+
+class Network:
+    """An InceptionV3 with random weights, its weights file and some of its outputs."""
+
+    def __init__(self, folder):
+        tf.keras.backend.clear_session()
+        self.model = ef._architecture()
+        ef.random_weights(self.model, 1)
+        self.sample = blocks(3, seed=0)
+        self.calibration = str(folder / "calibration.npz")
+        self.mean, self.std = ef.calibrate(self.model, lambda: self.sample,
+                                           self.calibration)
+        self.raw = self(self.sample)
+        random = np.random.RandomState(2)
+        for norm in ef._in_order(self.model, tf.keras.layers.BatchNormalization):
+            norm.beta.assign(random.normal(0, .3, norm.beta.shape.as_list()))
+        self.h5 = str(folder / "weights.h5")
+        self.model.save_weights(self.h5)
+        self.pictures = blocks(2, seed=3)
+        self.features = self(self.pictures)
+
+    def __call__(self, pixels):
+        """The network as Keras computes it, batch norms and all."""
+        x = tf.constant(pixels.astype(np.float32) / 127.5 - 1)
+        return self.model(x, training=False).numpy()
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    return Network(tmp_path_factory.mktemp("network"))
+
+
+def same(a, b, tolerance=1e-4):
+    assert a.shape == b.shape
+    return abs(a - b).max() < tolerance * abs(b).max()
+
+
+def test_folded_network_is_the_network(network):
+    folded = ef.fold_batch_norm(network.model)
+    assert not any(isinstance(layer, tf.keras.layers.BatchNormalization)
+                   for layer in folded.layers)
+    x = tf.constant(network.pictures.astype(np.float32) / 127.5 - 1)
+    assert network.features.shape == (2,) + ef.SHAPE and network.features.std() > .1
+    assert same(folded(x).numpy(), network.features)
+    assert not same(network.features[:1], network.features[1:], .1)
+
+
+def test_weights_of_a_file_give_the_features_of_the_model_that_saved_them(network):
+    forward = ef.inception(network.h5, None, None)
+    for pixels in (network.pictures, network.pictures[1:]):  # batches of two sizes
+        features = forward(tf.constant(pixels)).numpy()
+        assert same(features, network.features[-len(pixels):])
+
+
+def test_random_network_is_standardised_and_comes_back_from_its_file(network):
+    def never():
+        raise AssertionError("there is a calibration file")
+
+    raw = network.raw.reshape(-1, ef.SHAPE[-1])
+    np.testing.assert_allclose(network.mean, raw.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(network.std, raw.std(0), rtol=1e-3, atol=1e-4)
+    forward = ef.inception("random", never, network.calibration, seed=1)
+    features = forward(tf.constant(network.sample)).numpy()
+    assert same(features, (network.raw - network.mean) / network.std, 1e-3)
+    flat = features.reshape(-1, ef.SHAPE[-1])
+    assert abs(flat.mean(0)).max() < .02 and abs(flat.std(0) - 1).max() < .02
+
+
+def test_damaged_calibration_is_refused_in_one_line(network, tmp_path):
+    path = str(tmp_path / "calibration.npz")
+    with open(network.calibration, "rb") as source, open(path, "wb") as file:
+        file.write(source.read()[:5000])
+    with pytest.raises(cli.UserError, match="calibration.npz"):
+        ef.calibrate(network.model, None, path)
+
+
+@pytest.mark.parametrize("content", [None, b"not HDF5"])
+def test_missing_or_foreign_weights_are_refused_and_name_the_other_choices(content,
+                                                                           tmp_path):
+    path = str(tmp_path / "w.h5")
+    if content:
+        with open(path, "wb") as file:
+            file.write(content)
+    with pytest.raises(cli.UserError, match="--weights random") as error:
+        ef.trained(path)
+    assert str(error.value).startswith(path)
+
+
+# --- files ----------------------------------------------------------------------------
+
+def good():
+    return np.random.RandomState(0).normal(size=ef.SHAPE).astype(np.float16)
+
+
+def bytes_of(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+UNSOUND = {
+    "empty": b"", "text": b"hello", "header only": bytes_of(good())[:128],
+    "half a header": bytes_of(good())[:50], "half": bytes_of(good())[:131072],
+    "last byte missing": bytes_of(good())[:-1],
+    "float32": bytes_of(good().astype(np.float32)),
+    "another shape": bytes_of(good().reshape(64, 2048)),
+    "transposed": bytes_of(good().transpose(2, 0, 1)),
+    "pickle": bytes_of(np.array([{}, {}]))}
+
+
+def test_whole_file_is_sound(tmp_path):
+    path = str(tmp_path / "a.npy")
+    np.save(path, good())
+    assert ef.is_sound(path, np.dtype("float16"))
+    np.testing.assert_array_equal(ef.read_features(path), good())
+
+
+@pytest.mark.parametrize("damage", sorted(UNSOUND))
+def test_damaged_file_is_not_sound(damage, tmp_path):
+    path = str(tmp_path / "a.npy")
+    with open(path, "wb") as file:
+        file.write(UNSOUND[damage])
+    assert not ef.is_sound(path, np.dtype("float16"))
+    if damage != "float32":  # which can be read, but is not what was asked for
+        with pytest.raises(cli.UserError) as error:
+            ef.read_features(path)
+        assert str(error.value).startswith(path)
+
+
+def test_missing_file_is_not_sound(tmp_path):
+    path = str(tmp_path / "a.npy")
+    assert not ef.is_sound(path, np.dtype("float16"))
+    with pytest.raises(cli.UserError, match="run extract_features.py"):
+        ef.read_features(path)
+
+
+# --- the command ----------------------------------------------------------------------
+
+class Folder:
+    """A small data set on disk, and the command run on it inside this process."""
+
+    def __init__(self, tmp_path, monkeypatch, capsys):
+        self.path, self.capsys, self.monkeypatch = tmp_path, capsys, monkeypatch
+        self.asked = []  # the colours of the pictures that the network was shown
+        monkeypatch.setattr(ef, "start", lambda: None)
+
+    def fill(self, count, split="val"):
+        """`count` pictures, the i-th of colour (10 i, 0, 0)."""
+        (self.path / split).mkdir()
+        (self.path / "annotations").mkdir(exist_ok=True)
+        names = [f"{i}.png" for i in range(count)]
+        for i, name in enumerate(names):
+            Image.new("RGB", (3, 2), (10 * i, 0, 0)).save(
+                str(self.path / split / name))
+        with open(str(self.path / "annotations" / f"captions_{split}.json"),
+                  "w") as file:
+            json.dump({"images": [{"id": i, "file_name": name}
+                                  for i, name in enumerate(names)],
+                       "annotations": []}, file)
+
+    def spoil(self, *names):
+        for name in names:
+            (self.path / "val" / name).write_bytes(b"no picture")
+
+    def run(self, *flags, forward=None):
+        """(exit status, stdout, stderr); the network answers with the red it sees."""
+        def red(pixels):
+            values = pixels.numpy()[:, 0, 0, 0]
+            self.asked += values.tolist()
+            return tf.constant(np.zeros((len(values),) + ef.SHAPE, np.float32)
+                               + values[:, None, None, None])
+
+        if forward is None:
+            self.monkeypatch.setattr(ef, "inception", lambda *args: red)
+        self.monkeypatch.setattr(sys, "argv", ["extract_features.py", "--data",
+                                               str(self.path)] + list(flags))
+        before, status = signal.getsignal(signal.SIGTERM), 0
+        try:
+            cli.run(ef.main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return (status,) + tuple(self.capsys.readouterr())
+
+    def feature(self, name):
+        return str(self.path / "features" / "val" / f"{name}.npy")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, capsys):
+    return Folder(tmp_path, monkeypatch, capsys)
+
+
+def refusal(result):
+    """The one line that a command ended with."""
+    status, _, errors = result
+    lines = [line for line in errors.splitlines()
+             if not line.startswith("warning: ") and "image/s" not in line and line]
+    assert status == 2 and len(lines) == 1, errors
+    assert lines[0].startswith("extract_features.py: ")
+    return lines[0]
+
+
+def test_every_image_of_every_split_gets_its_own_features(folder):
+    folder.fill(5)
+    folder.fill(2, "train")
+    status, out, _ = folder.run("--batch-size", "2")
+    assert status == 0 and "next: python tokenize_captions.py" in out
+    for i in range(5):
+        array = ef.read_features(folder.feature(f"{i}.png"))
+        assert array.dtype == np.float16 and (array == 10 * i).all()
+    assert sorted(os.listdir(str(folder.path / "features"))) == [
+        "extractor.json", "train", "val"]
+    assert sorted(os.listdir(str(folder.path / "features" / "train"))) == [
+        "0.png.npy", "1.png.npy"]
+
+
+def test_real_network_of_a_weights_file_fills_the_folder(network, folder):
+    folder.fill(3)
+    for name, pixels in zip(("0.png", "2.png"), network.pictures):
+        Image.fromarray(pixels).save(str(folder.path / "val" / name))
+    assert folder.run("--weights", network.h5, "--dtype", "float32",
+                      forward=True)[0] == 0
+    for name, features in zip(("0.png", "2.png"), network.features):
+        assert same(ef.read_features(folder.feature(name)), features)
+    with open(str(folder.path / "features" / "extractor.json")) as file:
+        assert json.load(file) == {"dtype": "float32", "seed": 0,
+                                   "weights": network.h5}
+
+
+def test_damaged_features_are_made_again_and_sound_ones_left_alone(folder):
+    folder.fill(5)
+    assert folder.run()[0] == 0
+    for i in range(5):
+        os.utime(folder.feature(f"{i}.png"), (1000, 1000 + i))
+    for i, damage in ((1, "half"), (3, "float32")):
+        with open(folder.feature(f"{i}.png"), "wb") as file:
+            file.write(UNSOUND[damage])
+    folder.asked = []
+    status, out, _ = folder.run()
+    assert status == 0 and "3 of 5 images are done" in out
+    assert folder.asked == [10, 30]
+    for i in range(5):
+        assert (ef.read_features(folder.feature(f"{i}.png")) == 10 * i).all()
+        if i not in (1, 3):
+            assert os.stat(folder.feature(f"{i}.png")).st_mtime == 1000 + i
+
+
+def test_third_run_has_nothing_to_do(folder):
+    folder.fill(3)
+    assert folder.run()[0] == folder.run()[0] == 0
+    assert folder.asked == [0, 10, 20]
+
+
+def test_bad_image_among_many_is_skipped_and_listed(folder):
+    folder.fill(20)
+    folder.spoil("7.png")
+    status, out, errors = folder.run("--batch-size", "3")
+    assert status == 0 and "1 of 20 images skipped" in errors
+    assert "val: 19 images in " in out
+    with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
+        listed = file.read().splitlines()
+    assert len(listed) == 1 and listed[0].startswith("7.png\t") and listed[0][7:]
+    assert not os.path.exists(folder.feature("7.png"))
+    for i in (6, 8):
+        assert (ef.read_features(folder.feature(f"{i}.png")) == 10 * i).all()
+
+
+def test_list_of_bad_images_goes_when_they_are_mended(folder):
+    folder.fill(20)
+    folder.spoil("7.png")
+    assert folder.run()[0] == 0
+    Image.new("RGB", (3, 2), (70, 0, 0)).save(str(folder.path / "val" / "7.png"))
+    folder.asked = []
+    assert folder.run()[0] == 0 and folder.asked == [70]
+    assert not os.path.exists(str(folder.path / "features" / "unreadable_val.txt"))
+
+
+@pytest.mark.parametrize("flags, status", [
+    ((), 2), (("--max-bad", ".09"), 2), (("--max-bad", ".1"), 0)])
+def test_more_bad_images_than_allowed_end_the_run(flags, status, folder):
+    folder.fill(20)
+    folder.spoil("7.png", "11.png")
+    result = folder.run(*flags)
+    assert result[0] == status
+    if status:
+        assert "2 of 20 images could not be used" in refusal(result)
+    assert os.path.exists(folder.feature("19.png"))  # the good ones are kept
+
+
+def test_missing_image_is_a_bad_one(folder):
+    folder.fill(3)
+    os.remove(str(folder.path / "val" / "1.png"))
+    assert "1 of 3 images" in refusal(folder.run())
+
+
+def test_features_too_large_for_float16_are_not_written(folder):
+    folder.fill(3)
+    folder.monkeypatch.setattr(ef, "inception", lambda *args: lambda pixels: tf.cast(
+        pixels[:, :8, :8, :1], tf.float32) * 5000 + tf.zeros((1,) + ef.SHAPE))
+    assert folder.run("--max-bad", "1", forward=True)[0] == 0  # 0, 50 000, 100 000
+    assert os.path.exists(folder.feature("1.png"))
+    assert not os.path.exists(folder.feature("2.png"))
+    with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
+        assert file.read() == "2.png\tits features are not finite in float16\n"
+
+
+@pytest.mark.parametrize("flags", [("--dtype", "float32"), ("--weights", "random"),
+                                   ("--seed", "1"), ("--weights", "other.h5")])
+def test_other_features_in_the_same_folder_are_refused(flags, folder):
+    folder.fill(2)
+    assert folder.run()[0] == 0
+    folder.asked = []
+    line = refusal(folder.run(*flags))
+    assert "holds features made with" in line and "--features" in line
+    assert folder.asked == []
+    assert folder.run(*flags, "--features", str(folder.path / "others"))[0] == 0
+
+
+def test_damaged_record_of_the_network_is_refused_in_one_line(folder):
+    folder.fill(2)
+    assert folder.run()[0] == 0
+    (folder.path / "features" / "extractor.json").write_text("{")
+    assert "extractor.json" in refusal(folder.run())
+
+
+def broken_download(*args, **kwargs):
+    raise Exception("URL fetch failure on https://example.org/w.h5:\nNone -- timed out")
+
+
+def test_failed_download_of_imagenet_weights_names_the_two_other_choices(folder):
+    folder.fill(2)
+    folder.monkeypatch.setattr(tf.keras.applications, "InceptionV3", broken_download)
+    line = refusal(folder.run(forward=True))
+    assert "URL fetch failure" in line
+    assert "--weights PATH" in line and "--weights random" in line
+
+
+def test_other_weights_can_be_taken_after_a_failed_download(folder):
+    folder.fill(2)
+    with folder.monkeypatch.context() as patch:
+        patch.setattr(tf.keras.applications, "InceptionV3", broken_download)
+        refusal(folder.run(forward=True))
+    assert folder.run("--weights", "random")[0] == 0  # as the message said
+
+
+def test_random_weights_without_any_readable_picture_are_refused(folder):
+    folder.fill(2)
+    folder.spoil("0.png", "1.png")
+    assert "no readable image" in refusal(folder.run("--weights", "random",
+                                                     forward=True))
+
+
+# --- one's own pictures ---------------------------------------------------------------
+
+def test_extractor_is_the_network_that_filled_the_folder(network, tmp_path):
+    (tmp_path / "extractor.json").write_text(json.dumps(
+        {"weights": network.h5, "seed": 0, "dtype": "float16"}))
+    forward = ef.extractor(str(tmp_path))
+    assert same(forward(network.pictures).numpy(), network.features)
+
+
+@pytest.mark.parametrize("content", [
+    None, "", "[]", "{}", '{"weights": "random"}',
+    '{"weights": "random", "seed": 0, "dtype": "float16"}'])
+def test_folder_that_does_not_name_its_network_is_refused(content, tmp_path):
+    if content is not None:
+        (tmp_path / "extractor.json").write_text(content)
+    with pytest.raises(cli.UserError, match="extract_features.py"):
+        ef.extractor(str(tmp_path))
