@@ -53,7 +53,7 @@ def decoded_path(folder, split):
 def read_decoded(path):
     """The Decoded of a run. Raises cli.UserError where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with atomic.load_arrays(path) as arrays:
             decoded = Decoded(**{name: arrays[name] for name in Decoded._fields})
         I, T = decoded.words.shape
         if not (decoded.alphas.shape[:2] == (I, T) == decoded.log_probs.shape

@@ -184,7 +184,7 @@ def calibrate(model, images, path):
         with atomic.writing(path) as file:
             np.savez(file, **arrays)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with atomic.load_arrays(path) as arrays:
             for i, norm in enumerate(norms):
                 norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
                 norm.moving_variance.assign(arrays[f"moving_variance_{i}"])

@@ -107,7 +107,7 @@ def read_vocabulary(path):
 def read_tokens(path):
     """The Tokens in a <split>.npz. Raises cli.UserError if they are missing or bad."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with atomic.load_arrays(path) as arrays:
             tokens = Tokens(**{name: arrays[name] for name in Tokens._fields})
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")

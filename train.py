@@ -104,7 +104,7 @@ def load_checkpoint(path, model, optimizer=None):
         targets.update(("optimizer/" + name, slot)
                        for name, slot in slots(model, optimizer).items())
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with atomic.load_arrays(path) as file:
             arrays = {name: file[name] for name in targets}
             history = json.loads(str(file["history"]))
     except FileNotFoundError:
@@ -146,6 +146,13 @@ def make_slots(model, optimizer):
                                for weight in model.weights.values()])
     for name, weight in model.weights.items():
         weight.assign(before[name])
+    # The step has moved what the optimizer starts from: Adam's powers of beta_1 and
+    # beta_2, and RMSProp's mean square.
+    first = {"beta1_power": .9, "beta2_power": .999, "rms": 1.}
+    for name, slot in slots(model, optimizer).items():
+        value = first.get(name.split("/")[0])
+        if value is not None:
+            slot.assign(np.full(slot.shape.as_list(), value, np.float32))
 
 
 # --- batches --------------------------------------------------------------------------
@@ -303,10 +310,13 @@ def claim(folder, settings):
     """Write a new run's settings, or check that an old run is gone on with the same."""
     path = os.path.join(folder, "settings.json")
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)
-        other = [key for key in FIXED + ("sizes", "vocabulary_digest")
-                 if before.get(key) != settings[key]]
+        try:
+            with open(path, encoding="utf-8") as file:
+                before = json.load(file)
+            other = [key for key in FIXED + ("sizes", "vocabulary_digest")
+                     if before.get(key) != settings[key]]
+        except (ValueError, AttributeError):
+            raise cli.UserError(f"{path}: damaged; choose another --run")
         if other:
             raise cli.UserError(
                 f"{path}: this run was started with another "
@@ -324,7 +334,8 @@ def resume(folder, model, optimizer):
             try:
                 history = load_checkpoint(path, model, optimizer)
             except cli.UserError as error:
-                cli.warn(f"{error} (passed over)")
+                cli.warn(f"{error} (passed over, kept as {path}.bad)")
+                os.replace(path, path + ".bad")  # never becomes previous.npz
                 continue
             print(f"going on from {path}, after epoch {history[-1]['epoch']}")
             return history
@@ -375,11 +386,6 @@ def main():
     model = build(settings)
     optimizer = OPTIMIZERS[args.optimizer](args.learning_rate)
     make_slots(model, optimizer)
-    # The step without effect has moved Adam's powers on: start them anew.
-    first = {"beta1_power": .9, "beta2_power": .999}
-    for name, variable in slots(model, optimizer).items():
-        if name in first:
-            variable.assign(first[name])
     history = resume(folder, model, optimizer)
     events = event_writer(folder)
     for epoch in range(len(history) + 1, args.epochs + 1):

@@ -1,0 +1,520 @@
+"""What step 4 promises: batches, checkpoints, runs that go on as if never stopped."""
+import csv
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+import train
+from extract_features import SHAPE, feature_path
+from model import Captioner, Sizes, loss
+from tf_runtime import AdamOptimizer, RMSPropOptimizer, tf
+from tokenize_captions import END, START, Tokens, Vocabulary, write_tokens
+
+WORDS = ["cat", "dog", "red", "on", "a"]
+VOCABULARY = Vocabulary(WORDS, [0, 9, 9, 0, 5, 4, 3, 2, 1])
+SIZES = Sizes(vocabulary=len(VOCABULARY), features=SHAPE[-1], annotation=3,
+              embedding=5, hidden=4, attention=6)
+
+
+def tokens_of(folder, captions):
+    """Tokens of random captions: `captions` lists how many words, image by image."""
+    random = np.random.RandomState(len(captions))
+    lengths = np.array([n + 1 for group in captions for n in group], np.int32)
+    words = np.zeros((len(lengths), lengths.max() + 1), np.int32)
+    for row, n in zip(words, lengths):
+        row[:n + 1] = [START] + list(random.randint(4, len(VOCABULARY), n - 1)) + [END]
+    image_of = np.repeat(np.arange(len(captions)), [len(g) for g in captions])
+    names = np.array([f"{folder}_{i}.jpg" for i in range(len(captions))])
+    return Tokens(words, lengths, image_of.astype(np.int32), names,
+                  np.array([str(i) for i in range(len(captions))]), folder,
+                  VOCABULARY.digest())
+
+
+TRAIN = tokens_of("train", [(5, 2, 3), (4,), (1, 5), (3, 3, 2), (7,), (2,)])
+VAL = tokens_of("val", [(4, 2), (6,), (3,), (1,)])
+
+
+def write_features(folder, tokens):
+    """Random float16 features of every image of some tokens."""
+    random = np.random.RandomState(len(tokens.file_names))
+    os.makedirs(os.path.join(folder, tokens.folder))
+    for name in tokens.file_names:
+        np.save(feature_path(folder, tokens.folder, name),
+                random.uniform(0, 2, SHAPE).astype(np.float16))
+
+
+def model_and_optimizer(seed=0, kind=AdamOptimizer, steps=0, slots=True):
+    """A small model, its optimizer, and some steps of random gradients."""
+    model, optimizer = Captioner(SIZES, seed=seed), kind(.01)
+    if slots:
+        train.make_slots(model, optimizer)
+    random = np.random.RandomState(seed)
+    for _ in range(steps):
+        optimizer.apply_gradients(
+            [(tf.constant(random.normal(size=w.shape.as_list()).astype(np.float32)), w)
+             for w in model.weights.values()])
+    return model, optimizer
+
+
+def values(variables):
+    return {name: np.array(variable.numpy()) for name, variable in variables.items()}
+
+
+def equal(a, b):
+    assert sorted(a) == sorted(b)
+    return all(a[k].dtype == b[k].dtype and (a[k] == b[k]).all() for k in a)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("features"))
+    write_features(folder, TRAIN)
+    write_features(folder, VAL)
+    return folder
+
+
+# --- batches --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 11, 50])
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, seed,
+                                                                  features):
+    captions = train.Captions(TRAIN, features)
+    order = captions.epoch(batch_size,
+                           None if seed is None else np.random.RandomState(seed))
+    assert sorted(np.concatenate(order)) == list(range(11))
+    assert sorted(map(len, order), reverse=True) == [
+        min(batch_size, 11 - i) for i in range(0, 11, batch_size)]
+    lengths = sorted((TRAIN.lengths[numbers] for numbers in order),
+                     key=lambda batch: -batch[-1])
+    for batch in lengths:
+        assert (np.diff(batch) <= 0).all()            # the longest first
+    for longer, shorter in zip(lengths, lengths[1:]):
+        assert longer[-1] >= shorter[0]               # alike: no two batches overlap
+
+
+def test_batches_change_with_the_generator_and_come_in_no_order_of_length(features):
+    captions = train.Captions(TRAIN, features)
+    first, again, other = (
+        [numbers.tolist() for numbers in captions.epoch(2, np.random.RandomState(s))]
+        for s in (3, 3, 4))
+    assert first == again != other
+    assert sorted(map(sorted, first)) != sorted(map(sorted, other))
+    longest = [TRAIN.lengths[numbers[0]] for numbers in first]
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_batch_holds_the_features_of_the_image_of_each_caption(features):
+    captions = train.Captions(TRAIN, features)
+    for numbers in captions.epoch(4, np.random.RandomState(0)):
+        batch = captions.load(numbers)
+        assert batch.features.dtype == np.float16
+        assert len(batch.features) == len(set(TRAIN.image_of[numbers]))
+        assert batch.words.shape == (len(numbers), batch.lengths.max() + 1)
+        for row, number in enumerate(numbers):
+            name = TRAIN.file_names[TRAIN.image_of[number]]
+            np.testing.assert_array_equal(
+                batch.features[batch.image_of[row]],
+                np.load(feature_path(features, "train", name)).reshape(64, SHAPE[-1]))
+            n = TRAIN.lengths[number]
+            assert batch.lengths[row] == n
+            assert batch.words[row].tolist()[:n + 1] == TRAIN.words[
+                number, :n + 1].tolist()
+            assert (batch.words[row, n + 1:] == 0).all()
+
+
+def test_batches_read_ahead_come_in_the_order_asked_for(features):
+    captions = train.Captions(TRAIN, features)
+    order = captions.epoch(1, np.random.RandomState(0))
+    for numbers, batch in zip(order, captions.batches(order)):
+        np.testing.assert_array_equal(batch.words, captions.load(numbers).words)
+    assert len(list(captions.batches(order))) == 11
+
+
+def test_captions_of_images_without_features_are_left_out_and_counted(features,
+                                                                      tmp_path):
+    folder = str(tmp_path)
+    write_features(folder, TRAIN)
+    for i in (0, 4):
+        os.remove(feature_path(folder, "train", TRAIN.file_names[i]))
+    captions = train.Captions(TRAIN, folder)
+    assert captions.missing == 2 and len(captions.captions) == 11 - 3 - 1
+    assert set(TRAIN.image_of[np.concatenate(captions.epoch(3))]) == {1, 2, 3, 5}
+    with pytest.raises(cli.UserError, match="run extract_features.py"):
+        train.Captions(VAL, folder)
+
+
+def test_validation_weighs_words_and_not_batches(features):
+    captions = train.Captions(VAL, features)
+    model, _ = model_and_optimizer(seed=5, steps=20)
+    total = words = 0
+    for number in range(len(VAL.words)):  # one caption at a time
+        batch = captions.load(np.array([number]))
+        batch = batch._replace(features=tf.constant(batch.features))
+        nats = loss(model, batch)[1].numpy() * VAL.lengths[number]
+        total, words = total + nats, words + VAL.lengths[number]
+    for batch_size in (1, 2, 3, 64):
+        assert abs(train.validate(model, captions, batch_size) - total / words) < 1e-4
+
+
+# --- checkpoints ----------------------------------------------------------------------
+
+HISTORY = [{"epoch": 1, "val_loss": 2.5}, {"epoch": 2, "val_loss": 2.25}]
+
+
+@pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
+def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
+    path = str(tmp_path / "a.npz")
+    model, optimizer = model_and_optimizer(1, kind, steps=3)
+    train.save_checkpoint(path, model, optimizer, HISTORY)
+    other, other_optimizer = model_and_optimizer(2, kind, steps=1)
+    before = values(train.slots(other, other_optimizer))
+    assert train.load_checkpoint(path, other, other_optimizer) == HISTORY
+    assert equal(values(other.weights), values(model.weights))
+    slots = values(train.slots(model, optimizer))
+    assert equal(values(train.slots(other, other_optimizer)), slots)
+    assert not any((slots[name] == before[name]).all() for name in slots
+                   if not name.startswith("momentum"))  # all zero
+    assert len(slots) >= 2 * len(model.weights)
+    # The next step is the same one.
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        o.apply_gradients([(tf.ones_like(w), w) for w in m.weights.values()])
+    assert equal(values(other.weights), values(model.weights))
+
+
+def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
+    path = str(tmp_path / "a.npz")
+    model, optimizer = model_and_optimizer(steps=1)
+    train.save_checkpoint(path, model, optimizer, HISTORY)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    assert all(array.dtype.kind in "fU" for array in arrays.values())
+    for name, weight in model.weights.items():
+        np.testing.assert_array_equal(arrays[name], weight.numpy())
+    assert json.loads(str(arrays["history"])) == HISTORY
+
+
+def test_model_alone_can_be_loaded(tmp_path):
+    path = str(tmp_path / "a.npz")
+    model, optimizer = model_and_optimizer(1, steps=1)
+    train.save_checkpoint(path, model, optimizer, HISTORY)
+    other = Captioner(SIZES, seed=2)
+    assert train.load_checkpoint(path, other) == HISTORY
+    assert equal(values(other.weights), values(model.weights))
+
+
+def checkpoint_bytes(tmp_path):
+    path = str(tmp_path / "whole.npz")
+    train.save_checkpoint(path, *model_and_optimizer(1, steps=1), HISTORY)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("keep", [0, 3, .2, .9, .999])
+def test_cut_off_checkpoint_is_refused_and_changes_nothing(keep, tmp_path):
+    content = checkpoint_bytes(tmp_path)
+    path = str(tmp_path / "a.npz")
+    with open(path, "wb") as file:
+        file.write(content[:int(keep * len(content)) if keep < 1 else keep])
+    model, optimizer = model_and_optimizer(2)
+    before = values(model.weights)
+    with pytest.raises(cli.UserError) as error:
+        train.load_checkpoint(path, model, optimizer)
+    assert str(error.value).startswith(path)
+    assert equal(values(model.weights), before)
+
+
+def test_pickled_checkpoint_is_refused_and_never_run(tmp_path):
+    path, touched = str(tmp_path / "a.npz"), str(tmp_path / "touched")
+
+    class Evil:
+        def __reduce__(self):
+            return open, (touched, "w")
+
+    model, _ = model_and_optimizer()
+    np.savez(path, **dict(values(model.weights), history=np.array(Evil())))
+    with pytest.raises(cli.UserError):
+        train.load_checkpoint(path, model)
+    assert not os.path.exists(touched)
+
+
+def test_checkpoint_of_other_sizes_is_refused_and_changes_nothing(tmp_path):
+    path = str(tmp_path / "a.npz")
+    train.save_checkpoint(path, *model_and_optimizer(1), HISTORY)
+    other = Captioner(SIZES._replace(hidden=9), seed=2)
+    before = values(other.weights)
+    with pytest.raises(cli.UserError, match="this checkpoint is of another run"):
+        train.load_checkpoint(path, other)
+    assert equal(values(other.weights), before)
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(cli.UserError, match="no such checkpoint"):
+        train.load_checkpoint(str(tmp_path / "a.npz"), Captioner(SIZES))
+
+
+@pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
+def test_making_the_slots_changes_neither_weights_nor_the_first_steps(kind):
+    prepared, optimizer = model_and_optimizer(1, kind)
+    assert equal(values(prepared.weights), values(Captioner(SIZES, seed=1).weights))
+    stepped, _ = model_and_optimizer(1, kind, steps=2)
+    fresh, _ = model_and_optimizer(1, kind, steps=2, slots=False)
+    assert equal(values(stepped.weights), values(fresh.weights))
+
+
+# --- runs -----------------------------------------------------------------------------
+
+class Runs:
+    """A tokenized data set on disk, and the command run on it inside this process."""
+
+    def __init__(self, tmp_path, monkeypatch, capsys):
+        self.path, self.monkeypatch, self.capsys = tmp_path, monkeypatch, capsys
+        self.features = str(tmp_path / "data" / "features")
+        tokens = tmp_path / "data" / "tokens"
+        tokens.mkdir(parents=True)
+        with open(str(tokens / "vocabulary.tsv"), "w") as file:
+            file.write("index\tword\tcount\n")
+            file.writelines(f"{i}\t{word}\t{VOCABULARY.counts[i]}\n"
+                            for i, word in enumerate(VOCABULARY.index_word))
+        for split in (TRAIN, VAL):
+            write_tokens(str(tokens / (split.folder + ".npz")),
+                         split._replace(folder=np.array(split.folder),
+                                        vocabulary=np.array(split.vocabulary)))
+            write_features(self.features, split)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(train, "start", lambda: None)
+
+    def __call__(self, run, epochs, *flags):
+        """Train; returns (exit status, stdout, stderr)."""
+        self.monkeypatch.setattr(sys, "argv", [
+            "train.py", "--data", "data", "--run", run, "--epochs", str(epochs),
+            "--embedding", "7", "--units", "11", "--batch-size", "4", *flags])
+        before, status = signal.getsignal(signal.SIGTERM), 0
+        try:
+            cli.run(train.main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return (status,) + tuple(self.capsys.readouterr())
+
+    def file(self, run, name):
+        return os.path.join("checkpoints", run, name)
+
+    def arrays(self, run, name="newest"):
+        """All arrays of a checkpoint but for the times in its history."""
+        with np.load(self.file(run, name + ".npz"), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files if key != "history"}
+            history = json.loads(str(file["history"]))
+        for key in ("epoch", "train_loss", "val_loss"):
+            arrays[key] = np.array([row[key] for row in history])
+        return arrays
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, capsys):
+    return Runs(tmp_path, monkeypatch, capsys)
+
+
+def refusal(result):
+    """The one line that a run ended with."""
+    status, _, errors = result
+    assert status == 2, errors
+    assert "Traceback" not in errors and errors.count("train.py: ") == 1
+    assert errors.endswith("\n") and errors.splitlines()[-1].startswith("train.py: ")
+    return errors.splitlines()[-1]
+
+
+def test_run_writes_what_its_help_lists(runs):
+    status, out, _ = runs("a", 2)
+    assert status == 0
+    assert "train: 11 captions, 0 images without features left out" in out
+    assert "next: python evaluate.py --run a" in out
+    found = set(os.listdir(runs.file("a", "")))
+    assert {n for n in found if not n.startswith("events")} == {
+        "settings.json", "vocabulary.tsv", "newest.npz", "previous.npz", "best.npz",
+        "log.csv", "loss.png"}
+    assert any(name.startswith("events") for name in found)
+    with open(runs.file("a", "log.csv")) as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [float(row["val_loss"]) for row in rows] == runs.arrays("a")[
+        "val_loss"].tolist()
+    with Image.open(runs.file("a", "loss.png")) as image:
+        assert image.format == "PNG" and min(image.size) > 200
+    assert runs.arrays("a", "previous")["epoch"].tolist() == [1]
+
+
+def test_loss_falls_over_the_epochs(runs):
+    assert runs("a", 6, "--learning-rate", ".02", "--dropout", "0")[0] == 0
+    losses = runs.arrays("a")["train_loss"]
+    assert losses[-1] < losses[0] - .2 and losses[-1] < np.log(len(VOCABULARY))
+
+
+@pytest.mark.parametrize("flags", [(), ("--optimizer", "rmsprop", "--penalty", "1"),
+                                   ("--no-gate", "--initial-state", "zeros")])
+def test_run_that_was_stopped_and_goes_on_is_the_run_that_was_never_stopped(flags,
+                                                                            runs):
+    assert runs("whole", 4, *flags)[0] == 0
+    assert runs("parts", 2, *flags)[0] == 0
+    half = runs.arrays("parts")
+    status, out, _ = runs("parts", 4, *flags)
+    assert status == 0 and "newest.npz, after epoch 2" in out
+    assert "epoch 3:" in out and "epoch 2:" not in out
+    assert equal(runs.arrays("parts"), runs.arrays("whole"))
+    assert runs.arrays("whole")["epoch"].tolist() == [1, 2, 3, 4]
+    assert not (half["U"] == runs.arrays("whole")["U"]).all()
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(runs):
+    for run, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert runs(run, 1, "--seed", seed)[0] == 0
+    assert equal(runs.arrays("a"), runs.arrays("b"))
+    assert not (runs.arrays("a")["W_1"] == runs.arrays("c")["W_1"]).any()
+
+
+def test_best_checkpoint_is_that_of_the_lowest_validation_loss(runs):
+    status, out, _ = runs("a", 7, "--learning-rate", ".1", "--dropout", "0",
+                          "--seed", "2")
+    assert status == 0
+    losses = runs.arrays("a")["val_loss"].tolist()
+    best = losses.index(min(losses)) + 1
+    assert best < 7  # else the newest would do
+    assert runs.arrays("a", "best")["epoch"].tolist()[-1] == best
+    assert f"best: epoch {best}, validation loss {min(losses):.4f}" in out
+
+
+def test_trained_run_is_read_back(runs):
+    assert runs("a", 2)[0] == 0
+    run = train.read_run("a", "newest")
+    assert run.vocabulary.index_word == VOCABULARY.index_word
+    assert run.history[-1]["epoch"] == 2 and run.model.sizes.hidden == 11
+    arrays = runs.arrays("a")
+    assert all((w.numpy() == arrays[name]).all()
+               for name, w in run.model.weights.items())
+    captions = train.Captions(VAL, runs.features)
+    assert abs(train.validate(run.model, captions, 3)
+               - run.history[-1]["val_loss"]) < 1e-4
+
+
+@pytest.mark.parametrize("flags, word", [
+    (("--embedding", "8"), "embedding"), (("--units", "12"), "units"),
+    (("--batch-size", "5"), "batch size"), (("--dropout", ".25"), "dropout"),
+    (("--seed", "1"), "seed"), (("--no-gate",), "no gate"),
+    (("--penalty", ".5"), "penalty"), (("--optimizer", "rmsprop"), "optimizer"),
+    (("--learning-rate", ".5"), "learning rate"), (("--clip", "1"), "clip"),
+    (("--initial-state", "zeros"), "initial state")])
+def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
+    assert runs("a", 1)[0] == 0
+    with open(runs.file("a", "settings.json")) as file:
+        before = file.read()
+    line = refusal(runs("a", 2, *flags))
+    assert word in line and "--run" in line
+    with open(runs.file("a", "settings.json")) as file:
+        assert file.read() == before
+    assert runs.arrays("a")["epoch"].tolist() == [1]
+
+
+def test_vocabulary_that_the_tokens_do_not_belong_to_is_refused(runs):
+    path = os.path.join("data", "tokens", "vocabulary.tsv")
+    with open(path) as file:
+        text = file.read()
+    with open(path, "w") as file:
+        file.write(text.replace("\tdog\t", "\tfox\t"))
+    assert "does not belong to train.npz" in refusal(runs("a", 1))
+    assert not os.path.exists("checkpoints")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_damaged_settings_are_refused_in_one_line(content, runs):
+    assert runs("a", 1)[0] == 0
+    with open(runs.file("a", "settings.json"), "w") as file:
+        file.write(content)
+    assert "settings.json" in refusal(runs("a", 2))
+    with pytest.raises(cli.UserError, match="settings.json"):
+        train.read_run("a")
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "", ".."])
+def test_run_name_with_folders_is_refused(name, runs):
+    assert "--run" in refusal(runs(name, 1))
+
+
+def cut_off(path):
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+
+
+def test_damaged_newest_checkpoint_is_passed_over_for_the_previous(runs):
+    assert runs("whole", 4)[0] == 0
+    assert runs("a", 3)[0] == 0
+    cut_off(runs.file("a", "newest.npz"))
+    status, out, errors = runs("a", 4)
+    assert status == 0 and "previous.npz, after epoch 2" in out
+    assert "warning: " in errors and "newest.npz" in errors
+    assert equal(runs.arrays("a"), runs.arrays("whole"))
+
+
+def test_damaged_checkpoint_never_takes_the_place_of_the_sound_one(runs):
+    assert runs("a", 2)[0] == 0
+    cut_off(runs.file("a", "newest.npz"))
+    assert runs("a", 2)[0] == 0  # from epoch 1: the previous one is now all there was
+    assert runs.arrays("a")["epoch"].tolist() == [1, 2]
+    assert runs.arrays("a", "previous")["epoch"].tolist() == [1]
+
+
+def test_run_starts_anew_where_no_checkpoint_is_sound(runs):
+    assert runs("whole", 2)[0] == 0
+    assert runs("a", 2)[0] == 0
+    for name in ("newest.npz", "previous.npz"):
+        cut_off(runs.file("a", name))
+    status, out, errors = runs("a", 2)
+    assert status == 0 and "going on" not in out and errors.count("warning: ") == 2
+    assert equal(runs.arrays("a"), runs.arrays("whole"))
+
+
+def test_nan_in_the_features_stops_the_run_and_keeps_the_checkpoint(runs):
+    assert runs("a", 1)[0] == 0
+    before = runs.arrays("a")
+    path = feature_path(runs.features, "train", TRAIN.file_names[2])
+    array = np.load(path)
+    array[3, 4, 5] = np.nan
+    np.save(path, array)
+    line = refusal(runs("a", 2))
+    assert "epoch 2, batch " in line and "nan" in line
+    assert equal(runs.arrays("a"), before)
+    assert np.isfinite(runs.arrays("a")["W_v"]).all()
+
+
+def test_nan_in_the_validation_features_stops_the_run(runs):
+    path = feature_path(runs.features, "val", VAL.file_names[1])
+    array = np.load(path)
+    array[:] = np.nan
+    np.save(path, array)
+    assert "the validation loss is nan" in refusal(runs("a", 1))
+    assert not os.path.exists(runs.file("a", "newest.npz"))
+
+
+def test_damaged_features_stop_the_run_in_one_line_that_names_the_file(runs):
+    path = feature_path(runs.features, "train", TRAIN.file_names[2])
+    cut_off(path)
+    assert path.split("data", 1)[1] in refusal(runs("a", 1))
+
+
+def test_run_counts_the_images_without_features(runs):
+    os.remove(feature_path(runs.features, "train", TRAIN.file_names[0]))
+    status, out, _ = runs("a", 1)
+    assert status == 0
+    assert "train: 8 captions, 1 images without features left out" in out
+
+
+def test_missing_features_of_a_whole_split_are_refused(runs):
+    for name in VAL.file_names:
+        os.remove(feature_path(runs.features, "val", name))
+    assert "run extract_features.py" in refusal(runs("a", 1))
