@@ -20,7 +20,7 @@ import cli
 
 COLOURS = {"red": (214, 40, 40), "green": (60, 160, 60), "blue": (40, 80, 200),
            "yellow": (245, 205, 50), "purple": (130, 60, 160), "orange": (245, 130, 30)}
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("cross", "ring", "square")
 SUPERSAMPLE = 4  # drawn this many times larger and scaled down: smooth edges
 CAPTIONS_PER_IMAGE = 5
 SINGLE = ("a {0}", "there is a {0}", "a picture of a {0}", "a {0} is in the picture",
@@ -66,13 +66,17 @@ def draw(objects, size, random):
     for colour, shape, (x, y, w, h) in objects:
         left, top, right, bottom = (x * width, y * height,
                                     (x + w) * width, (y + h) * height)
-        if shape == "circle":
-            pen.ellipse((left, top, right, bottom), fill=COLOURS[colour])
-        elif shape == "square":
-            pen.rectangle((left, top, right, bottom), fill=COLOURS[colour])
+        third = (right - left) / 3, (bottom - top) / 3
+        fill = COLOURS[colour]
+        if shape == "square":
+            pen.rectangle((left, top, right, bottom), fill=fill)
+        elif shape == "ring":
+            pen.ellipse((left, top, right, bottom), fill=fill)
+            pen.ellipse((left + .8 * third[0], top + .8 * third[1],
+                         right - .8 * third[0], bottom - .8 * third[1]), fill=shade)
         else:
-            pen.polygon(((left, bottom), (right, bottom), ((left + right) / 2, top)),
-                        fill=COLOURS[colour])
+            pen.rectangle((left + third[0], top, right - third[0], bottom), fill=fill)
+            pen.rectangle((left, top + third[1], right, bottom - third[1]), fill=fill)
     pixels = np.asarray(canvas.resize(size, Image.LANCZOS), np.float32)
     pixels = pixels + random.normal(0, 3, pixels.shape)
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

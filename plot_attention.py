@@ -85,7 +85,9 @@ def draw(picture, words, alphas, path):
     rows = -(-(len(words) + 1) // columns)
     cell = 2.2 * np.array([1, height / width]) / max(1, (height / width) ** .5)
     cell = np.maximum(cell, .6)
-    heading = .55
+    caption = " ".join(words) or "(an empty caption)"
+    lines = -(-len(caption) // int(9 * columns * cell[0]))  # 9 letters an inch
+    heading = .15 + .2 * max(2, lines)
     figure = Figure(figsize=(columns * cell[0], rows * (cell[1] + .32) + heading))
     canvas = FigureCanvasAgg(figure)
     cells = [(picture, "")]
@@ -100,8 +102,8 @@ def draw(picture, words, alphas, path):
     figure.subplots_adjust(left=.01, right=.99, bottom=.01, top=top - .02, wspace=.05,
                            hspace=.25)
     figure.text(.012, 1 - .5 * heading / figure.get_figheight(),
-                " ".join(words).replace("$", r"\$") or "(an empty caption)",
-                fontsize=12, va="center", ha="left", wrap=True)
+                caption.replace("$", r"\$"), fontsize=12, va="center", ha="left",
+                wrap=True)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with atomic.writing(path) as file:
         canvas.print_figure(file, dpi=130, format="png", facecolor="white")

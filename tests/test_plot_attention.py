@@ -1,0 +1,228 @@
+"""What step 6 promises: maps in the right place, and a figure whatever comes."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+import plot_attention as pa
+from evaluate import Decoded
+from tokenize_captions import END, Vocabulary
+from train import Run
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SIZES = [(299, 299), (640, 100), (100, 640), (37, 90), (8, 8)]  # width, height
+
+
+def noise(width, height, seed=0):
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(
+        np.uint8)
+
+
+def some_alphas(count, locations=64, seed=1):
+    return np.random.RandomState(seed).dirichlet(np.ones(locations), count).astype(
+        np.float32)
+
+
+# --- maps -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cell", [(0, 0), (0, 7), (7, 0), (7, 7), (2, 5), (5, 2),
+                                  (0, 3), (4, 4)])
+def test_peak_of_the_map_is_in_the_cell_that_was_looked_at(size, cell):
+    row, column = cell
+    alpha = np.full(64, .2 / 63, np.float32)
+    alpha[row * 8 + column] = .8
+    heat = pa.upsample(alpha, size)
+    width, height = size
+    assert heat.shape == (height, width) and heat.dtype == np.float32
+    y, x = np.unravel_index(heat.argmax(), heat.shape)
+    assert row * height / 8 <= y + .5 <= (row + 1) * height / 8
+    assert column * width / 8 <= x + .5 <= (column + 1) * width / 8
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_map_lies_between_zero_and_one(size):
+    for alpha in some_alphas(3):
+        heat = pa.upsample(alpha, size)
+        assert heat.min() >= 0 and heat.max() == 1
+
+
+def test_even_attention_is_one_everywhere():
+    np.testing.assert_allclose(pa.upsample(np.full(64, 1 / 64), (50, 31)), 1, rtol=1e-5)
+
+
+def test_map_falls_off_with_the_distance_from_its_peak():
+    alpha = np.zeros(64, np.float32)
+    alpha[3 * 8 + 2] = 1
+    heat = pa.upsample(alpha, (160, 80))  # cells of 20 x 10
+    line = heat[35, 50:]                  # from the middle of the cell to the right
+    assert (np.diff(line) <= 1e-6).all() and line[0] > .9 and line[40] < .05
+
+
+def test_map_of_another_grid_is_drawn_too():
+    alpha = np.zeros(9)
+    alpha[5] = 1  # second row, last column
+    y, x = np.unravel_index(pa.upsample(alpha, (60, 33)).argmax(), (33, 60))
+    assert 11 <= y < 22 and 40 <= x < 60
+
+
+def test_locations_that_form_no_square_are_refused():
+    with pytest.raises(AssertionError):
+        pa.upsample(np.ones(63), (9, 9))
+
+
+def test_picture_is_bright_where_the_model_looked_and_dark_elsewhere():
+    picture = np.full((3, 5, 3), 120, np.uint8)
+    heat = np.zeros((3, 5), np.float32)
+    heat[1, 4] = 1
+    seen = pa.overlay(picture, heat)
+    assert seen.shape == picture.shape and seen.dtype == np.uint8
+    assert (seen[1, 4] >= 120).all()
+    dark = seen[heat == 0]
+    assert (dark < 60).all() and (dark > 0).all()
+    assert (pa.overlay(np.full((1, 1, 3), 255, np.uint8), np.ones((1, 1))) == 255).all()
+
+
+# --- pictures -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size, shape", [
+    ((640, 100), (75, 480, 3)), ((100, 640), (480, 75, 3)), ((3, 2), (320, 480, 3)),
+    ((2000, 1), (1, 480, 3))])
+def test_picture_keeps_its_proportions(size, shape, tmp_path):
+    path = str(tmp_path / "a.png")
+    Image.fromarray(noise(*size)).save(path)
+    assert pa.load_picture(path).shape == shape
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_picture_of_any_mode_is_loaded(mode, tmp_path):
+    path = str(tmp_path / "a.tif")
+    Image.new(mode, (30, 20)).save(path)
+    picture = pa.load_picture(path)
+    assert picture.shape == (320, 480, 3) and picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture"])
+def test_missing_or_unreadable_picture_is_refused_by_name(content, tmp_path):
+    path = str(tmp_path / "a.png")
+    if content is not None:
+        with open(path, "wb") as file:
+            file.write(content)
+    with pytest.raises(cli.UserError) as error:
+        pa.load_picture(path)
+    assert str(error.value).startswith(path)
+
+
+# --- figures --------------------------------------------------------------------------
+
+def drawn(path):
+    """The pixels of a figure, after all of them were decoded."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (640, 100), (100, 640), (480, 1)])
+@pytest.mark.parametrize("count", [0, 1, 3, 30])
+def test_figure_is_drawn_for_any_caption_and_picture(size, count, tmp_path):
+    path = str(tmp_path / "folder" / "a.png")
+    words = ["giraffe"] * count
+    pa.draw(noise(*size), words, some_alphas(count), path)
+    pixels = drawn(path)
+    assert (pixels != 255).mean() > .005         # something is on it,
+    assert (pixels[:4] == 255).all()             # and the caption is not cut off
+    assert os.listdir(str(tmp_path / "folder")) == ["a.png"]
+
+
+def test_figure_has_a_row_for_every_five_pictures(tmp_path):
+    heights = []
+    for count in (3, 4, 5, 9, 10):
+        path = str(tmp_path / "a.png")
+        pa.draw(noise(40, 40), ["a"] * count, some_alphas(count), path)
+        heights.append(drawn(path).shape[0])
+    assert heights[0] == heights[1] < heights[2] == heights[3] < heights[4]
+
+
+@pytest.mark.parametrize("words", [
+    ["$"], ["$x", "y$"], ["$$", "\\frac"], ["<start>", "a<b", "&", "%"], ["{_^}"],
+    ["$\\undefined$"], ["a" * 60], ["\u00e4pfel", "\u4e00"]])
+def test_signs_that_mean_something_to_matplotlib_are_only_text(words, tmp_path):
+    path = str(tmp_path / "a.png")
+    pa.draw(noise(50, 40), words, some_alphas(len(words)), path)
+    plain = str(tmp_path / "b.png")
+    pa.draw(noise(50, 40), [" "] * len(words), some_alphas(len(words)), plain)
+    assert (drawn(path) != drawn(plain)).any()
+
+
+def test_figure_shows_the_attention_it_was_given(tmp_path):
+    pixels = []
+    for cell in (0, 63, 0):
+        alphas = np.zeros((1, 64), np.float32)
+        alphas[0, cell] = 1
+        path = str(tmp_path / "a.png")
+        pa.draw(np.full((60, 60, 3), 200, np.uint8), ["cat"], alphas, path)
+        pixels.append(drawn(path).astype(int))
+    first, last, again = pixels
+    assert (first == again).all()
+    changed = (first != last).any(2).nonzero()[1]
+    assert changed.min() > first.shape[1] * .45  # the map, not the picture beside it
+
+
+def test_no_display_and_no_backend_are_needed(tmp_path):
+    path = str(tmp_path / "a.png")
+    environment = dict(os.environ, MPLBACKEND="TkAgg", PYTHONPATH=ROOT)
+    environment.pop("DISPLAY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, numpy, plot_attention as p\n"
+         "p.draw(numpy.zeros((9, 12, 3), 'u1'), ['a'], numpy.eye(64)[:1], sys.argv[1])",
+         path], env=environment, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    assert drawn(path).size
+
+
+# --- the choice of images -------------------------------------------------------------
+
+VOCABULARY = Vocabulary(["cat", "a", "dog"], [0, 1, 1, 0, 3, 2, 1])
+WORDS = np.array([[5, 4, END, 0], [END, 0, 0, 0], [5, 6, 5, 4]], np.int32)
+DECODED = Decoded(np.array(["a.jpg", "b.png", "c.jpg"]), np.array(["1", "2", "3"]),
+                  "val", WORDS, np.array([3, 1, 4], np.int32),
+                  some_alphas(12).reshape(3, 4, 64), np.zeros((3, 4), np.float32),
+                  np.ones((3, 4), np.float32))
+
+
+def test_images_are_chosen_by_name_in_the_order_asked_for():
+    assert pa.choose(DECODED, ["c.jpg", "a.jpg"], 1, 0) == [2, 0]
+    with pytest.raises(cli.UserError, match="^x.jpg: .*--picture"):
+        pa.choose(DECODED, ["a.jpg", "x.jpg"], 1, 0)
+
+
+def test_images_are_drawn_at_random_without_repetition():
+    many = DECODED._replace(file_names=np.array([f"{i}.jpg" for i in range(50)]))
+    first, again, other = (pa.choose(many, None, 9, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(set(first)) == 9 and set(first) < set(range(50))
+    assert pa.choose(DECODED, None, 8, 0) == [0, 1, 2]
+
+
+def test_split_is_drawn_with_the_words_before_the_end(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    for i, name in enumerate(DECODED.file_names):
+        Image.fromarray(noise(20 + i, 30)).save(str(tmp_path / "data" / "val" / name))
+    np.savez(str(tmp_path / "attention_val.npz"), **DECODED._asdict())
+    calls = []
+    real = pa.draw
+    monkeypatch.setattr(pa, "draw", lambda *args: calls.append(args) or real(*args))
+    run = Run(str(tmp_path), {"data": str(tmp_path / "data")}, VOCABULARY, None, [])
+    monkeypatch.setattr(sys, "argv", ["plot_attention.py"])
+    paths = pa.draw_split(run, pa.arguments())
+    assert paths == [str(tmp_path / "attention" / f"{name}.png") for name in "abc"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{paths[0]}: a cat", f"{paths[1]}: ", f"{paths[2]}: a dog a cat"]
+    for i, (picture, words, alphas, path) in enumerate(calls):
+        assert len(words) == len(alphas) == [2, 0, 4][i]
+        np.testing.assert_array_equal(alphas, DECODED.alphas[i, :len(words)])
+        assert drawn(path).size
