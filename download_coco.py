@@ -14,7 +14,8 @@ Writes, in COCO's own layout:
     DATA/archives/*.zip                      archives; those of images may be removed
     DATA/failed_images_SPLIT.txt             images that could not be had, and why
 
-This file also owns the readers of that layout: splits, read_captions, read_boxes.
+This file also owns the readers of that layout (splits, read_captions, read_boxes) and
+of Karpathy's split files (read_karpathy).
 """
 import concurrent.futures
 import contextlib
@@ -64,6 +65,12 @@ class Image(typing.NamedTuple):
     id: typing.Union[int, str]
     file_name: str                # inside the split's folder
     captions: typing.List[str]    # as written: neither tokenized nor lower-cased
+    folder: str = ""              # of the image, below the data set
+
+    @property
+    def path(self):
+        """Where the image stands below the data set, e.g. train2014/COCO_1.jpg."""
+        return f"{self.folder}/{self.file_name}"
 
 
 class Broken(Exception):
@@ -227,7 +234,7 @@ def get_whole(data, split, annotations, mirror):
 def get_some(data, split, annotations, mirror, num_images, seed, workers):
     """Download `num_images` images of a split and cut its annotations to those."""
     everything = load_member(annotations, f"annotations/captions_{split}.json")
-    images = images_of(everything, annotations)
+    images = images_of(everything, annotations, split)
     # The head of one shuffled order: more images later keep the ones that are there
     random.Random(seed).shuffle(images)
     failed = fetch_images(data, split, images[:num_images], mirror, workers)
@@ -371,10 +378,10 @@ def read_captions(data, split):
     file, if it is missing, is not JSON, or is not what COCO calls captions.
     """
     path = os.path.join(data, "annotations", f"captions_{split}.json")
-    return images_of(read_json(path), path)
+    return images_of(read_json(path), path, split)
 
 
-def images_of(content, path):
+def images_of(content, path, split):
     """The list of Image in the content of a captions file; `path` is for messages."""
     captions = {}
     listed = items(content, path, "images", id=(int, str), file_name=(str,))
@@ -394,8 +401,41 @@ def images_of(content, path):
             strays += 1
     if strays:
         cli.warn(f"{path}: skipped {strays} captions whose image_id no image has")
-    return [Image(image["id"], image["file_name"], captions[image["id"]])
+    return [Image(image["id"], image["file_name"], captions[image["id"]], split)
             for image in listed]
+
+
+def read_karpathy(path, data):
+    """Karpathy's split file: {'train', 'val', 'test', perhaps 'restval': list of Image}.
+
+    The file names an image's folder only for COCO; images of Flickr are looked for in
+    the folders of `data`. Raises UserError, naming the file, if it is not such a file,
+    or if not one of its images is there.
+    """
+    content = read_json(path)
+    listed = items(content, path, "images", filename=(str,), split=(str,),
+                   sentences=(list,))
+    folder_of = {}
+    for entry in sorted(os.scandir(data), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name != "annotations":
+            folder_of.update((name, entry.name) for name in os.listdir(entry.path))
+    groups = {}
+    for number, image in enumerate(listed):
+        captions = [sentence.get("raw") if isinstance(sentence, dict) else None
+                    for sentence in image["sentences"]]
+        folder = image.get("filepath", folder_of.get(image["filename"], "images"))
+        identity = image.get("cocoid", image.get("imgid"))
+        if (not all(isinstance(caption, str) for caption in captions)
+                or type(identity) not in (int, str) or not isinstance(folder, str)
+                or not is_inside(folder) or not is_inside(image["filename"])):
+            raise cli.UserError(f"{path}: item {number} of 'images' is not as in "
+                                "Karpathy's files; download the file again")
+        groups.setdefault(image["split"], []).append(
+            Image(identity, image["filename"], captions, folder))
+    if not any(image["filename"] in folder_of for image in listed):
+        raise cli.UserError(f"{data}: none of the {len(listed)} images of {path} is in "
+                            "a folder of it; put them there, or see --data")
+    return groups
 
 
 def read_boxes(data, split):

@@ -77,7 +77,7 @@ def draw(objects, size, random):
         else:
             pen.rectangle((left + third[0], top, right - third[0], bottom), fill=fill)
             pen.rectangle((left, top + third[1], right, bottom - third[1]), fill=fill)
-    pixels = np.asarray(canvas.resize(size, Image.LANCZOS), np.float32)
+    pixels = np.asarray(canvas.reduce(SUPERSAMPLE), np.float32)
     pixels = pixels + random.normal(0, 3, pixels.shape)
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 

@@ -2,42 +2,43 @@
 
     python evaluate.py --run baseline
     python evaluate.py --run baseline --beam 3
+    python evaluate.py --run baseline --compare other    # a paired bootstrap
 
 Each word is decoded from the model's own previous word, its state and the image, up to
-the end token. BLEU is that of the COCO caption tools, with brevity penalty, against all
-references of an image, in percent.
+the end token. Scores are those of the COCO caption tools against all references of an
+image, in percent; BLEU also without brevity penalty, as in the paper's table. METEOR
+and the tools' tokenizer need Java. Intervals are 95 % bootstraps over images.
 
-Reads:  checkpoints/<run>/, the tokens, features and annotations that the run names
+Reads:  checkpoints/<run>/, the tokens and features that the run names
 Writes, below checkpoints/<run>/:
         captions_<split>_<run>_results.json   what the COCO server takes
         attention_<split>.npz                 see Decoded for what is inside
         scores_<split>.json                   the scores, and how they were made
+        nbest_<split>.json                    only with --n-best
 """
 import collections
 import os
-import shutil
 import time
 import zipfile
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from tqdm import tqdm
 
 import atomic
 import cli
+import scores
 from decode import beam_search
-from download_coco import read_captions
 from extract_features import SHAPE, feature_path, read_features
-from tf_runtime import start
-from tokenize_captions import read_tokens, split_words
-from train import read_run
+from tf_runtime import device_name, start, tf
+from tokenize_captions import (PAD, START, UNK, read_references, read_tokens,
+                               read_vocabulary, references_path, split_words)
+from train import RUNS, read_run
 
-Decoded = collections.namedtuple("Decoded", "file_names image_ids folder words steps "
-                                            "alphas log_probs betas")
+Decoded = collections.namedtuple("Decoded", "images image_ids words steps alphas "
+                                            "log_probs betas")
 Decoded.__doc__ = """The captions of one split with their attention.
 
-file_names, image_ids: str (I,). folder: str, the images' folder below the data set.
+images: str (I,), paths below the data set. image_ids: str (I,).
 words: int32 (I, T), padded with 0. steps: int32 (I,): words, the end token among them.
 alphas: float32 (I, T, L). log_probs, betas: float32 (I, T); betas 1 without a gate.
 """
@@ -57,38 +58,53 @@ def read_decoded(path):
             decoded = Decoded(**{name: arrays[name] for name in Decoded._fields})
         I, T = decoded.words.shape
         if not (decoded.alphas.shape[:2] == (I, T) == decoded.log_probs.shape
-                and decoded.steps.shape == decoded.file_names.shape == (I,)
-                and decoded.file_names.dtype.kind == "U" and decoded.steps.max() <= T):
+                == decoded.betas.shape and decoded.alphas.ndim == 3
+                and decoded.steps.shape == decoded.images.shape == (I,)
+                and decoded.image_ids.shape == (I,)
+                and decoded.images.dtype.kind == "U" and decoded.steps.max() <= T
+                and decoded.steps.min() >= 1 and decoded.words.min() >= 0):
             raise ValueError
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
             zipfile.zlib.error, NotImplementedError, RuntimeError):
         raise cli.UserError(f"{path}: damaged; run evaluate.py again")
-    return decoded._replace(folder=str(decoded.folder))
+    return decoded
+
+
+def read_captions_of(folder, split):
+    """{image id: caption} of the split, as the run in this folder has decoded it."""
+    vocabulary = read_vocabulary(os.path.join(folder, "vocabulary.tsv"))
+    decoded = read_decoded(decoded_path(folder, split))
+    if decoded.words.max() >= len(vocabulary):
+        raise cli.UserError(f"{decoded_path(folder, split)}: was decoded with another "
+                            "vocabulary; run evaluate.py again")
+    return {str(i): vocabulary.decode(words[:steps]) for i, words, steps in
+            zip(decoded.image_ids, decoded.words, decoded.steps)}
 
 
 # --- the run --------------------------------------------------------------------------
 
-def decode_split(model, paths, batch_size, width, max_steps):
-    """Best Caption for each features file, in order; images of a batch side by side."""
-    captions = []
-    with tqdm(total=len(paths), desc="decode", unit="image") as bar:
+def decode_split(model, paths, batch_size, quiet=False, **search):
+    """For each features file the Captions of its beam, best first.
+
+    search: the arguments of `beam_search`; images of a batch are side by side.
+    """
+    found = []
+    with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
         for i in range(0, len(paths), batch_size):
             maps = np.stack([read_features(p) for p in paths[i:i + batch_size]])
-            found = beam_search(model, maps.reshape(len(maps), -1, SHAPE[-1]), width,
-                                max_steps)
-            captions += [hypotheses[0] for hypotheses in found]
+            found += beam_search(model, maps.reshape(len(maps), -1, SHAPE[-1]),
+                                 **search)
             bar.update(len(maps))
-    return captions
+    return found
 
 
-def pack(captions, names, ids, folder):
+def pack(captions, images, ids):
     """A list of Captions as the arrays of Decoded."""
     I, T = len(captions), max(len(caption.words) for caption in captions)
     L = captions[0].alphas.shape[1]
-    decoded = Decoded(np.array(names), np.array(ids), np.array(folder),
-                      np.zeros((I, T), np.int32),
+    decoded = Decoded(np.array(images), np.array(ids), np.zeros((I, T), np.int32),
                       np.array([len(c.words) for c in captions], np.int32),
                       np.zeros((I, T, L), np.float32), np.zeros((I, T), np.float32),
                       np.ones((I, T), np.float32))
@@ -102,25 +118,63 @@ def pack(captions, names, ids, folder):
     return decoded
 
 
-def bleu(candidates, references):
-    """Corpus BLEU-1 to 4 in percent, by the COCO caption tools.
+def refuse_seen(settings, split, images, allowed):
+    """Raise cli.UserError if any of these images was trained on, unless allowed."""
+    if allowed:
+        return
+    train = read_tokens(os.path.join(settings["tokens"], "train.npz"))
+    seen = set(train.images) & set(images)
+    if seen:
+        raise cli.UserError(f"{len(seen)} of {len(images)} images of {split} were "
+                            f"trained on (one is {sorted(seen)[0]}), so the scores "
+                            "would say nothing; --allow-seen scores them all the same")
 
-    candidates: {image id: caption}. references: {image id: list of captions}.
-    Returns ({'BLEU-1': ...}, name of the tokenizer). Java runs the Penn Treebank
-    tokenizer of the COCO tools; without Java both sides go through `split_words`.
-    """
-    ids = sorted(candidates)
-    made = {i: [{"caption": candidates[i]}] for i in ids}
-    true = {i: [{"caption": caption} for caption in references[i]] for i in ids}
-    if shutil.which("java"):
-        tokenizer, name = PTBTokenizer().tokenize, "PTB"
-    else:
-        def tokenizer(captions):
-            return {i: [" ".join(split_words(c["caption"])) for c in group]
-                    for i, group in captions.items()}
-        name = "lower case without punctuation (no Java was found for PTB)"
-    scores, _ = Bleu(4).compute_score(tokenizer(true), tokenizer(made), verbose=0)
-    return {f"BLEU-{n}": round(100 * s, 2) for n, s in enumerate(scores, 1)}, name
+
+def seen_captions(settings, vocabulary):
+    """The training captions as the model met them: a set of str."""
+    train = read_tokens(os.path.join(settings["tokens"], "train.npz"))
+    return {vocabulary.decode(row[1:]) for row in train.words}
+
+
+def report(scored, made, references, training):
+    """The scores with their intervals and the captions' habits, as JSON takes them."""
+    each = {name: values.round(3).tolist() for name, values in scored.parts.items()}
+    each["BLEU-4"] = scores.bleu(scored.bleu)[:, 3].round(3).tolist()
+    people = {i: group[0] for i, group in references.items() if i in made}
+    plain = [" ".join(split_words(people[i])) for i in sorted(people)]
+    return {
+        "scores": scores.averages(scored), "intervals": scores.intervals(scored),
+        "tokenizer": scored.tokenizer, "images": len(scored.ids),
+        "habits": scores.habits([made[i] for i in scored.ids], training),
+        "habits_of_first_references": scores.habits(plain, training),
+        "image_ids": scored.ids, "of_each_image": each}
+
+
+def show(summary):
+    """Print the scores as a table, then the habits beside those of people."""
+    rows = [("", "score", "95 % interval")]
+    for name, value in summary["scores"].items():
+        low, high = summary["intervals"][name]
+        rows.append((name, f"{value:.2f}", f"{low:.2f} - {high:.2f}"))
+    scores.table(rows)
+    print()
+    scores.table([("", "generated", "first reference")] + [
+        (name, f"{value:.1f}", f"{summary['habits_of_first_references'][name]:.1f}")
+        for name, value in summary["habits"].items()])
+
+
+def compare(run, other, split, texts, references):
+    """Print the paired bootstrap of two runs on the images that both have captioned."""
+    theirs = read_captions_of(os.path.join(RUNS, other), split)
+    both = sorted(set(texts) & set(theirs))
+    if not both:
+        raise cli.UserError(f"{other} and {run} have no image of {split} in common")
+    scored = [scores.score({i: captions[i] for i in both}, references)
+              for captions in (theirs, texts)]
+    print(f"\n{run} minus {other} on {len(both)} images:")
+    scores.table([("", "points", "95 % interval", "p")] + [
+        (name, f"{point:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}")
+        for name, (point, low, high, p) in scores.compare(*scored).items()])
 
 
 def main():
@@ -129,52 +183,63 @@ def main():
     start()
     run = read_run(args.run, args.checkpoint)
     settings = run.settings
-    data = args.data or settings["data"]
     features = args.features or settings["features"]
-    tokens = read_tokens(os.path.join(args.tokens or settings["tokens"],
-                                      args.split + ".npz"))
-    paths = [feature_path(features, tokens.folder, str(n)) for n in tokens.file_names]
-    images = [i for i, path in enumerate(paths) if os.path.exists(path)]
-    if not images:
-        raise cli.UserError(f"{os.path.join(features, tokens.folder)}: no features of "
-                            "these images; run extract_features.py")
-    if len(images) < len(paths):
-        cli.warn(f"{len(paths) - len(images)} of {len(paths)} images have no "
+    folder = args.tokens or settings["tokens"]
+    tokens = read_tokens(os.path.join(folder, args.split + ".npz"))
+    refuse_seen(settings, args.split, tokens.images.tolist(), args.allow_seen)
+    paths = [feature_path(features, str(name)) for name in tokens.images]
+    there = [i for i, path in enumerate(paths) if os.path.exists(path)]
+    if not there:
+        raise cli.UserError(f"{features}: no features of the images in {args.split}"
+                            ".npz; run extract_features.py")
+    if len(there) < len(paths):
+        cli.warn(f"{len(paths) - len(there)} of {len(paths)} images have no "
                  "features and are left out")
-    references = {str(image.id): image.captions
-                  for image in read_captions(data, tokens.folder)}
-    names = [str(tokens.file_names[i]) for i in images]
-    ids = [str(tokens.image_ids[i]) for i in images]
-    lost = [i for i in ids if not references.get(i)]
-    if lost:
-        raise cli.UserError(f"{data}: {len(lost)} images of {args.split}.npz have no "
-                            f"captions there, the first is {lost[0]}; give the data "
-                            "set that was tokenized with --data")
+    images = [str(tokens.images[i]) for i in there]
+    ids = [str(tokens.image_ids[i]) for i in there]
+    references = read_references(references_path(folder, args.split))
+
     begin = time.time()
-    captions = decode_split(run.model, [paths[i] for i in images], args.batch_size,
-                            args.beam, args.max_steps)
-    seconds = time.time() - begin
-    texts = {i: run.vocabulary.decode(c.words) for i, c in zip(ids, captions)}
-    decoded = pack(captions, names, ids, tokens.folder)
+    found = decode_split(run.model, [paths[i] for i in there], args.batch_size,
+                         width=args.beam, max_steps=args.max_steps,
+                         length_power=args.length_power,
+                         forbidden=(PAD, START) + (() if args.allow_unk else (UNK,)))
+    speed = len(there) / (time.time() - begin)
+    texts = {i: run.vocabulary.decode(beam[0].words) for i, beam in zip(ids, found)}
+    scored = scores.score(texts, references, args.spice)
+    if scored.tokenizer != scores.PTB:
+        cli.warn("no Java was found: METEOR is left out, and the other scores are of "
+                 "captions in lower case without punctuation instead of PTB's tokens")
+    summary = report(scored, texts, references, seen_captions(settings, run.vocabulary))
+    summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
+                   checkpoint=args.checkpoint, epoch=run.history[-1]["epoch"],
+                   device=device_name(), tensorflow=tf.__version__,
+                   images_per_second=round(speed, 1))
+
     with atomic.writing(decoded_path(run.folder, args.split)) as file:
-        np.savez_compressed(file, **decoded._asdict())
-    results = os.path.join(run.folder,
-                           f"captions_{tokens.folder}_{args.run}_results.json")
+        np.savez_compressed(file, **pack([beam[0] for beam in found], images,
+                                         ids)._asdict())
+    folders = {os.path.dirname(name) for name in images}
+    name = folders.pop() if len(folders) == 1 else args.split
+    results = os.path.join(run.folder, f"captions_{name}_{args.run}_results.json")
     atomic.write_json(results, [{"image_id": int(i) if i.isdigit() else i,
                                  "caption": texts[i]} for i in ids])
-    scores, tokenizer = bleu(texts, references)
-    report = os.path.join(run.folder, f"scores_{args.split}.json")
-    atomic.write_json(report, {
-        "scores": scores, "tokenizer": tokenizer, "images": len(ids),
-        "split": args.split, "folder": tokens.folder, "beam": args.beam,
-        "checkpoint": args.checkpoint, "epoch": run.history[-1]["epoch"]})
-    lengths = decoded.steps - (decoded.words[np.arange(len(ids)),
-                                             decoded.steps - 1] == 2)
-    print(f"{len(ids)} images of {tokens.folder}, beam {args.beam}, "
-          f"{len(ids) / seconds:.1f} images/s, {lengths.mean():.1f} words on average, "
-          f"{len(set(texts.values()))} different captions, tokenizer: {tokenizer}")
-    print("  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
-    print(f"written: {results}, {report}, {decoded_path(run.folder, args.split)}")
+    written = [results, os.path.join(run.folder, f"scores_{args.split}.json"),
+               decoded_path(run.folder, args.split)]
+    atomic.write_json(written[1], summary)
+    if args.n_best:
+        written.append(os.path.join(run.folder, f"nbest_{args.split}.json"))
+        atomic.write_json(written[-1], {i: [
+            {"caption": run.vocabulary.decode(caption.words),
+             "log_prob": round(float(caption.log_probs.sum()), 4)}
+            for caption in beam[:args.n_best]] for i, beam in zip(ids, found)})
+
+    print(f"{len(ids)} images of {args.split}, epoch {summary['epoch']}, beam "
+          f"{args.beam}, {speed:.1f} images/s, tokenizer: {scored.tokenizer}\n")
+    show(summary)
+    if args.compare:
+        compare(args.run, args.compare, args.split, texts, references)
+    print("\nwritten: " + ", ".join(written))
     cli.next_step("python", "plot_attention.py", "--run", args.run)
 
 
@@ -182,16 +247,29 @@ def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--split", choices=("train", "val"), default="val",
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
                         help="which of the tokenized splits")
     parser.add_argument("--checkpoint", choices=("best", "newest", "previous"),
                         default="best", help="which weights of the run")
     parser.add_argument("--beam", type=positive, default=1,
                         help="width of the beam search; 1 is greedy")
+    parser.add_argument("--length-power", type=cli.number(float, at_least=0),
+                        default=0., help="hypotheses are compared by their log "
+                        "probability / words ** this; 0: by the probability itself")
     parser.add_argument("--max-steps", type=positive, default=50,
                         help="words after which a caption is cut")
+    parser.add_argument("--n-best", type=positive, metavar="N",
+                        help="also write the N best captions of the beam and their "
+                             "log probabilities")
+    parser.add_argument("--allow-unk", action="store_true",
+                        help="let the model write UNK")
+    parser.add_argument("--allow-seen", action="store_true",
+                        help="score images that were trained on")
+    parser.add_argument("--spice", action="store_true",
+                        help="also SPICE: takes long, needs 8 GB and a download")
+    parser.add_argument("--compare", metavar="RUN",
+                        help="paired bootstrap against another run's captions")
     parser.add_argument("--batch-size", type=positive, default=64, help="images")
-    parser.add_argument("--data", help="default: that of the run")
     parser.add_argument("--tokens", help="default: those of the run")
     parser.add_argument("--features", help="default: those of the run")
     return parser.parse_args()

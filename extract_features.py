@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import atomic
 import cli
-from download_coco import image_path, read_captions, splits
+from download_coco import read_captions, read_karpathy, splits
 from tf_runtime import compiled, py_function, start, tf
 
 SIZE = 299                # InceptionV3's input, pixels
@@ -36,9 +36,9 @@ CENTRE_WEIGHT = 3.        # see random_weights
 
 # --- reading what this step writes ----------------------------------------------------
 
-def feature_path(features, split, file_name):
-    """Where the features of one image stand."""
-    return os.path.join(features, split, file_name + ".npy")
+def feature_path(features, image):
+    """Where the features of an image stand; image: its path below the data set."""
+    return os.path.join(features, image + ".npy")
 
 
 def read_features(path):
@@ -260,13 +260,13 @@ def batches(paths, batch_size):
 
 def extract(split, names, data, features, forward, batch_size, dtype):
     """Write the missing features of one split. Returns the list of (name, error)."""
-    paths = {name: feature_path(features, split, name) for name in names}
+    paths = {name: feature_path(features, name) for name in names}
     todo = [name for name in names if not is_sound(paths[name], dtype)]
     if len(todo) < len(names):
         print(f"{split}: {len(names) - len(todo)} of {len(names)} images are done")
     bad = []
     with tqdm(total=len(todo), desc=split, unit="image", disable=not todo) as bar:
-        sources = [image_path(data, split, name) for name in todo]
+        sources = [os.path.join(data, name) for name in todo]
         for indices, pixels, errors in batches(sources, batch_size) if todo else ():
             output = forward(pixels).numpy().astype(dtype)
             for name, array, error in zip([todo[i] for i in indices], output, errors):
@@ -287,7 +287,7 @@ def sample_images(data, split, names, seed):
     pictures = []
     for i in np.random.RandomState(seed).permutation(len(names)):
         try:
-            pictures.append(read_image(image_path(data, split, names[i])))
+            pictures.append(read_image(os.path.join(data, names[i])))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # extract() reports it
         if len(pictures) == CALIBRATION_IMAGES:
@@ -347,9 +347,17 @@ def main():
     args = arguments()
     cli.introduce(2, "extract features")
     features = args.features or os.path.join(args.data, "features")
-    wanted = args.splits or splits(args.data)
-    names = {split: [image.file_name for image in read_captions(args.data, split)]
-             for split in wanted}
+    if args.karpathy:
+        groups = read_karpathy(args.karpathy, args.data)
+        wanted = args.splits or sorted(groups)
+        lost = [split for split in wanted if split not in groups]
+        if lost:
+            raise cli.UserError(f"{args.karpathy}: has no split {lost[0]} (it has "
+                                f"{', '.join(sorted(groups))}); see --splits")
+    else:
+        wanted = args.splits or splits(args.data)
+        groups = {split: read_captions(args.data, split) for split in wanted}
+    names = {split: [image.path for image in groups[split]] for split in wanted}
     start()
     new = claim(features, {"weights": args.weights, "seed": args.seed,
                            "dtype": args.dtype})
@@ -380,8 +388,8 @@ def main():
                 f"{report}: {len(bad)} of {len(names[split])} images could not be "
                 f"used, more than --max-bad {args.max_bad:g} allows; mend them or "
                 "raise it")
-        print(f"{split}: {len(names[split]) - len(bad)} images in "
-              f"{os.path.join(features, split)}, each {SHAPE} {args.dtype}")
+        print(f"{split}: features of {len(names[split]) - len(bad)} images in "
+              f"{features}, each {SHAPE} {args.dtype}")
     cli.next_step("python", "tokenize_captions.py", "--data", args.data)
 
 
@@ -390,6 +398,9 @@ def arguments():
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
     parser.add_argument("--features", help="folder to write (default: <data>/features)")
     parser.add_argument("--splits", nargs="+", help="default: all that have captions")
+    parser.add_argument("--karpathy", metavar="FILE",
+                        help="take the images of Karpathy's split file instead of those "
+                             "of <data>/annotations")
     parser.add_argument("--weights", default="imagenet",
                         help="imagenet, random, or the path of an .h5 file")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16",

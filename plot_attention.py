@@ -23,7 +23,6 @@ from scipy.ndimage import gaussian_filter
 import atomic
 import cli
 from decode import beam_search
-from download_coco import image_path
 from evaluate import decoded_path, read_decoded
 from extract_features import SHAPE, extractor, read_image
 from tf_runtime import start
@@ -111,7 +110,7 @@ def draw(picture, words, alphas, path):
 
 def choose(decoded, wanted, count, seed):
     """Indices of the images to draw: those named, else `count` drawn at random."""
-    names = [str(name) for name in decoded.file_names]
+    names = [os.path.basename(str(image)) for image in decoded.images]
     missing = [name for name in wanted or () if name not in names]
     if missing:
         raise cli.UserError(f"{missing[0]}: not among the {len(names)} decoded images "
@@ -132,9 +131,8 @@ def draw_split(run, args):
     decoded = read_decoded(decoded_path(run.folder, args.split))
     drawn = []
     for i in choose(decoded, args.images, args.count, args.seed):
-        name = str(decoded.file_names[i])
-        picture = load_picture(image_path(args.data or run.settings["data"],
-                                          decoded.folder, name))
+        name = str(decoded.images[i])
+        picture = load_picture(os.path.join(args.data or run.settings["data"], name))
         words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
         path = os.path.join(run.folder, "attention",
                             os.path.splitext(os.path.basename(name))[0] + ".png")

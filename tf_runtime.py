@@ -4,6 +4,7 @@
 once, in main(), before anything is computed. Nothing else in the project asks for the
 version of TensorFlow.
 """
+import ctypes
 import os
 import sys
 
@@ -62,11 +63,27 @@ py_function = v1.py_func
 
 def start():
     """Switch eager execution on, let GPU memory grow on demand, say what is used."""
+    keep_memory()
     config = v1.ConfigProto()
     config.gpu_options.allow_growth = True  # do not take the whole card at once
     # Nothing may ask TensorFlow for its mode before this: asking settles the config.
     v1.enable_eager_execution(config=config)
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
+
+
+def keep_memory(keep=True):
+    """Have the C library keep freed memory for the next tensor; False: its defaults.
+
+    TensorFlow on the CPU takes every large tensor straight from the system, which
+    fills it with zeros page by page, and gives it back at once: a quarter of the time
+    of a forward pass of InceptionV3. Elsewhere than on Linux nothing is changed.
+    """
+    if sys.platform.startswith("linux"):
+        trim_threshold, mmap_max = -1, -4  # of malloc.h, with the defaults of glibc
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(mmap_max, 0 if keep else 65536)
+            library.mallopt(trim_threshold, 2 ** 31 - 1 if keep else 128 * 1024)
 
 
 def device_name():

@@ -2,20 +2,23 @@
 
     python tokenize_captions.py --data data
     python tokenize_captions.py --data data --num-examples 30000    # the published set
+    python tokenize_captions.py --data data --karpathy dataset_coco.json
 
 Captions are lower-cased, punctuation goes away and white space is folded. The
-vocabulary is counted on training captions only: the 5,000 most frequent words
-are kept, all others become UNK. An image, with
-all its captions, is either for training or for validation.
+vocabulary is counted on training captions only: the 5,000 most frequent words are kept,
+all others become UNK. An image, with all its captions, is either for training or for
+validation (or for the test, where Karpathy's split file says so).
 
-Reads:  <data>/annotations/captions_<split>.json
-Writes: <tokens>/vocabulary.tsv   index, word, how often; a person can read it
-        <tokens>/train.npz        see Tokens for what is inside
-        <tokens>/val.npz
+Reads:  <data>/annotations/captions_<split>.json, or the file of --karpathy
+Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can read it
+        <tokens>/train.npz, val.npz      see Tokens for what is inside
+        <tokens>/test.npz                only with --karpathy
+        <tokens>/references_<name>.json  the captions as written, for the scores
 """
 import collections
 import hashlib
 import io
+import json
 import os
 import re
 import zipfile
@@ -26,22 +29,22 @@ from tqdm import tqdm
 
 import atomic
 import cli
-from download_coco import read_captions, splits
+from download_coco import read_captions, read_karpathy, splits
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
 # Letters and digits of any script, and apostrophes inside a word: man's stays one word.
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
-Tokens = collections.namedtuple("Tokens", "words lengths image_of file_names image_ids "
-                                          "folder vocabulary")
+Tokens = collections.namedtuple("Tokens", "words lengths image_of images image_ids "
+                                          "vocabulary")
 Tokens.__doc__ = """The captions of one split, as arrays.
 
 words: int32 (captions, C + 1): start token, words, end token, padding.
 lengths: int32 (captions,): words to predict, the end token among them.
-image_of: int32 (captions,): index into file_names and image_ids.
-file_names: str (images,). image_ids: str (images,).
-folder: str, the folder of the images below the data set. vocabulary: its digest, str.
+image_of: int32 (captions,): index into images and image_ids.
+images: str (images,), paths below the data set. image_ids: str (images,).
+vocabulary: its digest, str.
 """
 
 
@@ -119,16 +122,37 @@ def read_tokens(path):
     fits = (captions > 0 and tokens.words.dtype == tokens.lengths.dtype == np.int32
             and tokens.image_of.dtype == np.int32
             and tokens.lengths.shape == tokens.image_of.shape == (captions,)
-            and tokens.file_names.shape == tokens.image_ids.shape
-            and tokens.file_names.ndim == 1 and tokens.file_names.dtype.kind == "U"
+            and tokens.images.shape == tokens.image_ids.shape
+            and tokens.images.ndim == 1 and tokens.images.dtype.kind == "U"
             and tokens.lengths.min() >= 1 and tokens.lengths.max() < columns
             and tokens.words.min() >= 0
             and 0 <= tokens.image_of.min()
-            and tokens.image_of.max() < len(tokens.file_names))
+            and tokens.image_of.max() < len(tokens.images))
     if not fits:
         raise cli.UserError(f"{path}: its arrays do not fit together; run "
                             "tokenize_captions.py again")
-    return tokens._replace(folder=str(tokens.folder), vocabulary=str(tokens.vocabulary))
+    return tokens._replace(vocabulary=str(tokens.vocabulary))
+
+
+def references_path(tokens, name):
+    """Where the captions of a split stand as people wrote them."""
+    return os.path.join(tokens, f"references_{name}.json")
+
+
+def read_references(path):
+    """{image id: list of captions}. Raises cli.UserError if it is missing or bad."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            references = json.load(file)
+        if not references or not all(isinstance(group, list) and group and all(
+                isinstance(caption, str) for caption in group)
+                for group in references.values()):
+            raise ValueError
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no references there; run tokenize_captions.py")
+    except (ValueError, AttributeError, RecursionError):
+        raise cli.UserError(f"{path}: damaged; run tokenize_captions.py again")
+    return references
 
 
 # --- the run --------------------------------------------------------------------------
@@ -191,10 +215,10 @@ def build_vocabulary(counter, captions, size):
                       [0, captions, captions, unknown] + [count for _, count in kept])
 
 
-def tokenize(images, folder, vocabulary, max_words):
+def tokenize(images, name, vocabulary, max_words):
     """Tokens of these images, and how many captions were empty or too long."""
     sequences, image_of, skipped = [], [], 0
-    for i, image in enumerate(tqdm(images, desc=f"tokenize {folder}", unit="image")):
+    for i, image in enumerate(tqdm(images, desc=f"tokenize {name}", unit="image")):
         for caption in image.captions:
             words = split_words(caption)
             if not 0 < len(words) <= max_words:
@@ -203,16 +227,16 @@ def tokenize(images, folder, vocabulary, max_words):
             sequences.append([START] + vocabulary.encode(words) + [END])
             image_of.append(i)
     if not sequences:
-        raise cli.UserError(f"{folder}: not one caption with 1 to {max_words} words; "
+        raise cli.UserError(f"{name}: not one caption with 1 to {max_words} words; "
                             "check the annotations, or raise --max-words")
     padded = np.full((len(sequences), max(map(len, sequences))), PAD, np.int32)
     for row, sequence in zip(padded, sequences):
         row[:len(sequence)] = sequence
     return Tokens(padded, np.array([len(s) - 1 for s in sequences], np.int32),
                   np.array(image_of, np.int32),
-                  np.array([image.file_name for image in images]),
+                  np.array([image.path for image in images]),
                   np.array([str(image.id) for image in images]),
-                  np.array(folder), np.array(vocabulary.digest())), skipped
+                  np.array(vocabulary.digest())), skipped
 
 
 def write_tokens(path, tokens):
@@ -230,38 +254,63 @@ def facts(name, tokens, skipped):
     """One line about a split, for the terminal."""
     words = tokens.lengths - 1
     unknown = (tokens.words == UNK).sum() / max(1, words.sum())
-    line = (f"{name}: {len(tokens.file_names)} images, {len(words)} captions, "
+    line = (f"{name}: {len(tokens.images)} images, {len(words)} captions, "
             f"{words.mean():.2f} words on average, {words.max()} at most, "
             f"{unknown:.2%} of the words are UNK")
     return line + (f", {skipped} captions skipped (empty or too long)" if skipped
                    else "")
 
 
+def assign(args):
+    """Which images are for what: an ordered {'train', 'val' and perhaps 'test': list}.
+
+    By Karpathy's file (restval is for training), by COCO's splits, or by cutting a part
+    off for validation.
+    """
+    random = np.random.RandomState(args.seed)
+    if args.karpathy:
+        parts = read_karpathy(args.karpathy, args.data)
+        groups = {"train": parts.get("train", []) + parts.get("restval", []),
+                  "val": parts.get("val", []), "test": parts.get("test", [])}
+    else:
+        train_split, val_split = choose(args.data, args.train_split, args.val_split)
+        groups = {"train": read_captions(args.data, train_split)}
+        if val_split is not None:
+            groups["val"] = read_captions(args.data, val_split)
+    share = args.val_fraction
+    if "val" in groups:
+        if args.num_examples:
+            groups["train"] = limit(groups["train"],
+                                    round(args.num_examples * (1 - share)), random)
+            groups["val"] = limit(groups["val"], round(args.num_examples * share),
+                                  random)
+    else:
+        if args.num_examples:
+            groups["train"] = limit(groups["train"], args.num_examples, random)
+        groups["train"], groups["val"] = split_by_image(groups["train"], share,
+                                                        args.seed)
+        print(f"no validation split: {len(groups['val'])} images of {train_split} "
+              "serve as one")
+    return collections.OrderedDict((name, groups[name]) for name in ("train", "val",
+                                                                     "test")
+                                   if groups.get(name))
+
+
 def main():
     args = arguments()
     cli.introduce(3, "tokenize captions")
     tokens_folder = args.tokens or os.path.join(args.data, "tokens")
-    train_split, val_split = choose(args.data, args.train_split, args.val_split)
-    train = read_captions(args.data, train_split)
-    random = np.random.RandomState(args.seed)
-    if val_split is None:
-        if args.num_examples:
-            train = limit(train, args.num_examples, random)
-        train, val = split_by_image(train, args.val_fraction, args.seed)
-        val_split = train_split
-        print(f"no validation split: {len(val)} images of {train_split} serve as one")
-    else:
-        val = read_captions(args.data, val_split)
-        if args.num_examples:
-            share = args.val_fraction
-            train = limit(train, round(args.num_examples * (1 - share)), random)
-            val = limit(val, round(args.num_examples * share), random)
-    counter = count_words(train)
-    vocabulary = build_vocabulary(counter, sum(len(i.captions) for i in train),
+    groups = assign(args)
+    for name in ("train", "val"):
+        if name not in groups:
+            raise cli.UserError(f"{args.karpathy or args.data}: no images for {name}; "
+                                "choose other splits")
+    counter = count_words(groups["train"])
+    vocabulary = build_vocabulary(counter, sum(len(i.captions)
+                                               for i in groups["train"]),
                                   args.vocab_size)
-    done = [(name, *tokenize(images, folder, vocabulary, args.max_words))
-            for name, images, folder in (("train", train, train_split),
-                                         ("val", val, val_split))]
+    done = [(name, *tokenize(images, name, vocabulary, args.max_words))
+            for name, images in groups.items()]
     os.makedirs(tokens_folder, exist_ok=True)
     with atomic.writing(os.path.join(tokens_folder, "vocabulary.tsv"), "w",
                         encoding="utf-8") as file:
@@ -270,7 +319,15 @@ def main():
                         enumerate(zip(vocabulary.index_word, vocabulary.counts)))
     for name, tokens, skipped in done:
         write_tokens(os.path.join(tokens_folder, name + ".npz"), tokens)
+        atomic.write_json(references_path(tokens_folder, name),
+                          {str(image.id): image.captions for image in groups[name]
+                           if image.captions})
         print(facts(name, tokens, skipped))
+    if "test" not in groups:  # of an earlier run with other splits
+        for path in (os.path.join(tokens_folder, "test.npz"),
+                     references_path(tokens_folder, "test")):
+            if os.path.exists(path):
+                os.remove(path)
     print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
           f"in {os.path.join(tokens_folder, 'vocabulary.tsv')}")
     cli.next_step("python", "train.py", "--data", args.data)
@@ -285,6 +342,9 @@ def arguments():
                         help="words kept, special tokens not counted")
     parser.add_argument("--num-examples", type=positive,
                         help="captions in all, whole images at a time (default: all)")
+    parser.add_argument("--karpathy", metavar="FILE",
+                        help="split file of Karpathy: dataset_coco.json, "
+                             "dataset_flickr8k.json or dataset_flickr30k.json")
     parser.add_argument("--train-split", help="default: the one named train...")
     parser.add_argument("--val-split", help="default: the one named val..., else a "
                                             "part of the training images")

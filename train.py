@@ -160,22 +160,21 @@ def make_slots(model, optimizer):
 class Captions:
     """One split's captions and where their features are."""
 
-    def __init__(self, tokens, features):
-        """tokens: Tokens. features: the folder of extract_features.py.
+    def __init__(self, name, tokens, features):
+        """name: of the split. tokens: Tokens. features: the folder of step 2.
 
         Images without features (step 2 lists why) are left out, and counted in
         `missing`.
         Raises cli.UserError where no image has any.
         """
         self.tokens = tokens
-        self.paths = [feature_path(features, tokens.folder, str(name))
-                      for name in tokens.file_names]
+        self.paths = [feature_path(features, str(name)) for name in tokens.images]
         there = np.array([os.path.exists(path) for path in self.paths])
         self.missing = int((~there).sum())
         self.captions = np.flatnonzero(there[tokens.image_of])
         if not len(self.captions):
-            raise cli.UserError(f"{os.path.join(features, tokens.folder)}: no features "
-                                "of these captions; run extract_features.py")
+            raise cli.UserError(f"{features}: no features of the images in "
+                                f"{name}.npz; run extract_features.py")
 
     def epoch(self, batch_size, random=None):
         """Arrays of caption numbers, one a batch, of like length and the longest first.
@@ -368,7 +367,7 @@ def main():
         if tokens.vocabulary != vocabulary.digest():
             raise cli.UserError(f"{path}: does not belong to {name}.npz beside it; run "
                                 "tokenize_captions.py again")
-        splits[name] = Captions(tokens, args.features)
+        splits[name] = Captions(name, tokens, args.features)
         print(f"{name}: {len(splits[name].captions)} captions, "
               f"{splits[name].missing} images without features left out")
     start()

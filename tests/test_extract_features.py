@@ -378,10 +378,10 @@ def test_bad_image_among_many_is_skipped_and_listed(folder):
     folder.spoil("7.png")
     status, out, errors = folder.run("--batch-size", "3")
     assert status == 0 and "1 of 20 images skipped" in errors
-    assert "val: 19 images in " in out
+    assert "val: features of 19 images in " in out
     with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
         listed = file.read().splitlines()
-    assert len(listed) == 1 and listed[0].startswith("7.png\t") and listed[0][7:]
+    assert len(listed) == 1 and listed[0].startswith("val/7.png\t") and listed[0][11:]
     assert not os.path.exists(folder.feature("7.png"))
     for i in (6, 8):
         assert (ef.read_features(folder.feature(f"{i}.png")) == 10 * i).all()
@@ -423,7 +423,7 @@ def test_features_too_large_for_float16_are_not_written(folder):
     assert os.path.exists(folder.feature("1.png"))
     assert not os.path.exists(folder.feature("2.png"))
     with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
-        assert file.read() == "2.png\tits features are not finite in float16\n"
+        assert file.read() == "val/2.png\tits features are not finite in float16\n"
 
 
 @pytest.mark.parametrize("flags", [("--dtype", "float32"), ("--weights", "random"),

@@ -188,8 +188,8 @@ def test_no_display_and_no_backend_are_needed(tmp_path):
 
 VOCABULARY = Vocabulary(["cat", "a", "dog"], [0, 1, 1, 0, 3, 2, 1])
 WORDS = np.array([[5, 4, END, 0], [END, 0, 0, 0], [5, 6, 5, 4]], np.int32)
-DECODED = Decoded(np.array(["a.jpg", "b.png", "c.jpg"]), np.array(["1", "2", "3"]),
-                  "val", WORDS, np.array([3, 1, 4], np.int32),
+DECODED = Decoded(np.array(["val/a.jpg", "val/b.png", "val/c.jpg"]),
+                  np.array(["1", "2", "3"]), WORDS, np.array([3, 1, 4], np.int32),
                   some_alphas(12).reshape(3, 4, 64), np.zeros((3, 4), np.float32),
                   np.ones((3, 4), np.float32))
 
@@ -201,7 +201,7 @@ def test_images_are_chosen_by_name_in_the_order_asked_for():
 
 
 def test_images_are_drawn_at_random_without_repetition():
-    many = DECODED._replace(file_names=np.array([f"{i}.jpg" for i in range(50)]))
+    many = DECODED._replace(images=np.array([f"{i}.jpg" for i in range(50)]))
     first, again, other = (pa.choose(many, None, 9, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 9 and set(first) < set(range(50))
@@ -210,8 +210,8 @@ def test_images_are_drawn_at_random_without_repetition():
 
 def test_split_is_drawn_with_the_words_before_the_end(tmp_path, monkeypatch, capsys):
     (tmp_path / "data" / "val").mkdir(parents=True)
-    for i, name in enumerate(DECODED.file_names):
-        Image.fromarray(noise(20 + i, 30)).save(str(tmp_path / "data" / "val" / name))
+    for i, name in enumerate(DECODED.images):
+        Image.fromarray(noise(20 + i, 30)).save(str(tmp_path / "data" / name))
     np.savez(str(tmp_path / "attention_val.npz"), **DECODED._asdict())
     calls = []
     real = pa.draw

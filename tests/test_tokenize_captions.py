@@ -45,6 +45,13 @@ def command(data, *flags):
         universal_newlines=True)
 
 
+def refused(done):
+    """The one line with which a command refuses its input, without the script's name.
+    """
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.split(": ", 1)[1]
+
+
 def results(folder):
     """The vocabulary and the two splits that step 3 wrote."""
     folder = str(folder)
@@ -57,7 +64,7 @@ def captions_of(tokens, vocabulary):
     """{file name: its captions, decoded}."""
     found = {}
     for row, image in zip(tokens.words, tokens.image_of):
-        found.setdefault(str(tokens.file_names[image]), []).append(
+        found.setdefault(os.path.basename(tokens.images[image]), []).append(
             vocabulary.decode(row))
     return found
 
@@ -253,10 +260,10 @@ def test_tokens_come_back_as_they_were_written(written):
     path, _ = written
     vocabulary, tokens = tokens_of(["a b c d", "a"], ["b a"])
     back = tc.read_tokens(path)
-    for name in ("words", "lengths", "image_of", "file_names", "image_ids"):
+    for name in ("words", "lengths", "image_of", "images", "image_ids"):
         np.testing.assert_array_equal(getattr(back, name), getattr(tokens, name))
         assert getattr(back, name).dtype == getattr(tokens, name).dtype
-    assert back.folder == "train" and back.vocabulary == vocabulary.digest()
+    assert back.vocabulary == vocabulary.digest()
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, .3, .5, .9, .99])
@@ -294,7 +301,7 @@ def test_pickled_objects_are_refused_and_never_run(written, tmp_path):
         def __reduce__(self):
             return open, (touched, "w")
 
-    np.savez(path, **dict(arrays, file_names=np.array([Evil(), Evil()])))
+    np.savez(path, **dict(arrays, images=np.array([Evil(), Evil()])))
     assert not os.path.exists(touched)
     with pytest.raises(cli.UserError) as error:
         tc.read_tokens(path)
@@ -310,7 +317,7 @@ def test_pickled_objects_are_refused_and_never_run(written, tmp_path):
     ("image_of", np.array([0, 0, 2], np.int32)),
     ("image_of", np.array([0, -1, 1], np.int32)),
     ("image_of", np.array([0., 0., 1.])),
-    ("file_names", np.array(["a", "b", "c"])), ("file_names", np.array([1, 2])),
+    ("images", np.array(["a", "b", "c"])), ("images", np.array([1, 2])),
     ("image_ids", np.array(["a"]))])
 def test_arrays_that_do_not_fit_together_are_refused(name, value, written):
     path, arrays = written
@@ -341,8 +348,7 @@ def test_command_with_two_splits_takes_each_where_it_belongs(tmp_path):
     assert "next: python train.py" in done.stdout
     vocabulary, *both = results(tmp_path / "tokens")
     for tokens, images, split in zip(both, (train, val), ("train2014", "val2014")):
-        assert tokens.folder == split
-        assert tokens.file_names.tolist() == [i.file_name for i in images]
+        assert tokens.images.tolist() == [f"{split}/{i.file_name}" for i in images]
         assert tokens.image_ids.tolist() == [str(i.id) for i in images]
         assert tokens.vocabulary == vocabulary.digest()
     assert captions_of(both[0], vocabulary) == {i.file_name: i.captions for i in train}
@@ -363,14 +369,13 @@ def test_vocabulary_of_one_cut_split_comes_from_its_training_part(tmp_path):
     write_split(tmp_path, "train", images)
     assert command(tmp_path, "--val-fraction", "0.3").returncode == 0
     vocabulary, train, val = results(tmp_path / "tokens")
-    assert len(train.file_names) == 7 and len(val.file_names) == 3
-    assert set(train.file_names).isdisjoint(val.file_names)
-    assert set(train.file_names) | set(val.file_names) == {
-        i.file_name for i in images}
+    assert len(train.images) == 7 and len(val.images) == 3
+    assert set(train.images).isdisjoint(val.images)
+    assert set(train.images) | set(val.images) == {
+        f"train/{i.file_name}" for i in images}
     assert sorted(vocabulary.index_word[4:]) == sorted(
-        image.captions[0] for image in images if image.file_name in train.file_names)
+        i.captions[0] for i in images if f"train/{i.file_name}" in train.images)
     assert set(map(tuple, captions_of(val, vocabulary).values())) == {("UNK",)}
-    assert train.folder == val.folder == "train"
 
 
 def test_vocab_size_of_the_command_counts_words_without_special_tokens(tmp_path):
@@ -394,7 +399,8 @@ def test_num_examples_of_the_command_is_of_both_splits_and_whole_images(tmp_path
     for tokens in (train, val):
         assert {name: len(texts) for name, texts in
                 captions_of(tokens, vocabulary).items()} == {
-            name: everything[name] for name in tokens.file_names}
+            os.path.basename(image): everything[os.path.basename(image)]
+            for image in tokens.images}
 
 
 @pytest.mark.parametrize("val", [0, 5])
@@ -408,7 +414,9 @@ def test_same_command_gives_the_same_bytes(val, tmp_path):
         assert command(tmp_path, "--tokens", folder, "--num-examples", "21",
                        "--seed", seed).returncode == 0
         contents.append({})
-        assert sorted(os.listdir(folder)) == ["train.npz", "val.npz", "vocabulary.tsv"]
+        assert sorted(os.listdir(folder)) == [
+            "references_train.json", "references_val.json", "train.npz", "val.npz",
+            "vocabulary.tsv"]
         for file_name in os.listdir(folder):
             with open(os.path.join(folder, file_name), "rb") as file:
                 contents[-1][file_name] = file.read()
@@ -445,3 +453,112 @@ def test_damaged_annotations_leave_the_old_tokens_alone(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert results(folder)[1].words.tolist() == before
+
+
+# --- Karpathy's splits ----------------------------------------------------------------
+
+def karpathy(path, images):
+    """Write a split file as Karpathy's: images are (split, name, captions, extra)."""
+    content = {"dataset": "toy", "images": [
+        dict({"filename": name, "split": split, "imgid": i,
+              "sentences": [{"raw": caption, "tokens": caption.split()}
+                            for caption in captions]}, **extra)
+        for i, (split, name, captions, extra) in enumerate(images)]}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+FLICKR = [("train", "a.jpg", ["A cat.", "one cat"], {}), ("val", "b.jpg", ["a dog"], {}),
+          ("test", "c.jpg", ["a cow"], {}), ("train", "d.jpg", ["a pig"], {})]
+COCO = [("restval", "x.jpg", ["a cat"], {"filepath": "val2014", "cocoid": 71}),
+        ("train", "y.jpg", ["a dog"], {"filepath": "train2014", "cocoid": 72}),
+        ("val", "z.jpg", ["a cow"], {"filepath": "val2014", "cocoid": 73})]
+
+
+def put(data, *paths):
+    for path in paths:
+        (data / path).parent.mkdir(parents=True, exist_ok=True)
+        (data / path).write_bytes(b"")
+
+
+def test_karpathy_file_of_flickr_finds_the_images_wherever_they_are(tmp_path):
+    data = tmp_path / "data"
+    put(data, "Images/a.jpg", "Images/b.jpg", "more/c.jpg")
+    file = karpathy(tmp_path / "dataset_flickr8k.json", FLICKR)
+    done = command(data, "--karpathy", file)
+    assert done.returncode == 0, done.stderr
+    vocabulary, train, val = results(data / "tokens")
+    test = tc.read_tokens(str(data / "tokens" / "test.npz"))
+    assert train.images.tolist() == ["Images/a.jpg", "images/d.jpg"]
+    assert val.images.tolist() == ["Images/b.jpg"]
+    assert test.images.tolist() == ["more/c.jpg"]
+    assert sorted(vocabulary.index_word[4:]) == ["a", "cat", "one", "pig"]
+    assert [t.image_ids.tolist() for t in (train, val, test)] == [["0", "3"], ["1"],
+                                                                  ["2"]]
+
+
+def test_karpathy_file_of_coco_trains_on_restval_and_names_ids_as_coco_does(tmp_path):
+    data = tmp_path / "data"
+    put(data, "train2014/y.jpg", "val2014/x.jpg", "val2014/z.jpg")
+    file = karpathy(tmp_path / "dataset_coco.json", COCO)
+    assert command(data, "--karpathy", file).returncode == 0
+    _, train, val = results(data / "tokens")
+    assert sorted(train.images) == ["train2014/y.jpg", "val2014/x.jpg"]
+    assert sorted(train.image_ids) == ["71", "72"] and val.image_ids.tolist() == ["73"]
+    assert not (data / "tokens" / "test.npz").exists()
+
+
+def test_test_split_of_an_earlier_run_goes_away(tmp_path):
+    data = tmp_path / "data"
+    put(data, "i/a.jpg")
+    file = karpathy(tmp_path / "k.json", FLICKR)
+    assert command(data, "--karpathy", file).returncode == 0
+    write_split(data, "train", numbered(6))
+    assert command(data).returncode == 0
+    assert sorted(os.listdir(str(data / "tokens"))) == [
+        "references_train.json", "references_val.json", "train.npz", "val.npz",
+        "vocabulary.tsv"]
+
+
+@pytest.mark.parametrize("change", [
+    {"filename": "../a.jpg"}, {"filename": 7}, {"sentences": "a cat"},
+    {"sentences": [{"tokens": []}]}, {"sentences": ["a cat"]}, {"filepath": "/etc"},
+    {"filepath": 7}, {"split": None}, {"imgid": None}])
+def test_damaged_karpathy_file_is_refused_in_one_line(change, tmp_path):
+    data = tmp_path / "data"
+    put(data, "i/a.jpg")
+    (split, name, captions, extra), *others = FLICKR
+    file = karpathy(tmp_path / "k.json", [(split, name, captions, change)] + others)
+    assert refused(command(data, "--karpathy", file)).startswith(file + ": ")
+    assert not (data / "tokens").exists()
+
+
+def test_karpathy_file_of_other_images_is_refused_in_one_line(tmp_path):
+    data = tmp_path / "data"
+    put(data, "i/other.jpg")
+    file = karpathy(tmp_path / "k.json", FLICKR)
+    assert "none of the 4 images" in refused(command(data, "--karpathy", file))
+
+
+# --- references -----------------------------------------------------------------------
+
+def test_references_are_the_captions_as_people_wrote_them(tmp_path):
+    write_split(tmp_path, "train", images_of(["A cat, sitting.", "!"]))
+    write_split(tmp_path, "val", images_of(["\u00c4 dog"], [], first=5))
+    assert command(tmp_path).returncode == 0
+    tokens = str(tmp_path / "tokens")
+    assert list(tc.read_references(tc.references_path(tokens, "train")).values()) == [
+        ["A cat, sitting.", "!"]]
+    assert list(tc.read_references(tc.references_path(tokens, "val")).values()) == [
+        ["\u00c4 dog"]]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"1": "a"}',
+                                     '{"1": [2]}', '{"1": []}'])
+def test_damaged_references_are_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "references_val.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(cli.UserError) as error:
+        tc.read_references(str(path))
+    one_line_naming(error, str(path))

@@ -30,9 +30,9 @@ def tokens_of(folder, captions):
     for row, n in zip(words, lengths):
         row[:n + 1] = [START] + list(random.randint(4, len(VOCABULARY), n - 1)) + [END]
     image_of = np.repeat(np.arange(len(captions)), [len(g) for g in captions])
-    names = np.array([f"{folder}_{i}.jpg" for i in range(len(captions))])
-    return Tokens(words, lengths, image_of.astype(np.int32), names,
-                  np.array([str(i) for i in range(len(captions))]), folder,
+    images = np.array([f"{folder}/{i}.jpg" for i in range(len(captions))])
+    return Tokens(words, lengths, image_of.astype(np.int32), images,
+                  np.array([str(i) for i in range(len(captions))]),
                   VOCABULARY.digest())
 
 
@@ -42,10 +42,10 @@ VAL = tokens_of("val", [(4, 2), (6,), (3,), (1,)])
 
 def write_features(folder, tokens):
     """Random float16 features of every image of some tokens."""
-    random = np.random.RandomState(len(tokens.file_names))
-    os.makedirs(os.path.join(folder, tokens.folder))
-    for name in tokens.file_names:
-        np.save(feature_path(folder, tokens.folder, name),
+    random = np.random.RandomState(len(tokens.images))
+    os.makedirs(os.path.join(folder, os.path.dirname(tokens.images[0])))
+    for name in tokens.images:
+        np.save(feature_path(folder, name),
                 random.uniform(0, 2, SHAPE).astype(np.float16))
 
 
@@ -85,7 +85,7 @@ def features(tmp_path_factory):
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, seed,
                                                                   features):
-    captions = train.Captions(TRAIN, features)
+    captions = train.Captions("train", TRAIN, features)
     order = captions.epoch(batch_size,
                            None if seed is None else np.random.RandomState(seed))
     assert sorted(np.concatenate(order)) == list(range(11))
@@ -100,7 +100,7 @@ def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, se
 
 
 def test_batches_change_with_the_generator_and_come_in_no_order_of_length(features):
-    captions = train.Captions(TRAIN, features)
+    captions = train.Captions("train", TRAIN, features)
     first, again, other = (
         [numbers.tolist() for numbers in captions.epoch(2, np.random.RandomState(s))]
         for s in (3, 3, 4))
@@ -111,17 +111,17 @@ def test_batches_change_with_the_generator_and_come_in_no_order_of_length(featur
 
 
 def test_batch_holds_the_features_of_the_image_of_each_caption(features):
-    captions = train.Captions(TRAIN, features)
+    captions = train.Captions("train", TRAIN, features)
     for numbers in captions.epoch(4, np.random.RandomState(0)):
         batch = captions.load(numbers)
         assert batch.features.dtype == np.float16
         assert len(batch.features) == len(set(TRAIN.image_of[numbers]))
         assert batch.words.shape == (len(numbers), batch.lengths.max() + 1)
         for row, number in enumerate(numbers):
-            name = TRAIN.file_names[TRAIN.image_of[number]]
+            name = TRAIN.images[TRAIN.image_of[number]]
             np.testing.assert_array_equal(
                 batch.features[batch.image_of[row]],
-                np.load(feature_path(features, "train", name)).reshape(64, SHAPE[-1]))
+                np.load(feature_path(features, name)).reshape(64, SHAPE[-1]))
             n = TRAIN.lengths[number]
             assert batch.lengths[row] == n
             assert batch.words[row].tolist()[:n + 1] == TRAIN.words[
@@ -130,7 +130,7 @@ def test_batch_holds_the_features_of_the_image_of_each_caption(features):
 
 
 def test_batches_read_ahead_come_in_the_order_asked_for(features):
-    captions = train.Captions(TRAIN, features)
+    captions = train.Captions("train", TRAIN, features)
     order = captions.epoch(1, np.random.RandomState(0))
     for numbers, batch in zip(order, captions.batches(order)):
         np.testing.assert_array_equal(batch.words, captions.load(numbers).words)
@@ -142,16 +142,16 @@ def test_captions_of_images_without_features_are_left_out_and_counted(features,
     folder = str(tmp_path)
     write_features(folder, TRAIN)
     for i in (0, 4):
-        os.remove(feature_path(folder, "train", TRAIN.file_names[i]))
-    captions = train.Captions(TRAIN, folder)
+        os.remove(feature_path(folder, TRAIN.images[i]))
+    captions = train.Captions("train", TRAIN, folder)
     assert captions.missing == 2 and len(captions.captions) == 11 - 3 - 1
     assert set(TRAIN.image_of[np.concatenate(captions.epoch(3))]) == {1, 2, 3, 5}
     with pytest.raises(cli.UserError, match="run extract_features.py"):
-        train.Captions(VAL, folder)
+        train.Captions("val", VAL, folder)
 
 
 def test_validation_weighs_words_and_not_batches(features):
-    captions = train.Captions(VAL, features)
+    captions = train.Captions("val", VAL, features)
     model, _ = model_and_optimizer(seed=5, steps=20)
     total = words = 0
     for number in range(len(VAL.words)):  # one caption at a time
@@ -283,9 +283,9 @@ class Runs:
             file.writelines(f"{i}\t{word}\t{VOCABULARY.counts[i]}\n"
                             for i, word in enumerate(VOCABULARY.index_word))
         for split in (TRAIN, VAL):
-            write_tokens(str(tokens / (split.folder + ".npz")),
-                         split._replace(folder=np.array(split.folder),
-                                        vocabulary=np.array(split.vocabulary)))
+            name = os.path.dirname(split.images[0])
+            write_tokens(str(tokens / (name + ".npz")),
+                         split._replace(vocabulary=np.array(split.vocabulary)))
             write_features(self.features, split)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(train, "start", lambda: None)
@@ -398,7 +398,7 @@ def test_trained_run_is_read_back(runs):
     arrays = runs.arrays("a")
     assert all((w.numpy() == arrays[name]).all()
                for name, w in run.model.weights.items())
-    captions = train.Captions(VAL, runs.features)
+    captions = train.Captions("val", VAL, runs.features)
     assert abs(train.validate(run.model, captions, 3)
                - run.history[-1]["val_loss"]) < 1e-4
 
@@ -482,7 +482,7 @@ def test_run_starts_anew_where_no_checkpoint_is_sound(runs):
 def test_nan_in_the_features_stops_the_run_and_keeps_the_checkpoint(runs):
     assert runs("a", 1)[0] == 0
     before = runs.arrays("a")
-    path = feature_path(runs.features, "train", TRAIN.file_names[2])
+    path = feature_path(runs.features, TRAIN.images[2])
     array = np.load(path)
     array[3, 4, 5] = np.nan
     np.save(path, array)
@@ -493,7 +493,7 @@ def test_nan_in_the_features_stops_the_run_and_keeps_the_checkpoint(runs):
 
 
 def test_nan_in_the_validation_features_stops_the_run(runs):
-    path = feature_path(runs.features, "val", VAL.file_names[1])
+    path = feature_path(runs.features, VAL.images[1])
     array = np.load(path)
     array[:] = np.nan
     np.save(path, array)
@@ -502,19 +502,19 @@ def test_nan_in_the_validation_features_stops_the_run(runs):
 
 
 def test_damaged_features_stop_the_run_in_one_line_that_names_the_file(runs):
-    path = feature_path(runs.features, "train", TRAIN.file_names[2])
+    path = feature_path(runs.features, TRAIN.images[2])
     cut_off(path)
     assert path.split("data", 1)[1] in refusal(runs("a", 1))
 
 
 def test_run_counts_the_images_without_features(runs):
-    os.remove(feature_path(runs.features, "train", TRAIN.file_names[0]))
+    os.remove(feature_path(runs.features, TRAIN.images[0]))
     status, out, _ = runs("a", 1)
     assert status == 0
     assert "train: 8 captions, 1 images without features left out" in out
 
 
 def test_missing_features_of_a_whole_split_are_refused(runs):
-    for name in VAL.file_names:
-        os.remove(feature_path(runs.features, "val", name))
+    for name in VAL.images:
+        os.remove(feature_path(runs.features, name))
     assert "run extract_features.py" in refusal(runs("a", 1))

@@ -1,0 +1,243 @@
+"""Scores of generated captions by the COCO caption tools, and how certain they are.
+
+BLEU-1 to 4, METEOR, ROUGE-L and CIDEr are pycocoevalcap's, with its tokenizer, against
+all references of an image, in percent. BLEU stands there twice: with the brevity
+penalty of the COCO tools, and without, as the paper is understood to report it.
+"""
+import collections
+import contextlib
+import shutil
+import sys
+
+import numpy as np
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.spice.spice import Spice
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+import cli
+from tokenize_captions import split_words
+
+N_GRAMS = (1, 2, 3, 4)
+RESAMPLES = 1000      # of the bootstrap
+PTB = "PTB"
+PLAIN = "lower case without punctuation (no Java was found for PTB)"
+
+Scored = collections.namedtuple("Scored", "ids bleu parts totals tokenizer")
+Scored.__doc__ = """The scores of some images, in a form that can be drawn again.
+
+ids: the images, sorted. bleu: float64 (I, 10), what corpus BLEU is made of: words,
+words of the closest reference, n-grams for n = 1 to 4, and those of them that a
+reference has. parts: {score: float64 (I,)}, percent, of each image alone.
+totals: {score: float}, percent, of all images together, for the scores that are not
+the mean of their parts by definition. tokenizer: its name.
+"""
+
+
+def tokenize(candidates, references):
+    """Both sides as the scorers take them: {id: [tokenized str]}, twice, and a name.
+
+    candidates: {id: str}. references: {id: list of str}, at least one each. Java runs
+    the Penn Treebank tokenizer of the COCO tools; without Java, `split_words` does it.
+    """
+    made = {i: [cli.one_line(caption)] for i, caption in candidates.items()}
+    true = {i: [cli.one_line(caption) for caption in references[i]]
+            for i in candidates}
+    if not shutil.which("java"):
+        return ({i: [" ".join(split_words(c)) for c in group]
+                 for i, group in made.items()},
+                {i: [" ".join(split_words(c)) for c in group]
+                 for i, group in true.items()}, PLAIN)
+    return _penn_treebank(made), _penn_treebank(true), PTB
+
+
+def _penn_treebank(captions):
+    """PTBTokenizer on {id: [str]}; it pairs lines by number, so the count is checked.
+    """
+    tokenized = PTBTokenizer().tokenize(
+        {i: [{"caption": c} for c in group] for i, group in captions.items()})
+    for i, group in captions.items():
+        group = tokenized.setdefault(i, []) + [""] * len(group)
+        tokenized[i] = group[:len(captions[i])]  # empty captions at the very end
+    return tokenized
+
+
+def score(candidates, references, spice=False, java=True):
+    """Score one caption for each image against its references. Returns Scored.
+
+    candidates: {id: str}. references: {id: list of str}. spice: also SPICE, which takes
+    long and needs 8 GB and two files that it downloads itself. java: False scores
+    without METEOR and the Penn Treebank tokenizer (quickly, while training).
+
+    Raises cli.UserError where an image has no references, or SPICE cannot run.
+    """
+    lost = sorted(i for i in candidates if not references.get(i))
+    if lost or not candidates:
+        raise cli.UserError(f"{len(lost)} of {len(candidates)} captioned images have "
+                            f"no references{f' (first: {lost[0]})' if lost else ''}")
+    ids = sorted(candidates)
+    if java:
+        made, true, tokenizer = tokenize({i: candidates[i] for i in ids}, references)
+    else:
+        made = {i: [" ".join(split_words(candidates[i]))] for i in ids}
+        true = {i: [" ".join(split_words(c)) for c in references[i]] for i in ids}
+        tokenizer = PLAIN
+    parts, totals = collections.OrderedDict(), collections.OrderedDict()
+    if tokenizer == PTB:
+        with contextlib.closing(_MeteorProcess()) as meteor:
+            totals["METEOR"], parts["METEOR"] = meteor.compute_score(true, made)
+    parts["ROUGE-L"] = Rouge().compute_score(true, made)[1]
+    parts["CIDEr"] = Cider().compute_score(true, made)[1]
+    if spice:
+        parts["SPICE"] = _spice(true, made)
+    return Scored(ids, bleu_counts([made[i][0] for i in ids], [true[i] for i in ids]),
+                  {name: 100 * np.array(values) for name, values in parts.items()},
+                  {name: 100 * value for name, value in totals.items()}, tokenizer)
+
+
+class _MeteorProcess(Meteor):
+    """Meteor that ends its Java process when it is told to, not when it is collected.
+    """
+
+    def close(self):
+        self.meteor_p.stdin.close()
+        self.meteor_p.kill()
+        self.meteor_p.wait()
+
+    def __del__(self):
+        pass
+
+
+def _spice(true, made):
+    """SPICE's F of each image, in the order of the ids."""
+    try:
+        _, each = Spice().compute_score(true, made)
+    except Exception as error:  # its download, its Java and its reader all can fail
+        raise cli.UserError(f"SPICE could not run ({cli.one_line(error)}); leave out "
+                            "--spice, or see its notes in pycocoevalcap")
+    return [image["All"]["f"] for image in each]
+
+
+# --- BLEU -----------------------------------------------------------------------------
+
+def bleu_counts(candidates, references):
+    """What corpus BLEU is made of, float64 (I, 10); see Scored.
+
+    candidates: list of str. references: list of lists of str. Words between blanks.
+    """
+    scorer = BleuScorer(n=len(N_GRAMS))
+    for candidate, group in zip(candidates, references):
+        scorer += (candidate, group)
+    rows = []
+    for counts in scorer.ctest:
+        closest = min((abs(n - counts["testlen"]), n) for n in counts["reflen"])[1]
+        rows.append([counts["testlen"], closest] + counts["guess"] + counts["correct"])
+    return np.array(rows, np.float64)
+
+
+def bleu(counts, brevity=True):
+    """Corpus BLEU-1 to 4 in percent, (..., 4), from counts summed over images (..., 10).
+
+    The geometric mean of the n-gram precisions (Papineni et al. 2002), times
+    exp(1 - r / c) where the captions' c words are fewer than the references' r.
+    """
+    words, closest = counts[..., 0], counts[..., 1]
+    guessed, right = counts[..., 2:6], counts[..., 6:]
+    # The tiny numbers are those of the COCO tools: no division by zero, no log of it.
+    logs = np.log((right + 1e-15) / (guessed + 1e-9))
+    values = 100 * np.exp(np.cumsum(logs, -1) / np.array(N_GRAMS))
+    if brevity:
+        ratio = (words + 1e-15) / (closest + 1e-9)
+        values = values * np.exp(np.minimum(0, 1 - 1 / ratio))[..., None]
+    return values
+
+
+# --- averages and their intervals -----------------------------------------------------
+
+def averages(scored, weights=None):
+    """Every score over all images: an ordered {name: float or float64 (R,)}, percent.
+
+    weights: (R, I), how often each image counts; None: once each.
+    """
+    once = weights is None
+    weights = np.ones((1, len(scored.ids))) if once else weights
+    counts = weights.dot(scored.bleu)
+    found = collections.OrderedDict()
+    for suffix, brevity in (("", True), (" without brevity penalty", False)):
+        for n, values in zip(N_GRAMS, bleu(counts, brevity).T):
+            found[f"BLEU-{n}{suffix}"] = values
+    for name, values in scored.parts.items():
+        found[name] = weights.dot(values) / weights.sum(1)
+        if name in scored.totals:  # METEOR weighs long captions more than a mean does
+            found[name] = found[name] + scored.totals[name] - values.mean()
+    return collections.OrderedDict(
+        (name, float(values[0]) if once else values) for name, values in found.items())
+
+
+def resample(images, seed=0):
+    """Bootstrap: how often each image is drawn, float64 (RESAMPLES, images)."""
+    random = np.random.RandomState(seed)
+    return random.multinomial(images, np.full(images, 1 / images), RESAMPLES).astype(
+        np.float64)
+
+
+def intervals(scored):
+    """95 % bootstrap intervals over images: {name: (low, high)}, percent."""
+    drawn = averages(scored, resample(len(scored.ids)))
+    return collections.OrderedDict(
+        (name, tuple(float(v) for v in np.percentile(values, (2.5, 97.5))))
+        for name, values in drawn.items())
+
+
+def compare(first, second):
+    """Paired bootstrap of two Scored of the same images: second minus first.
+
+    Returns {name: (difference, low, high, p)}: points, its 95 % interval, and the share
+    of resamples in which the sign is the other one (or there is no difference), twice.
+    """
+    assert first.ids == second.ids, "the same images are needed"
+    weights = resample(len(first.ids))
+    point = averages(first), averages(second)
+    drawn = averages(first, weights), averages(second, weights)
+    found = collections.OrderedDict()
+    for name in point[0]:
+        if name in point[1]:
+            difference = point[1][name] - point[0][name]
+            many = drawn[1][name] - drawn[0][name]
+            low, high = (float(v) for v in np.percentile(many, (2.5, 97.5)))
+            p = min(1., 2 * min((many <= 0).mean(), (many >= 0).mean()))
+            found[name] = (difference, low, high, float(p))
+    return found
+
+
+# --- what the averages do not show ----------------------------------------------------
+
+def habits(captions, training):
+    """What kind of captions these are: an ordered {what: float}.
+
+    captions: list of str. training: a set of str, the captions trained on, both as
+    `split_words` leaves them, joined by blanks.
+    """
+    words = [caption.split() for caption in captions]
+    total = sum(map(len, words))
+    again = sum(len(w) - len(set(w)) for w in words)
+    return collections.OrderedDict((
+        ("words a caption", total / len(captions)),
+        ("distinct words", len({word for w in words for word in w})),
+        ("distinct captions, %", 100 * len(set(captions)) / len(captions)),
+        ("captions never seen in training, %",
+         100 * np.mean([caption not in training for caption in captions])),
+        ("words that stood in the caption before, %", 100 * again / max(1, total)),
+        ("words that repeat the one before, %", 100 / max(1, total) * sum(
+            a == b for w in words for a, b in zip(w, w[1:])))))
+
+
+def table(rows, out=sys.stdout):
+    """Print rows of str, the first of them the heading, in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        print("  ".join(cells).rstrip(), file=out)

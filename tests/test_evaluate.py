@@ -1,0 +1,245 @@
+"""What step 5 promises: captions, attention and scores of a run, as real commands."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cli
+import evaluate
+import scores
+import train
+from decode import Caption
+from extract_features import SHAPE, feature_path, read_features
+from tokenize_captions import END
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NOUNS = ("cat", "dog", "bus", "cow", "pig", "hen")
+
+
+def command(folder, script, *flags, **variables):
+    """Run a script of the project in `folder`: (exit status, stdout, stderr)."""
+    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *flags],
+                          cwd=str(folder), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True,
+                          env=dict(os.environ, **variables))
+    return done.returncode, done.stdout, done.stderr
+
+
+def make_data(folder):
+    """A data set whose features say which noun its captions hold, tokenized."""
+    random = np.random.RandomState(0)
+    (folder / "data" / "annotations").mkdir(parents=True)
+    for split, count, first in (("train", 24, 0), ("val", 7, 100)):
+        images, sentences = [], []
+        (folder / "data" / "features" / split).mkdir(parents=True)
+        for i in range(first, first + count):
+            noun = NOUNS[i % len(NOUNS)]
+            images.append({"id": i, "file_name": f"{i}.jpg"})
+            sentences += [{"id": 2 * i, "image_id": i, "caption": f"A {noun}."},
+                          {"id": 2 * i + 1, "image_id": i,
+                           "caption": f"There is a {noun}"}]
+            features = random.uniform(0, .1, SHAPE).astype(np.float16)
+            features[..., 10 * NOUNS.index(noun):10 * NOUNS.index(noun) + 10] += 2
+            np.save(feature_path(str(folder / "data" / "features"),
+                                 f"{split}/{i}.jpg"), features)
+        (folder / "data" / "annotations" / f"captions_{split}.json").write_text(
+            json.dumps({"images": images, "annotations": sentences}))
+    assert command(folder, "tokenize_captions.py")[0] == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with data and a run called `small` that has learned it."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_data(folder)
+    status, out, errors = command(
+        folder, "train.py", "--run", "small", "--epochs", "12", "--embedding", "11",
+        "--units", "13", "--learning-rate", ".02", "--batch-size", "8",
+        "--dropout", "0")
+    assert status == 0, errors
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A copy of it to work in, as the current folder."""
+    copy = tmp_path / "copy"
+    shutil.copytree(str(trained), str(copy))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def run_file(place, name):
+    return place / "checkpoints" / "small" / name
+
+
+def read_json(path):
+    with open(str(path), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def refusal(result):
+    status, _, errors = result
+    lines = [line for line in errors.splitlines() if line.startswith("evaluate.py: ")]
+    assert status == 2 and len(lines) == 1 and "Traceback" not in errors, errors
+    return lines[0]
+
+
+def test_command_writes_captions_attention_and_scores(place):
+    status, out, errors = command(place, "evaluate.py", "--run", "small", "--beam", "2",
+                                  "--n-best", "2", "--batch-size", "3")
+    assert status == 0, errors
+    assert out.startswith("[5/6] evaluate\n") and "next: python plot_attention" in out
+    results = read_json(run_file(place, "captions_val_small_results.json"))
+    assert [r["image_id"] for r in results] == list(range(100, 107))
+    for result in results:  # it has learned: the noun is right
+        assert result["caption"].split()[-1] == NOUNS[result["image_id"] % len(NOUNS)]
+        assert set(result) == {"image_id", "caption"}
+    summary = read_json(run_file(place, "scores_val.json"))
+    assert summary["scores"]["BLEU-1"] > 90 and summary["images"] == 7
+    assert f"{summary['scores']['CIDEr']:.2f}" in out
+    assert set(summary["intervals"]) == set(summary["scores"])
+    assert summary["beam"] == 2 and 1 <= summary["epoch"] <= 12
+    assert summary["image_ids"] == [str(i) for i in range(100, 107)]
+    assert all(len(v) == 7 for v in summary["of_each_image"].values())
+    best = read_json(run_file(place, "nbest_val.json"))
+    for result in results:
+        beam = best[str(result["image_id"])]
+        assert beam[0]["caption"] == result["caption"] and len(beam) == 2
+        assert 0 >= beam[0]["log_prob"] > beam[1]["log_prob"]
+
+    run = train.read_run("small")
+    decoded = evaluate.read_decoded(str(run_file(place, "attention_val.npz")))
+    assert decoded.images.tolist() == [f"val/{i}.jpg" for i in range(100, 107)]
+    for i, result in enumerate(results):
+        steps = decoded.steps[i]
+        assert decoded.words[i, steps - 1] == END
+        assert run.vocabulary.decode(decoded.words[i]) == result["caption"]
+        np.testing.assert_allclose(decoded.alphas[i, :steps].sum(1), 1, rtol=1e-4)
+        assert (decoded.alphas[i, steps:] == 0).all()
+
+
+def test_captions_are_those_of_one_image_at_a_time(place):
+    assert command(place, "evaluate.py", "--run", "small")[0] == 0
+    results = read_json(run_file(place, "captions_val_small_results.json"))
+    run = train.read_run("small")
+    for result in results:
+        path = feature_path("data/features", f"val/{result['image_id']}.jpg")
+        assert (read_features(path) > 1).any()
+        (caption,), = evaluate.decode_split(run.model, [path], 1, quiet=True, width=1,
+                                            max_steps=50)
+        assert run.vocabulary.decode(caption.words) == result["caption"]
+
+
+def test_images_that_were_trained_on_are_refused_unless_asked_for(place):
+    line = refusal(command(place, "evaluate.py", "--run", "small", "--split", "train"))
+    assert "24 of 24 images" in line and "--allow-seen" in line
+    assert not run_file(place, "scores_train.json").exists()
+    status, out, errors = command(place, "evaluate.py", "--run", "small", "--split",
+                                  "train", "--allow-seen", "--max-steps", "3")
+    assert status == 0, errors
+    assert read_json(run_file(place, "scores_train.json"))["images"] == 24
+
+
+def test_run_is_compared_with_itself_and_with_a_worse_one(place):
+    assert command(place, "evaluate.py", "--run", "small")[0] == 0
+    shutil.copytree(str(run_file(place, "")), str(place / "checkpoints" / "other"))
+    status, out, errors = command(place, "evaluate.py", "--run", "small", "--compare",
+                                  "other", "--max-steps", "1")
+    assert status == 0, errors
+    table = out.split("small minus other on 7 images:\n")[1].splitlines()
+    rows = {line[:30].strip(): line[30:].split() for line in table if "to" in line}
+    bleu = [cells for name, cells in rows.items() if name.startswith("BLEU-1")][0]
+    assert float(bleu[-5]) < 0 and float(bleu[-1]) < .05  # captions of one word
+
+
+def test_images_without_features_are_counted_and_left_out(place):
+    os.remove(feature_path("data/features", "val/103.jpg"))
+    status, _, errors = command(place, "evaluate.py", "--run", "small")
+    assert status == 0 and "1 of 7 images have no features" in errors
+    ids = [r["image_id"] for r in read_json(run_file(
+        place, "captions_val_small_results.json"))]
+    assert ids == [100, 101, 102, 104, 105, 106]
+
+
+def test_without_java_the_scores_are_marked(place, tmp_path):
+    (tmp_path / "bin").mkdir()
+    status, out, errors = command(place, "evaluate.py", "--run", "small",
+                                  PATH=str(tmp_path / "bin"))
+    assert status == 0 and errors.count("warning: no Java was found") == 1
+    summary = read_json(run_file(place, "scores_val.json"))
+    assert summary["tokenizer"] == scores.PLAIN and "METEOR" not in summary["scores"]
+    assert scores.PLAIN in out
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--run", "none"), "no such run"), (("--split", "test"), "tokenize_captions.py"),
+    (("--features", "nowhere"), "extract_features.py"),
+    (("--checkpoint", "previous", "--run", "small"), "")])
+def test_what_is_not_there_is_refused_in_one_line(flags, words, place):
+    if "previous" in flags:
+        os.remove(str(run_file(place, "previous.npz")))
+    result = command(place, "evaluate.py", *(("--run", "small") + flags))
+    assert words in refusal(result)
+    assert not run_file(place, "attention_val.npz").exists()
+
+
+@pytest.mark.parametrize("flags", [
+    ("--beam", "0"), ("--max-steps", "-1"), ("--batch-size", "x"), ("--split", "dev"),
+    ("--length-power", "nan"), ("--unknown",)])
+def test_flags_out_of_range_are_refused(flags, place):
+    status, _, errors = command(place, "evaluate.py", "--run", "small", *flags)
+    assert status == 2 and flags[0] in errors and "Traceback" not in errors
+
+
+# --- the file of attention ------------------------------------------------------------
+
+CAPTIONS = [Caption([5, 4, END], np.array([-.1, -.2, -.3], np.float32),
+                    np.full((3, 9), 1 / 9, np.float32),
+                    np.array([.5, .6, .7], np.float32)),
+            Caption([END], np.array([-1.], np.float32), np.eye(9)[:1], None)]
+
+
+def write(path, **changes):
+    arrays = evaluate.pack(CAPTIONS, ["val/a.jpg", "val/b.jpg"], ["7", "8"])._asdict()
+    arrays.update(changes)
+    np.savez(path, **arrays)
+
+
+def test_decoded_captions_come_back_as_they_were(tmp_path):
+    path = str(tmp_path / "attention_val.npz")
+    write(path)
+    decoded = evaluate.read_decoded(path)
+    assert decoded.words.tolist() == [[5, 4, END], [END, 0, 0]]
+    assert decoded.steps.tolist() == [3, 1]
+    assert decoded.betas.tolist()[1] == [1, 1, 1]
+    assert decoded.alphas[1, 0].tolist() == [1] + [0] * 8
+
+
+@pytest.mark.parametrize("changes", [
+    {"words": np.zeros(3, np.int32)}, {"steps": np.array([3, 9], np.int32)},
+    {"steps": np.array([0, 1], np.int32)}, {"alphas": np.zeros((2, 3), np.float32)},
+    {"images": np.array([1, 2])}, {"image_ids": np.array(["7"])},
+    {"words": np.full((2, 3), -1, np.int32)}, {"betas": np.ones((1, 3))},
+    {"log_probs": np.array([object()])}])
+def test_damaged_attention_is_refused_in_one_line(changes, tmp_path):
+    path = str(tmp_path / "attention_val.npz")
+    write(path, **changes)
+    with pytest.raises(cli.UserError) as error:
+        evaluate.read_decoded(path)
+    assert str(error.value).startswith(path) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 3, .3, .9])
+def test_cut_off_attention_is_refused_in_one_line(keep, tmp_path):
+    path = str(tmp_path / "attention_val.npz")
+    write(path)
+    size = os.path.getsize(path)
+    with open(path, "r+b") as file:
+        file.truncate(int(keep * size) if isinstance(keep, float) else keep)
+    with pytest.raises(cli.UserError, match="damaged; run evaluate.py again"):
+        evaluate.read_decoded(path)
