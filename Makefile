@@ -19,9 +19,10 @@ demo: env
 	$(PY) draw_scenes.py --data demo/data
 	$(PY) extract_features.py --data demo/data --weights random
 	$(PY) tokenize_captions.py --data demo/data
-	$(PY) train.py --data demo/data --run demo
-	$(PY) evaluate.py --data demo/data --run demo
-	$(PY) plot_attention.py --data demo/data --run demo
+	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256
+	$(PY) evaluate.py --run demo
+	$(PY) score_scenes.py --run demo
+	$(PY) plot_attention.py --run demo
 
 test: env
 	$(PY) -m pytest

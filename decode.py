@@ -6,7 +6,6 @@ import collections
 
 import numpy as np
 
-from model import Context
 from tf_runtime import tf
 from tokenize_captions import END, PAD, START, UNK
 
@@ -82,7 +81,7 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
         if not going_on:
             break
         if rows != list(range(len(rows))) or len(rows) != h.shape[0]:
-            context = Context(*(tf.gather(x, rows) for x in context))
+            context = context.take(rows)
             h = tf.gather(h, rows)
         images, beams = going_on, new_beams
         words = np.array([PAD if node is None else node.word

@@ -433,8 +433,8 @@ def read_karpathy(path, data):
         groups.setdefault(image["split"], []).append(
             Image(identity, image["filename"], captions, folder))
     if not any(image["filename"] in folder_of for image in listed):
-        raise cli.UserError(f"{data}: none of the {len(listed)} images of {path} is in "
-                            "a folder of it; put them there, or see --data")
+        raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path} in "
+                            "its folders; put them there, or see --data")
     return groups
 
 

@@ -19,7 +19,7 @@ import atomic
 import cli
 
 COLOURS = {"red": (214, 40, 40), "green": (60, 160, 60), "blue": (40, 80, 200),
-           "yellow": (245, 205, 50), "purple": (130, 60, 160), "orange": (245, 130, 30)}
+           "yellow": (245, 205, 50)}
 SHAPES = ("cross", "ring", "square")
 SUPERSAMPLE = 4  # drawn this many times larger and scaled down: smooth edges
 CAPTIONS_PER_IMAGE = 5
@@ -35,7 +35,7 @@ def scene(random):
     while True:  # until the shapes stand apart
         objects = []
         for _ in range(count):
-            size = random.uniform(.34, .46)
+            size = random.uniform(.4, .46)
             x, y = random.uniform(.03, .97 - size, 2)
             objects.append((str(random.choice(sorted(COLOURS))),
                             str(random.choice(SHAPES)), (x, y, size, size)))
@@ -43,18 +43,16 @@ def scene(random):
             return objects
 
 
-def captions(objects, random):
-    """Five sentences that name every object's colour and shape."""
+def captions(objects):
+    """Five sentences that name every object's colour and shape, in reading order."""
     if len(objects) == 1:
-        name = "{} {}".format(*objects[0][:2])
-        return [template.format(name) for template in SINGLE]
-    sentences = []
-    for template in PAIR:
-        first, second = random.permutation(2)
-        names = ["{} {}".format(*objects[i][:2]) for i in (first, second)]
-        sentences.append(template.format(
-            *names, _relation(objects[first][2], objects[second][2])))
-    return sentences
+        return [template.format("{} {}".format(*objects[0][:2])) for template in SINGLE]
+    (ax, ay, _, _), (bx, by, _, _) = (box for _, _, box in objects)
+    sideways = abs(ax - bx) > abs(ay - by)
+    ordered = sorted(objects, key=lambda item: item[2][0 if sideways else 1])
+    names = ["{} {}".format(*item[:2]) for item in ordered]
+    relation = "to the left of" if sideways else "above"
+    return [template.format(*names, relation) for template in PAIR]
 
 
 def draw(objects, size, random):
@@ -93,7 +91,7 @@ def write_split(data, split, count, size, random):
         with atomic.writing(os.path.join(data, split, name)) as file:
             draw(objects, size, random).save(file, "PNG")
         images.append({"id": i, "file_name": name, "width": size[0], "height": size[1]})
-        for caption in captions(objects, random):
+        for caption in captions(objects):
             sentences.append({"id": len(sentences) + 1, "image_id": i,
                               "caption": caption})
         for colour, shape, (x, y, w, h) in objects:
@@ -118,14 +116,6 @@ def _apart(a, b):
                for i in (0, 1))
 
 
-def _relation(a, b):
-    """Where box a lies as seen from box b, in words."""
-    dx, dy = (a[0] - b[0], a[1] - b[1])
-    if abs(dx) > abs(dy):
-        return "to the left of" if dx < 0 else "to the right of"
-    return "above" if dy < 0 else "below"
-
-
 def main():
     args = arguments()
     print("[demo] draw the built-in data set", flush=True)
@@ -141,7 +131,7 @@ def arguments():
     parser = cli.parser(__doc__)
     count = cli.number(int, at_least=1)
     parser.add_argument("--data", default="demo/data", help="folder to write")
-    parser.add_argument("--train", type=count, default=400, help="training scenes")
+    parser.add_argument("--train", type=count, default=1000, help="training scenes")
     parser.add_argument("--val", type=count, default=100, help="validation scenes")
     parser.add_argument("--size", type=cli.number(int, at_least=32), default=299,
                         help="width and height in pixels")

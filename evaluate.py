@@ -31,7 +31,7 @@ from decode import beam_search
 from extract_features import SHAPE, feature_path, read_features
 from tf_runtime import device_name, start, tf
 from tokenize_captions import (PAD, START, UNK, read_references, read_tokens,
-                               read_vocabulary, references_path, split_words)
+                               read_vocabulary, references_path)
 from train import RUNS, read_run
 
 Decoded = collections.namedtuple("Decoded", "images image_ids words steps alphas "
@@ -141,12 +141,12 @@ def report(scored, made, references, training):
     each = {name: values.round(3).tolist() for name, values in scored.parts.items()}
     each["BLEU-4"] = scores.bleu(scored.bleu)[:, 3].round(3).tolist()
     people = {i: group[0] for i, group in references.items() if i in made}
-    plain = [" ".join(split_words(people[i])) for i in sorted(people)]
+    first = [scores.plain(people[i]) for i in sorted(people)]
     return {
         "scores": scores.averages(scored), "intervals": scores.intervals(scored),
         "tokenizer": scored.tokenizer, "images": len(scored.ids),
         "habits": scores.habits([made[i] for i in scored.ids], training),
-        "habits_of_first_references": scores.habits(plain, training),
+        "habits_of_first_references": scores.habits(first, training),
         "image_ids": scored.ids, "of_each_image": each}
 
 

@@ -32,6 +32,7 @@ SIZE = 299                # InceptionV3's input, pixels
 SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
 CALIBRATION_IMAGES = 48
 CENTRE_WEIGHT = 3.        # see random_weights
+SPREAD = .3               # of the output of random weights; see calibrate
 
 
 # --- reading what this step writes ----------------------------------------------------
@@ -166,7 +167,9 @@ def calibrate(model, images, path):
 
     Without this an untrained InceptionV3 answers every picture with nearly the same
     1e-3. The statistics are kept in `path`, so that all pictures meet one network.
-    Returns mean and standard deviation of the output channels, each float32 (2048,).
+    Returns what to subtract from the output channels and to divide them by, each
+    float32 (2048,): their standard deviation is SPREAD then. (With 1, Adam's first
+    steps are too large for a sum of 2,048 such numbers, and attention stays blind.)
     """
     norms = _in_order(model, tf.keras.layers.BatchNormalization)
     if not os.path.exists(path):
@@ -177,7 +180,7 @@ def calibrate(model, images, path):
         output = np.concatenate([model(sample[i:i + 8], training=False).numpy()
                                  for i in range(0, len(sample.numpy()), 8)])
         arrays = {"mean": output.mean(axis=(0, 1, 2)),
-                  "std": output.std(axis=(0, 1, 2)) + 1e-6}
+                  "std": (output.std(axis=(0, 1, 2)) + 1e-6) / SPREAD}
         for i, norm in enumerate(norms):
             arrays[f"moving_mean_{i}"] = np.array(norm.moving_mean.numpy())
             arrays[f"moving_variance_{i}"] = np.array(norm.moving_variance.numpy())
@@ -399,8 +402,8 @@ def arguments():
     parser.add_argument("--features", help="folder to write (default: <data>/features)")
     parser.add_argument("--splits", nargs="+", help="default: all that have captions")
     parser.add_argument("--karpathy", metavar="FILE",
-                        help="take the images of Karpathy's split file instead of those "
-                             "of <data>/annotations")
+                        help="take the images of Karpathy's split file, not those of "
+                             "<data>/annotations")
     parser.add_argument("--weights", default="imagenet",
                         help="imagenet, random, or the path of an .h5 file")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16",

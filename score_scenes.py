@@ -101,7 +101,8 @@ def main():
     words = sum(len(rows) for rows in pointed)
     atomic.write_json(os.path.join(run.folder, "scenes_val.json"), {
         "scenes": len(right), "right": float(np.mean(right)), "words": words,
-        "peak_in_box": hit, "peak_in_box_uniform": spread, "peak_in_box_centre": centre})
+        "peak_in_box": hit, "peak_in_box_uniform": spread,
+        "peak_in_box_centre": centre})
     print(f"captions that name every shape and colour rightly: {np.mean(right):.0%} "
           f"of {len(right)} new scenes")
     print(f"attention's peak in the box of the named shape: {hit:.0%} of {words} words "

@@ -7,7 +7,6 @@ penalty of the COCO tools, and without, as the paper is understood to report it.
 import collections
 import contextlib
 import shutil
-import sys
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
@@ -36,32 +35,31 @@ the mean of their parts by definition. tokenizer: its name.
 """
 
 
-def tokenize(candidates, references):
+def tokenize(candidates, references, java=True):
     """Both sides as the scorers take them: {id: [tokenized str]}, twice, and a name.
 
     candidates: {id: str}. references: {id: list of str}, at least one each. Java runs
     the Penn Treebank tokenizer of the COCO tools; without Java, `split_words` does it.
     """
-    made = {i: [cli.one_line(caption)] for i, caption in candidates.items()}
-    true = {i: [cli.one_line(caption) for caption in references[i]]
-            for i in candidates}
-    if not shutil.which("java"):
-        return ({i: [" ".join(split_words(c)) for c in group]
-                 for i, group in made.items()},
-                {i: [" ".join(split_words(c)) for c in group]
-                 for i, group in true.items()}, PLAIN)
-    return _penn_treebank(made), _penn_treebank(true), PTB
+    if not java or not shutil.which("java"):
+        return ({i: [plain(caption)] for i, caption in candidates.items()},
+                {i: [plain(caption) for caption in references[i]] for i in candidates},
+                PLAIN)
+    # Both sides in one run of Java. It pairs lines by their number: one line each.
+    lines = {(i, 0): [caption] for i, caption in candidates.items()}
+    lines.update(((i, 1), references[i]) for i in candidates)
+    found = PTBTokenizer().tokenize({key: [{"caption": cli.one_line(caption)}
+                                           for caption in group]
+                                     for key, group in lines.items()})
+    for key, group in lines.items():  # empty captions at the very end are not returned
+        found[key] = (found.get(key, []) + [""] * len(group))[:len(group)]
+    return ({i: found[i, 0] for i in candidates}, {i: found[i, 1] for i in candidates},
+            PTB)
 
 
-def _penn_treebank(captions):
-    """PTBTokenizer on {id: [str]}; it pairs lines by number, so the count is checked.
-    """
-    tokenized = PTBTokenizer().tokenize(
-        {i: [{"caption": c} for c in group] for i, group in captions.items()})
-    for i, group in captions.items():
-        group = tokenized.setdefault(i, []) + [""] * len(group)
-        tokenized[i] = group[:len(captions[i])]  # empty captions at the very end
-    return tokenized
+def plain(caption):
+    """A caption in lower case without punctuation: the vocabulary's words."""
+    return " ".join(split_words(caption))
 
 
 def score(candidates, references, spice=False, java=True):
@@ -78,12 +76,7 @@ def score(candidates, references, spice=False, java=True):
         raise cli.UserError(f"{len(lost)} of {len(candidates)} captioned images have "
                             f"no references{f' (first: {lost[0]})' if lost else ''}")
     ids = sorted(candidates)
-    if java:
-        made, true, tokenizer = tokenize({i: candidates[i] for i in ids}, references)
-    else:
-        made = {i: [" ".join(split_words(candidates[i]))] for i in ids}
-        true = {i: [" ".join(split_words(c)) for c in references[i]] for i in ids}
-        tokenizer = PLAIN
+    made, true, tokenizer = tokenize({i: candidates[i] for i in ids}, references, java)
     parts, totals = collections.OrderedDict(), collections.OrderedDict()
     if tokenizer == PTB:
         with contextlib.closing(_MeteorProcess()) as meteor:
@@ -138,7 +131,7 @@ def bleu_counts(candidates, references):
 
 
 def bleu(counts, brevity=True):
-    """Corpus BLEU-1 to 4 in percent, (..., 4), from counts summed over images (..., 10).
+    """Corpus BLEU-1 to 4 in percent, (..., 4), from counts of all images (..., 10).
 
     The geometric mean of the n-gram precisions (Papineni et al. 2002), times
     exp(1 - r / c) where the captions' c words are fewer than the references' r.
@@ -234,10 +227,10 @@ def habits(captions, training):
             a == b for w in words for a, b in zip(w, w[1:])))))
 
 
-def table(rows, out=sys.stdout):
+def table(rows):
     """Print rows of str, the first of them the heading, in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [row[0].ljust(widths[0])] + [
             cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        print("  ".join(cells).rstrip(), file=out)
+        print("  ".join(cells).rstrip())

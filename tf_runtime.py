@@ -16,6 +16,10 @@ CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create
 
 def _load():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings only
+    # TensorFlow 1.x brings jemalloc, which gives the memory of every large tensor back
+    # to the system at once and is given it again page by page, filled with zeros: most
+    # of the time of an elementwise operation on the CPU. It shall keep the memory.
+    os.environ.setdefault("JEMALLOC_MALLOC_CONF", "purge:ratio,lg_dirty_mult:-1")
     try:
         import tensorflow
     except ImportError as error:
@@ -71,19 +75,17 @@ def start():
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
 
 
-def keep_memory(keep=True):
-    """Have the C library keep freed memory for the next tensor; False: its defaults.
+def keep_memory():
+    """Have the C library keep freed memory for the next array, as jemalloc does.
 
-    TensorFlow on the CPU takes every large tensor straight from the system, which
-    fills it with zeros page by page, and gives it back at once: a quarter of the time
-    of a forward pass of InceptionV3. Elsewhere than on Linux nothing is changed.
+    numpy takes every batch of features from there. Only Linux has these settings.
     """
-    if sys.platform.startswith("linux"):
-        trim_threshold, mmap_max = -1, -4  # of malloc.h, with the defaults of glibc
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):
-            library.mallopt(mmap_max, 0 if keep else 65536)
-            library.mallopt(trim_threshold, 2 ** 31 - 1 if keep else 128 * 1024)
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if hasattr(library, "mallopt"):
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h
+        library.mallopt(arena_max, 1)
+        library.mallopt(mmap_max, 0)
+        library.mallopt(trim_threshold, 2 ** 31 - 1)
 
 
 def device_name():

@@ -31,11 +31,12 @@ import atomic
 import cli
 from extract_features import SHAPE, feature_path, read_features
 from model import Batch, Captioner, Sizes, loss
-from tf_runtime import (AdamOptimizer, RMSPropOptimizer, device_name, event_writer,
-                        start, tf)
+from tf_runtime import (AdamOptimizer, RMSPropOptimizer, compiled, device_name,
+                        event_writer, start, tf)
 from tokenize_captions import read_tokens, read_vocabulary
 
 RUNS = "checkpoints"
+WORTH_COMPILING = 4  # batches of one shape in an epoch
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 # What makes a run another model: it cannot change when the run goes on.
 FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
@@ -179,22 +180,40 @@ class Captions:
     def epoch(self, batch_size, random=None):
         """Arrays of caption numbers, one a batch, of like length and the longest first.
 
-        Shuffled, then sorted by length in a way that keeps the shuffled order inside a
-        length, then cut; the batches come in random order. random=None: a fixed order.
+        The captions of one length, shuffled, are cut into full batches; what remains of
+        all lengths is sorted by length and cut too. The batches come in random order.
+        random=None: a fixed order.
         """
         order = self.captions if random is None else random.permutation(self.captions)
         lengths = self.tokens.lengths[order]
-        order = order[np.argsort(-lengths, kind="mergesort")]
-        cut = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
-        return cut if random is None else [cut[i] for i in random.permutation(len(cut))]
+        full, rest = [], []
+        for length in np.unique(lengths)[::-1]:
+            group = order[lengths == length]
+            whole = len(group) - len(group) % batch_size
+            full += [group[i:i + batch_size] for i in range(0, whole, batch_size)]
+            rest.append(group[whole:])
+        rest = np.concatenate(rest)
+        full += [rest[i:i + batch_size] for i in range(0, len(rest), batch_size)]
+        return full if random is None else [full[i]
+                                            for i in random.permutation(len(full))]
+
+    def frequent(self, batch_size):
+        """The lengths of which an epoch has at least WORTH_COMPILING full batches."""
+        lengths, counts = np.unique(self.tokens.lengths[self.captions],
+                                    return_counts=True)
+        return set(lengths[counts // batch_size >= WORTH_COMPILING].tolist())
 
     def load(self, numbers):
         """Read one batch: caption numbers -> Batch, as numpy arrays.
 
-        Captions of one image share its features.
+        Where the lengths differ, captions of one image share its features. Where they
+        do not, hardly any image comes twice, and each caption brings its own: such
+        batches then have one shape, and the training step is compiled for it.
         """
-        images, image_of = np.unique(self.tokens.image_of[numbers], return_inverse=True)
         lengths = self.tokens.lengths[numbers]
+        images, image_of = self.tokens.image_of[numbers], np.arange(len(numbers))
+        if lengths[0] != lengths[-1]:
+            images, image_of = np.unique(images, return_inverse=True)
         maps = np.stack([read_features(self.paths[i]) for i in images])
         return Batch(maps.reshape(len(images), -1, SHAPE[-1]),
                      image_of.astype(np.int32),
@@ -218,28 +237,66 @@ class Captions:
 
 # --- the loop -------------------------------------------------------------------------
 
-def train_step(model, optimizer, batch, penalty, dropout, clip, random):
-    """One step on a Batch of numpy arrays. Returns (cross-entropy in nats a word, N).
+class Trainer:
+    """What one training step needs besides the batch."""
 
-    Gradients are clipped by their global norm. Raises FloatingPointError where the loss
-    or the gradients are not finite; the weights are as they were before the step then.
-    """
-    mask = None
-    N = int(batch.lengths.sum())
-    if dropout:
-        keep = random.random_sample((N, model.sizes.embedding)) >= dropout
-        mask = tf.constant(keep.astype(np.float32) / (1 - dropout))
-    batch = batch._replace(features=tf.constant(batch.features))
-    variables = list(model.weights.values())
-    with tf.GradientTape() as tape:
-        total, cross_entropy, N = loss(model, batch, penalty, mask)
-    gradients = tape.gradient(total, variables)
-    gradients, norm = tf.clip_by_global_norm(gradients, clip)
-    for name, value in (("loss", total), ("gradient norm", norm)):
-        if not np.isfinite(value.numpy()):
-            raise FloatingPointError(f"the {name} is {float(value.numpy())}")
-    optimizer.apply_gradients(zip(gradients, variables))
-    return float(cross_entropy.numpy()), N
+    def __init__(self, model, optimizer, penalty=0., dropout=0., clip=5., compiled=()):
+        """penalty, dropout, clip: see the command's flags. compiled: the lengths whose
+        full batches are frequent enough to compile the step for them.
+        """
+        self.model, self.optimizer = model, optimizer
+        self.penalty, self.dropout, self.clip = penalty, dropout, clip
+        self.lengths_to_compile, self.compiled = set(compiled), {}
+
+    def gradients(self, batch, mask=None):
+        """Loss, cross-entropy, the gradients clipped by their global norm, and it.
+
+        batch: Batch; mask: dropout's factors, see model.teacher_forcing. Returns two
+        scalars, a list of tensors in the order of model.weights, and a scalar.
+        """
+        variables = list(self.model.weights.values())
+        with tf.GradientTape() as tape:
+            total, cross_entropy, _ = loss(self.model, batch, self.penalty, mask)
+        gradients = [
+            # The embeddings' gradient lists the words of the batch, one by one.
+            tf.unsorted_segment_sum(gradient.values, gradient.indices,
+                                    variable.shape[0])
+            if isinstance(gradient, tf.IndexedSlices) else gradient
+            for gradient, variable in zip(tape.gradient(total, variables), variables)]
+        gradients, norm = tf.clip_by_global_norm(gradients, self.clip)
+        return total, cross_entropy, gradients, norm
+
+    def gradients_for(self, batch):
+        """`gradients` for batches of this shape; compiled where that is worth it."""
+        C = int(batch.lengths[0])
+        shape = (batch.features.shape, C)
+        if (C not in self.lengths_to_compile or batch.lengths[-1] != C
+                or len(batch.features) != len(batch.lengths)):
+            return lambda features, words, *mask: self.gradients(
+                batch._replace(features=features, words=words), *mask)
+        if shape not in self.compiled:
+            self.compiled[shape] = compiled(
+                lambda features, words, *mask: self.gradients(
+                    Batch(features, batch.image_of, words, batch.lengths), *mask))
+        return self.compiled[shape]
+
+    def step(self, batch, random=None):
+        """One step on a Batch of numpy arrays: (cross-entropy in nats a word, N).
+
+        random: np.random.RandomState for dropout. Raises FloatingPointError where the
+        loss or the gradients are not finite; the weights are as before the step then.
+        """
+        N = int(batch.lengths.sum())
+        arguments = [tf.constant(batch.features), tf.constant(batch.words)]
+        if self.dropout:
+            keep = random.random_sample((N, self.model.sizes.embedding)) >= self.dropout
+            arguments.append(tf.constant(keep.astype(np.float32) / (1 - self.dropout)))
+        total, cross_entropy, gradients, norm = self.gradients_for(batch)(*arguments)
+        for name, value in (("loss", total), ("gradient norm", norm)):
+            if not np.isfinite(value.numpy()):
+                raise FloatingPointError(f"the {name} is {float(value.numpy())}")
+        self.optimizer.apply_gradients(zip(gradients, self.model.weights.values()))
+        return float(cross_entropy.numpy()), N
 
 
 def validate(model, captions, batch_size):
@@ -252,7 +309,7 @@ def validate(model, captions, batch_size):
     return total / words
 
 
-def train_epoch(model, optimizer, captions, epoch, args):
+def train_epoch(trainer, captions, epoch, args):
     """One pass over the training captions. Returns (nats a word, captions a second).
 
     The order and dropout depend on the seed and the epoch only, so that a run that was
@@ -265,8 +322,7 @@ def train_epoch(model, optimizer, captions, epoch, args):
               unit="caption") as bar:
         for i, batch in enumerate(captions.batches(order)):
             try:
-                value, N = train_step(model, optimizer, batch, args.penalty,
-                                      args.dropout, args.clip, random)
+                value, N = trainer.step(batch, random)
             except FloatingPointError as error:
                 first = int(order[i][0])
                 raise cli.UserError(
@@ -386,10 +442,12 @@ def main():
     optimizer = OPTIMIZERS[args.optimizer](args.learning_rate)
     make_slots(model, optimizer)
     history = resume(folder, model, optimizer)
+    trainer = Trainer(model, optimizer, args.penalty, args.dropout, args.clip,
+                      splits["train"].frequent(args.batch_size))
     events = event_writer(folder)
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin = time.time()
-        train_loss, speed = train_epoch(model, optimizer, splits["train"], epoch, args)
+        train_loss, speed = train_epoch(trainer, splits["train"], epoch, args)
         val_loss = validate(model, splits["val"], args.batch_size)
         if not np.isfinite(val_loss):
             raise cli.UserError(f"epoch {epoch}: the validation loss is {val_loss}; "

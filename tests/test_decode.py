@@ -296,7 +296,7 @@ class Table:
     sizes = TOY
 
     def encode(self, features):
-        return Context(features, features)
+        return Context(features, tf.transpose(features, (1, 0, 2)))
 
     def h_0(self, a):
         return a[:, 0, :1]

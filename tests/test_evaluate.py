@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -20,12 +21,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOUNS = ("cat", "dog", "bus", "cow", "pig", "hen")
 
 
-def command(folder, script, *flags, **variables):
+def command(folder, script, *flags):
     """Run a script of the project in `folder`: (exit status, stdout, stderr)."""
     done = subprocess.run([sys.executable, os.path.join(ROOT, script), *flags],
                           cwd=str(folder), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True,
-                          env=dict(os.environ, **variables))
+                          stderr=subprocess.PIPE, universal_newlines=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -64,13 +64,40 @@ def trained(tmp_path_factory):
     return folder
 
 
+class Place:
+    """A copy of the trained folder, and evaluate.py run on it in this process."""
+
+    def __init__(self, path, monkeypatch, capsys):
+        self.path, self.monkeypatch, self.capsys = path, monkeypatch, capsys
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def __call__(self, *flags):
+        """Evaluate `small`: (exit status, stdout, stderr)."""
+        self.monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", "small", *flags])
+        before, status = signal.getsignal(signal.SIGTERM), 0
+        try:
+            cli.run(evaluate.main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return (status,) + tuple(self.capsys.readouterr())
+
+
 @pytest.fixture
-def place(trained, tmp_path, monkeypatch):
-    """A copy of it to work in, as the current folder."""
-    copy = tmp_path / "copy"
-    shutil.copytree(str(trained), str(copy))
-    monkeypatch.chdir(copy)
-    return copy
+def place(trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(str(trained), str(tmp_path / "copy"))
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(evaluate, "start", lambda: None)
+    return Place(tmp_path / "copy", monkeypatch, capsys)
+
+
+@pytest.fixture
+def no_java(monkeypatch):
+    """As on a machine without Java; also much faster."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
 def run_file(place, name):
@@ -90,8 +117,7 @@ def refusal(result):
 
 
 def test_command_writes_captions_attention_and_scores(place):
-    status, out, errors = command(place, "evaluate.py", "--run", "small", "--beam", "2",
-                                  "--n-best", "2", "--batch-size", "3")
+    status, out, errors = place("--beam", "2", "--n-best", "2", "--batch-size", "3")
     assert status == 0, errors
     assert out.startswith("[5/6] evaluate\n") and "next: python plot_attention" in out
     results = read_json(run_file(place, "captions_val_small_results.json"))
@@ -123,8 +149,8 @@ def test_command_writes_captions_attention_and_scores(place):
         assert (decoded.alphas[i, steps:] == 0).all()
 
 
-def test_captions_are_those_of_one_image_at_a_time(place):
-    assert command(place, "evaluate.py", "--run", "small")[0] == 0
+def test_captions_are_those_of_one_image_at_a_time(place, no_java):
+    assert place()[0] == 0
     results = read_json(run_file(place, "captions_val_small_results.json"))
     run = train.read_run("small")
     for result in results:
@@ -135,21 +161,19 @@ def test_captions_are_those_of_one_image_at_a_time(place):
         assert run.vocabulary.decode(caption.words) == result["caption"]
 
 
-def test_images_that_were_trained_on_are_refused_unless_asked_for(place):
-    line = refusal(command(place, "evaluate.py", "--run", "small", "--split", "train"))
+def test_images_that_were_trained_on_are_refused_unless_asked_for(place, no_java):
+    line = refusal(place("--split", "train"))
     assert "24 of 24 images" in line and "--allow-seen" in line
     assert not run_file(place, "scores_train.json").exists()
-    status, out, errors = command(place, "evaluate.py", "--run", "small", "--split",
-                                  "train", "--allow-seen", "--max-steps", "3")
+    status, out, errors = place("--split", "train", "--allow-seen", "--max-steps", "3")
     assert status == 0, errors
     assert read_json(run_file(place, "scores_train.json"))["images"] == 24
 
 
-def test_run_is_compared_with_itself_and_with_a_worse_one(place):
-    assert command(place, "evaluate.py", "--run", "small")[0] == 0
+def test_run_is_compared_with_a_better_one(place, no_java):
+    assert place()[0] == 0
     shutil.copytree(str(run_file(place, "")), str(place / "checkpoints" / "other"))
-    status, out, errors = command(place, "evaluate.py", "--run", "small", "--compare",
-                                  "other", "--max-steps", "1")
+    status, out, errors = place("--compare", "other", "--max-steps", "1")
     assert status == 0, errors
     table = out.split("small minus other on 7 images:\n")[1].splitlines()
     rows = {line[:30].strip(): line[30:].split() for line in table if "to" in line}
@@ -157,19 +181,17 @@ def test_run_is_compared_with_itself_and_with_a_worse_one(place):
     assert float(bleu[-5]) < 0 and float(bleu[-1]) < .05  # captions of one word
 
 
-def test_images_without_features_are_counted_and_left_out(place):
+def test_images_without_features_are_counted_and_left_out(place, no_java):
     os.remove(feature_path("data/features", "val/103.jpg"))
-    status, _, errors = command(place, "evaluate.py", "--run", "small")
+    status, _, errors = place()
     assert status == 0 and "1 of 7 images have no features" in errors
     ids = [r["image_id"] for r in read_json(run_file(
         place, "captions_val_small_results.json"))]
     assert ids == [100, 101, 102, 104, 105, 106]
 
 
-def test_without_java_the_scores_are_marked(place, tmp_path):
-    (tmp_path / "bin").mkdir()
-    status, out, errors = command(place, "evaluate.py", "--run", "small",
-                                  PATH=str(tmp_path / "bin"))
+def test_without_java_the_scores_are_marked(place, no_java):
+    status, out, errors = place()
     assert status == 0 and errors.count("warning: no Java was found") == 1
     summary = read_json(run_file(place, "scores_val.json"))
     assert summary["tokenizer"] == scores.PLAIN and "METEOR" not in summary["scores"]
@@ -179,12 +201,11 @@ def test_without_java_the_scores_are_marked(place, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (("--run", "none"), "no such run"), (("--split", "test"), "tokenize_captions.py"),
     (("--features", "nowhere"), "extract_features.py"),
-    (("--checkpoint", "previous", "--run", "small"), "")])
+    (("--checkpoint", "previous"), "previous.npz: no such checkpoint")])
 def test_what_is_not_there_is_refused_in_one_line(flags, words, place):
     if "previous" in flags:
         os.remove(str(run_file(place, "previous.npz")))
-    result = command(place, "evaluate.py", *(("--run", "small") + flags))
-    assert words in refusal(result)
+    assert words in refusal(place(*flags))
     assert not run_file(place, "attention_val.npz").exists()
 
 
@@ -192,7 +213,7 @@ def test_what_is_not_there_is_refused_in_one_line(flags, words, place):
     ("--beam", "0"), ("--max-steps", "-1"), ("--batch-size", "x"), ("--split", "dev"),
     ("--length-power", "nan"), ("--unknown",)])
 def test_flags_out_of_range_are_refused(flags, place):
-    status, _, errors = command(place, "evaluate.py", "--run", "small", *flags)
+    status, _, errors = place(*flags)
     assert status == 2 and flags[0] in errors and "Traceback" not in errors
 
 

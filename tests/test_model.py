@@ -4,7 +4,7 @@ import collections
 import numpy as np
 import pytest
 
-from model import Batch, Captioner, Context, Sizes, loss
+from model import Batch, Captioner, Sizes, loss
 from tf_runtime import tf
 
 # All sizes differ, so that a swapped axis cannot pass.
@@ -144,7 +144,7 @@ def test_previous_state_changes_the_next_state_and_attention():
     model = model_of()
     model.W_2.assign(np.zeros((4, 3)))      # the attention sees no state,
     model.W_beta.assign(np.zeros((4, 1)))   # nor does the gate
-    context = Context(*(x[:1] for x in model.encode(tf.constant(batch_of().features))))
+    context = model.encode(tf.constant(batch_of().features)).first(1)
     _, gates = model.embed(np.array([5], np.int32))
     results = [model.step(context, tf.constant(np.full((1, 4), value)), gates)
                for value in (-.5, .5)]
@@ -180,11 +180,9 @@ def test_captions_must_come_longest_first():
 
 def test_overfits_a_toy_batch():
     from tf_runtime import AdamOptimizer
-    from train import train_step
+    from train import Trainer
     # Two captions of two images: two of one image could not both be certain.
     model, batch = Captioner(SIZES, seed=1), batch_of("float32", LENGTHS[:2])
-    optimizer = AdamOptimizer(.02)
-    values = collections.deque(
-        (train_step(model, optimizer, batch, 0., 0., 5., None)[0] for _ in range(200)),
-        maxlen=1)
+    trainer = Trainer(model, AdamOptimizer(.02))
+    values = collections.deque((trainer.step(batch)[0] for _ in range(200)), maxlen=1)
     assert values[0] < .1

@@ -72,11 +72,10 @@ def test_scores_are_those_of_the_coco_tools():
 
 def test_perfect_captions_reach_the_top():
     true = {i: [group[0]] for i, group in TRUE.items()}
-    found = scores.averages(scores.score({i: g[0] for i, g in true.items()}, true))
-    for name in ("BLEU-1", "BLEU-4", "BLEU-4 without brevity penalty", "ROUGE-L",
-                 "METEOR"):
-        if name in found:
-            assert found[name] == pytest.approx(100, abs=.01), name
+    found = scores.averages(scores.score({i: g[0] for i, g in true.items()}, true,
+                                         java=False))
+    for name in ("BLEU-1", "BLEU-4 without brevity penalty", "ROUGE-L"):
+        assert found[name] == pytest.approx(100, abs=.01), name
     assert found["CIDEr"] > 500  # its scale goes to 1000
 
 

@@ -468,8 +468,9 @@ def karpathy(path, images):
     return str(path)
 
 
-FLICKR = [("train", "a.jpg", ["A cat.", "one cat"], {}), ("val", "b.jpg", ["a dog"], {}),
-          ("test", "c.jpg", ["a cow"], {}), ("train", "d.jpg", ["a pig"], {})]
+FLICKR = [("train", "a.jpg", ["A cat.", "one cat"], {}),
+          ("val", "b.jpg", ["a dog"], {}), ("test", "c.jpg", ["a cow"], {}),
+          ("train", "d.jpg", ["a pig"], {})]
 COCO = [("restval", "x.jpg", ["a cat"], {"filepath": "val2014", "cocoid": 71}),
         ("train", "y.jpg", ["a dog"], {"filepath": "train2014", "cocoid": 72}),
         ("val", "z.jpg", ["a cow"], {"filepath": "val2014", "cocoid": 73})]
@@ -537,7 +538,7 @@ def test_karpathy_file_of_other_images_is_refused_in_one_line(tmp_path):
     data = tmp_path / "data"
     put(data, "i/other.jpg")
     file = karpathy(tmp_path / "k.json", FLICKR)
-    assert "none of the 4 images" in refused(command(data, "--karpathy", file))
+    assert "has none of the 4 images" in refused(command(data, "--karpathy", file))
 
 
 # --- references -----------------------------------------------------------------------

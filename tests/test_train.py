@@ -12,7 +12,7 @@ from PIL import Image
 import cli
 import train
 from extract_features import SHAPE, feature_path
-from model import Captioner, Sizes, loss
+from model import Batch, Captioner, Sizes, loss
 from tf_runtime import AdamOptimizer, RMSPropOptimizer, tf
 from tokenize_captions import END, START, Tokens, Vocabulary, write_tokens
 
@@ -91,19 +91,24 @@ def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, se
     assert sorted(np.concatenate(order)) == list(range(11))
     assert sorted(map(len, order), reverse=True) == [
         min(batch_size, 11 - i) for i in range(0, 11, batch_size)]
-    lengths = sorted((TRAIN.lengths[numbers] for numbers in order),
-                     key=lambda batch: -batch[-1])
-    for batch in lengths:
-        assert (np.diff(batch) <= 0).all()            # the longest first
-    for longer, shorter in zip(lengths, lengths[1:]):
-        assert longer[-1] >= shorter[0]               # alike: no two batches overlap
+    batches = [TRAIN.lengths[numbers].tolist() for numbers in order]
+    pure = [batch for batch in batches if batch[0] == batch[-1]]
+    mixed = sorted((b for b in batches if b[0] != b[-1]), key=lambda b: -b[-1])
+    lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
+    for length, count in zip(lengths, counts):  # as many of one length as there can be
+        assert sum(len(b) == batch_size and b[0] == length
+                   for b in pure) >= count // batch_size
+    for batch in mixed:
+        assert batch == sorted(batch, reverse=True)   # the longest first
+    for longer, shorter in zip(mixed, mixed[1:]):
+        assert longer[-1] >= shorter[0]               # alike: no two of them overlap
 
 
 def test_batches_change_with_the_generator_and_come_in_no_order_of_length(features):
     captions = train.Captions("train", TRAIN, features)
     first, again, other = (
         [numbers.tolist() for numbers in captions.epoch(2, np.random.RandomState(s))]
-        for s in (3, 3, 4))
+        for s in (3, 3, 6))
     assert first == again != other
     assert sorted(map(sorted, first)) != sorted(map(sorted, other))
     longest = [TRAIN.lengths[numbers[0]] for numbers in first]
@@ -115,7 +120,9 @@ def test_batch_holds_the_features_of_the_image_of_each_caption(features):
     for numbers in captions.epoch(4, np.random.RandomState(0)):
         batch = captions.load(numbers)
         assert batch.features.dtype == np.float16
-        assert len(batch.features) == len(set(TRAIN.image_of[numbers]))
+        alike = len(set(TRAIN.lengths[numbers])) == 1
+        assert len(batch.features) == (len(numbers) if alike
+                                       else len(set(TRAIN.image_of[numbers])))
         assert batch.words.shape == (len(numbers), batch.lengths.max() + 1)
         for row, number in enumerate(numbers):
             name = TRAIN.images[TRAIN.image_of[number]]
@@ -518,3 +525,47 @@ def test_missing_features_of_a_whole_split_are_refused(runs):
     for name in VAL.images:
         os.remove(feature_path(runs.features, name))
     assert "run extract_features.py" in refusal(runs("a", 1))
+
+
+# --- the compiled step ----------------------------------------------------------------
+
+def test_only_lengths_with_many_full_batches_are_compiled(features):
+    captions = train.Captions("train", TRAIN, features)
+    lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
+    assert captions.frequent(1) == set(lengths[counts >= train.WORTH_COMPILING])
+    assert captions.frequent(12) == set()
+
+
+@pytest.mark.parametrize("dropout", [0., .5])
+@pytest.mark.parametrize("penalty", [0., .7])
+def test_compiled_step_is_the_plain_step(dropout, penalty):
+    """The same losses and weights after three steps, to the last digits."""
+    random = np.random.RandomState(8)
+    words = random.randint(4, len(VOCABULARY), (5, 8)).astype(np.int32)
+    words[:, 0], words[:, -1] = START, END
+    lengths = np.full(5, 7, np.int32)
+    found = []
+    for lengths_to_compile in ((), (7,)):
+        model, optimizer = model_and_optimizer(seed=2)
+        trainer = train.Trainer(model, optimizer, penalty, dropout, 5.,
+                                lengths_to_compile)
+        noise = np.random.RandomState(9)
+        losses = []
+        for i in range(3):
+            maps = np.random.RandomState(i).uniform(0, 2, (5, 64, SHAPE[-1]))
+            losses.append(trainer.step(Batch(
+                maps.astype(np.float16), np.arange(5, dtype=np.int32), words, lengths),
+                noise)[0])
+        assert len(trainer.compiled) == len(lengths_to_compile)
+        found.append((losses, values(model.weights)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for name, value in found[0][1].items():
+        np.testing.assert_allclose(value, found[1][1][name], atol=2e-4, err_msg=name)
+
+
+def test_run_with_a_compiled_step_goes_on_as_if_never_stopped(runs, monkeypatch):
+    monkeypatch.setattr(train, "WORTH_COMPILING", 1)
+    flags = ("--batch-size", "2")
+    assert runs("whole", 3, *flags)[0] == 0
+    assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
+    assert equal(runs.arrays("parts"), runs.arrays("whole"))

@@ -1,0 +1,131 @@
+"""The six steps as real commands on drawn scenes: they must learn, not merely end."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from draw_scenes import COLOURS, SHAPES
+from score_scenes import names_all, read_scenes
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPTS = ("download_coco.py", "extract_features.py", "tokenize_captions.py",
+           "train.py", "evaluate.py", "plot_attention.py", "draw_scenes.py",
+           "score_scenes.py")
+
+
+def command(folder, script, *flags):
+    """Run a script in `folder`; returns its stdout. It must succeed."""
+    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *flags],
+                          cwd=str(folder), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """What each step printed, by script; and the folder under 'folder'."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    data = ("--data", "drawn")
+    steps = [("draw_scenes.py", *data, "--train", "30", "--val", "8", "--size", "160"),
+             ("extract_features.py", *data, "--weights", "random"),
+             ("tokenize_captions.py", *data),
+             ("train.py", *data, "--run", "toy", "--epochs", "12", "--units", "128",
+              "--embedding", "128", "--batch-size", "16", "--dropout", "0"),
+             ("evaluate.py", "--run", "toy"),
+             ("evaluate.py", "--run", "toy", "--split", "train", "--allow-seen"),
+             ("plot_attention.py", "--run", "toy", "--count", "2"),
+             ("plot_attention.py", "--run", "toy", "--picture",
+              "drawn/val/scene_000001.png"),
+             ("score_scenes.py", "--run", "toy")]
+    found = {"folder": folder}
+    for script, *flags in steps:
+        found[script] = found.get(script, "") + command(folder, script, *flags)
+    return found
+
+
+def test_each_step_introduces_itself_and_names_the_next(outputs):
+    for number, script in enumerate(SCRIPTS[1:6], 2):
+        assert outputs[script].startswith(f"[{number}/6] ")
+        if number < 6:
+            assert f"next: python {SCRIPTS[number]}" in outputs[script]
+    assert "TensorFlow 1." in outputs["train.py"]
+
+
+def test_training_loss_falls_far_below_what_word_counts_would_give(outputs):
+    folder = outputs["folder"]
+    with open(str(folder / "drawn" / "tokens" / "vocabulary.tsv")) as file:
+        counts = np.array([int(line.split("\t")[2]) for line in list(file)[3:]])
+    shares = counts[counts > 0] / counts.sum()
+    by_counts = -(shares * np.log(shares)).sum()   # the entropy of single words
+    log = (folder / "checkpoints" / "toy" / "log.csv").read_text().splitlines()
+    last = dict(zip(log[0].split(","), log[-1].split(",")))
+    assert len(log) == 13 and float(last["train_loss"]) < .3 * by_counts
+    assert float(last["val_loss"]) < .8 * by_counts
+
+
+def test_captions_of_trained_scenes_name_what_is_in_them(outputs):
+    folder = outputs["folder"]
+    with open(str(folder / "drawn" / "annotations" / "instances_train.json")) as file:
+        content = json.load(file)
+    objects = {}
+    for item in content["annotations"]:
+        objects.setdefault(item["image_id"], []).append(
+            (item["colour"], SHAPES[item["category_id"] - 1]))
+    path = folder / "checkpoints" / "toy" / "captions_train_toy_results.json"
+    results = json.loads(path.read_text())
+    right = [names_all(r["caption"], objects[r["image_id"]]) for r in results]
+    assert len(right) == 30 and np.mean(right) > .7  # by chance: about 1 in 50
+
+
+def test_new_scenes_are_described_in_sentences_of_the_same_kind(outputs):
+    folder = outputs["folder"] / "checkpoints" / "toy"
+    results = json.loads((folder / "captions_val_toy_results.json").read_text())
+    assert len(results) == 8
+    for result in results:
+        words = result["caption"].split()
+        assert set(words) & set(COLOURS) and set(words) & set(SHAPES)
+    scores = json.loads((folder / "scores_val.json").read_text())["scores"]
+    assert 20 < scores["BLEU-4"] <= 100
+
+
+def test_two_figures_of_the_demo_are_printed_with_their_baselines(outputs):
+    found = json.loads((outputs["folder"] / "checkpoints" / "toy" /
+                        "scenes_val.json").read_text())
+    objects, _ = read_scenes(str(outputs["folder"] / "drawn"))
+    assert found["scenes"] == len(objects) == 8
+    assert f"{found['right']:.0%} of 8 new scenes" in outputs["score_scenes.py"]
+    for name in ("peak_in_box", "peak_in_box_uniform", "peak_in_box_centre"):
+        assert 0 <= found[name] <= 1
+        assert f"{found[name]:.0%}" in outputs["score_scenes.py"]
+
+
+def test_figures_of_the_split_and_of_a_picture_of_ones_own_are_drawn(outputs):
+    folder = outputs["folder"] / "checkpoints" / "toy" / "attention"
+    names = sorted(os.listdir(str(folder)))
+    assert len(names) == 3 and names[0] == "own_scene_000001.png"
+    for name in names:
+        with Image.open(str(folder / name)) as figure:
+            assert min(figure.size) > 100
+            assert len(set(figure.convert("L").tobytes())) > 50
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_a_script_does_and_every_default(script, tmp_path):
+    out = command(tmp_path, script, "--help")
+    assert f"python {script}" in out and "--data" in out or "--run" in out
+    assert "(default:" in out
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_flags_are_refused(script, tmp_path):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, script), "--fast"],
+                          cwd=str(tmp_path), stderr=subprocess.PIPE,
+                          universal_newlines=True)
+    assert done.returncode == 2 and "--fast" in done.stderr
+    assert "Traceback" not in done.stderr
