@@ -406,7 +406,7 @@ def images_of(content, path, split):
 
 
 def read_karpathy(path, data):
-    """Karpathy's split file: {'train', 'val', 'test', perhaps 'restval': list of Image}.
+    """Karpathy's split file: {'train', 'val', 'test', maybe 'restval': list of Image}.
 
     The file names an image's folder only for COCO; images of Flickr are looked for in
     the folders of `data`. Raises UserError, naming the file, if it is not such a file,
@@ -433,8 +433,8 @@ def read_karpathy(path, data):
         groups.setdefault(image["split"], []).append(
             Image(identity, image["filename"], captions, folder))
     if not any(image["filename"] in folder_of for image in listed):
-        raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path} in "
-                            "its folders; put them there, or see --data")
+        raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path}; "
+                            "put them into a folder there, or see --data")
     return groups
 
 

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import zipfile
+from array import array
 
 import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
@@ -45,6 +46,13 @@ lengths: int32 (captions,): words to predict, the end token among them.
 image_of: int32 (captions,): index into images and image_ids.
 images: str (images,), paths below the data set. image_ids: str (images,).
 vocabulary: its digest, str.
+"""
+
+Split = collections.namedtuple("Split", "words flat lengths image_of")
+Split.__doc__ = """Captions cut into words, before any word is dropped.
+
+words: list of str, the distinct ones. flat: int32, all words of all captions in a row,
+as indices into `words`. lengths, image_of: int32 (captions,).
 """
 
 
@@ -197,17 +205,32 @@ def split_by_image(images, fraction, seed):
     return [images[i] for i in sorted(train)], [images[i] for i in sorted(val)]
 
 
-def count_words(images):
-    """A Counter of all words of all captions."""
-    counter = collections.Counter()
-    for image in tqdm(images, desc="count words", unit="image"):
+def split_captions(images, name):
+    """All captions of these images as Split. name: of the split, for the progress."""
+    index = collections.defaultdict()
+    index.default_factory = index.__len__  # a new word gets the next number
+    flat, lengths, image_of = array("i"), array("i"), array("i")
+    for i, image in enumerate(tqdm(images, desc=f"split {name}", unit="image")):
         for caption in image.captions:
-            counter.update(split_words(caption))
-    return counter
+            numbers = [index[word] for word in split_words(caption)]
+            flat.extend(numbers)
+            lengths.append(len(numbers))
+            image_of.append(i)
+    return Split(list(index), *(np.array(numbers, np.int32)
+                                for numbers in (flat, lengths, image_of)))
+
+
+def count_words(split):
+    """How often each word of a Split occurs: {word: int}."""
+    counts = np.bincount(split.flat, minlength=len(split.words))
+    return dict(zip(split.words, counts.tolist()))
 
 
 def build_vocabulary(counter, captions, size):
-    """The `size` most frequent words; equally frequent ones in alphabetical order."""
+    """The `size` most frequent words; equally frequent ones in alphabetical order.
+
+    counter: {word: how often}. captions: their number, the count of start and end.
+    """
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     kept = ranked[:size]
     unknown = sum(counter.values()) - sum(count for _, count in kept)
@@ -215,36 +238,35 @@ def build_vocabulary(counter, captions, size):
                       [0, captions, captions, unknown] + [count for _, count in kept])
 
 
-def tokenize(images, name, vocabulary, max_words):
-    """Tokens of these images, and how many captions were empty or too long."""
-    sequences, image_of, skipped = [], [], 0
-    for i, image in enumerate(tqdm(images, desc=f"tokenize {name}", unit="image")):
-        for caption in image.captions:
-            words = split_words(caption)
-            if not 0 < len(words) <= max_words:
-                skipped += 1
-                continue
-            sequences.append([START] + vocabulary.encode(words) + [END])
-            image_of.append(i)
-    if not sequences:
+def tokenize(images, split, name, vocabulary, max_words):
+    """Tokens of these images, and how many captions were empty or too long.
+
+    split: what `split_captions` made of them.
+    """
+    kept = (split.lengths > 0) & (split.lengths <= max_words)
+    if not kept.any():
         raise cli.UserError(f"{name}: not one caption with 1 to {max_words} words; "
                             "check the annotations, or raise --max-words")
-    padded = np.full((len(sequences), max(map(len, sequences))), PAD, np.int32)
-    for row, sequence in zip(padded, sequences):
-        row[:len(sequence)] = sequence
-    return Tokens(padded, np.array([len(s) - 1 for s in sequences], np.int32),
-                  np.array(image_of, np.int32),
+    lengths = split.lengths[kept]
+    numbers = np.array(vocabulary.encode(split.words), np.int32)[
+        split.flat[np.repeat(kept, split.lengths)]]
+    padded = np.full((len(lengths), lengths.max() + 2), PAD, np.int32)
+    columns = np.arange(padded.shape[1])
+    padded[:, 0] = START
+    padded[(columns >= 1) & (columns <= lengths[:, None])] = numbers
+    padded[np.arange(len(lengths)), lengths + 1] = END
+    return Tokens(padded, lengths + 1, split.image_of[kept],
                   np.array([image.path for image in images]),
                   np.array([str(image.id) for image in images]),
-                  np.array(vocabulary.digest())), skipped
+                  np.array(vocabulary.digest())), int((~kept).sum())
 
 
 def write_tokens(path, tokens):
     """Write Tokens; the same tokens give the same bytes (np.savez adds a clock)."""
     with atomic.writing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in tokens._asdict().items():
+        for name, values in tokens._asdict().items():
             buffer = io.BytesIO()
-            np.save(buffer, array, allow_pickle=False)
+            np.save(buffer, values, allow_pickle=False)
             entry = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, buffer.getvalue())
@@ -305,11 +327,10 @@ def main():
         if name not in groups:
             raise cli.UserError(f"{args.karpathy or args.data}: no images for {name}; "
                                 "choose other splits")
-    counter = count_words(groups["train"])
-    vocabulary = build_vocabulary(counter, sum(len(i.captions)
-                                               for i in groups["train"]),
-                                  args.vocab_size)
-    done = [(name, *tokenize(images, name, vocabulary, args.max_words))
+    split = {name: split_captions(images, name) for name, images in groups.items()}
+    counter = count_words(split["train"])
+    vocabulary = build_vocabulary(counter, len(split["train"].lengths), args.vocab_size)
+    done = [(name, *tokenize(images, split[name], name, vocabulary, args.max_words))
             for name, images in groups.items()]
     os.makedirs(tokens_folder, exist_ok=True)
     with atomic.writing(os.path.join(tokens_folder, "vocabulary.tsv"), "w",

@@ -71,8 +71,9 @@ def captions_of(tokens, vocabulary):
 
 def tokens_of(*captions, size=100):
     images = images_of(*captions)
-    vocabulary = tc.build_vocabulary(tc.count_words(images), 1, size)
-    return vocabulary, tc.tokenize(images, "train", vocabulary, 9)[0]
+    split = tc.split_captions(images, "train")
+    vocabulary = tc.build_vocabulary(tc.count_words(split), 1, size)
+    return vocabulary, tc.tokenize(images, split, "train", vocabulary, 9)[0]
 
 
 # --- words ----------------------------------------------------------------------------
@@ -104,7 +105,8 @@ def test_words_of_equal_frequency_are_ranked_alphabetically():
 
 def test_counts_say_how_often_each_word_was_seen():
     images = images_of(["d d d d", "c c c b b a"])
-    vocabulary = tc.build_vocabulary(tc.count_words(images), 2, 2)
+    vocabulary = tc.build_vocabulary(tc.count_words(tc.split_captions(images, "train")),
+                                     2, 2)
     assert vocabulary.counts == [0, 2, 2, 3, 4, 3]  # pad, start, end, UNK, d, c
 
 
@@ -152,12 +154,14 @@ def test_decoding_stops_at_the_first_end():
 
 def test_empty_and_too_long_captions_are_skipped_and_counted():
     images = images_of(["...", "a b c", "a b c d"], ["", "b"])
-    vocabulary = tc.build_vocabulary(tc.count_words(images), 5, 9)
-    tokens, skipped = tc.tokenize(images, "train", vocabulary, 3)
+    split = tc.split_captions(images, "train")
+    vocabulary = tc.build_vocabulary(tc.count_words(split), 5, 9)
+    tokens, skipped = tc.tokenize(images, split, "train", vocabulary, 3)
     assert skipped == 3 and len(tokens.words) == 2
     assert tokens.image_of.tolist() == [0, 1]
     with pytest.raises(cli.UserError, match="not one caption with 1 to 2 words"):
-        tc.tokenize(images_of(["a b c"]), "train", vocabulary, 2)
+        long = images_of(["a b c"])
+        tc.tokenize(long, tc.split_captions(long, "train"), "train", vocabulary, 2)
 
 
 # --- the choice of images -------------------------------------------------------------

@@ -1,0 +1,434 @@
+"""How fast is it? Ratios, measured side by side in one process (`make bench`).
+
+    python benchmarks/bench.py             # about 15 minutes on 2 cores
+    python benchmarks/bench.py --only train decode
+
+Ours and the published design (published.py) take turns, several rounds; the table gives
+medians and the range of the rounds. The limits of the machine (a matrix product, the
+forward pass of InceptionV3, the disk) are measured in the same minutes. Data are made
+for the purpose: random features, captions with COCO's lengths (mean 10.45 words,
+longest 49). Both designs run with this project's memory settings (tf_runtime.py).
+
+Writes: benchmarks/results/bench.json and bench.png
+"""
+import collections
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(HERE), HERE]
+
+import atomic  # noqa: E402
+import cli  # noqa: E402
+import extract_features  # noqa: E402
+import tokenize_captions  # noqa: E402
+from decode import beam_search  # noqa: E402
+from download_coco import Image as CocoImage  # noqa: E402
+from evaluate import decode_split  # noqa: E402
+from model import Captioner, Sizes  # noqa: E402
+from published import Published, extract as published_extract  # noqa: E402
+from scores import table  # noqa: E402
+from tf_runtime import AdamOptimizer, device_name, start, tf  # noqa: E402
+from tokenize_captions import END, START, Tokens  # noqa: E402
+from train import Captions, Trainer, make_slots  # noqa: E402
+
+VOCABULARY, LONGEST, MEAN = 5000, 49, 10.45
+SIZES = Sizes(vocabulary=VOCABULARY + 4, features=2048, annotation=256, embedding=256,
+              hidden=512, attention=512)
+DECODED_WORDS = 12        # of each image; the end token is barred for both designs
+ROUNDS = 5
+FLOORS = collections.OrderedDict((
+    ("training, captions/s, against the published design", (12, "at least")),
+    ("training, FLOP/s, against a matrix product", (.6, "at least")),
+    ("first batch, time against an ordinary one", (20, "at most")),
+    ("greedy decoding, images/s, against one at a time", (12, "at least")),
+    ("beam 3, time against greedy", (3.5, "at most")),
+    ("extraction, images/s, against the published loop", (1.3, "at least")),
+    ("extraction against InceptionV3's forward pass", (.9, "at least")),
+    ("peak memory of training, 6,000 images against 600", (1.1, "at most")),
+    ("peak memory of training, 6,000 images, GB", (3, "at most")),
+    ("input pipeline alone, captions/s, against training", (3, "at least")),
+    ("tokenizing COCO's captions, time against split and count", (8, "at most")),
+    ("peak memory of tokenizing, GB", (2, "at most"))))
+
+
+# --- data -----------------------------------------------------------------------------
+
+def lengths_like_coco(count, random):
+    """Words of `count` captions: mean 10.45, at least 7, the longest 49."""
+    lengths = 8 + random.poisson(MEAN - 8, count)
+    lengths[random.randint(count)] = LONGEST
+    return lengths
+
+
+def make_tokens(images, random):
+    """Random Tokens: five captions an image."""
+    lengths = lengths_like_coco(5 * images, random).astype(np.int32) + 1
+    words = np.zeros((5 * images, LONGEST + 2), np.int32)
+    for row, n in zip(words, lengths):
+        row[:n + 1] = np.r_[START, random.randint(4, SIZES.vocabulary, n - 1), END]
+    return Tokens(words, lengths, np.repeat(np.arange(images, dtype=np.int32), 5),
+                  np.array([f"train/{i}.jpg" for i in range(images)]),
+                  np.array([str(i) for i in range(images)]), "")
+
+
+def make_features(folder, images, random, files=100):
+    """Features of so many images, of which only `files` differ: the rest are links."""
+    os.makedirs(os.path.join(folder, "train"))
+    for i in range(images):
+        path = extract_features.feature_path(folder, f"train/{i}.jpg")
+        if i < files:
+            np.save(path, random.random_sample(extract_features.SHAPE).astype("f2"))
+        else:
+            os.link(extract_features.feature_path(folder, f"train/{i % files}.jpg"),
+                    path)
+
+
+def flops(batch):
+    """Floating point operations of the matrix products that one training step needs.
+
+    Forward and backward; no gradient is needed with respect to the features. What is
+    not a matrix product (tanh, softmax, Adam) is not counted.
+    """
+    K, F, D, m, n, A = SIZES
+    rows, N, L = len(batch.features) * batch.features.shape[1], int(
+        batch.lengths.sum()), batch.features.shape[1]
+    encoder = 2 * rows * F * D * 2                 # forward, gradient of W_v
+    keys = 2 * rows * D * A * 3
+    word = 2 * (m * 3 * n + D * 3 * n + n * 3 * n + n * A + n * m + D * m + m * K) * 3
+    attention = 2 * L * (A + D) * 3
+    return encoder + keys + N * (word + attention)
+
+
+# --- measuring ------------------------------------------------------------------------
+
+def seconds(function):
+    begin = time.time()
+    function()
+    return time.time() - begin
+
+
+def matrix_product(side=2048):
+    """FLOP/s of a float32 product of two square matrices."""
+    x = tf.random_normal((side, side))
+    x.numpy()
+    return 2 * side ** 3 / seconds(lambda: tf.matmul(x, x).numpy())
+
+
+def alternate(*functions, rounds=ROUNDS):
+    """Call the functions in turn; a list of results for each, the first round left out.
+    """
+    found = [[function() for function in functions] for _ in range(rounds + 1)][1:]
+    return list(zip(*found))
+
+
+def ratio(above, below):
+    """Median and range over the rounds of above / below."""
+    values = np.array(above) / np.array(below)
+    return float(np.median(values)), float(values.min()), float(values.max())
+
+
+def barred(model):
+    """The model without an end: every caption then has as many words as may be."""
+    bias = model.b_o.numpy().copy()
+    bias[END] = -1e9
+    model.b_o.assign(bias)
+
+
+def bench_train(folder, rows):
+    random = np.random.RandomState(0)
+    tokens = make_tokens(2000, random)
+    make_features(folder, 2000, random)
+    captions = Captions("train", tokens, folder)
+    trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3), dropout=.5,
+                      compiled=captions.frequent(64))
+    make_slots(trainer.model, trainer.optimizer)
+    published = Published(SIZES.vocabulary)
+    order = captions.epoch(64, np.random.RandomState(1))
+    whole = [numbers for numbers in order if len(numbers) == 64]
+    # Compile what an epoch would compile, timing the first batch of a new process.
+    first = captions.load(next(
+        numbers for numbers in whole
+        if tokens.lengths[numbers[0]] == 12 == tokens.lengths[numbers[-1]]))
+    first_batch = seconds(lambda: trainer.step(first, random))
+    ordinary = np.median([seconds(lambda: trainer.step(first, random))
+                          for _ in range(5)])
+    rows["first batch, time against an ordinary one"] = (first_batch / ordinary,) * 3
+    shapes = {}
+    for numbers in whole:
+        shapes.setdefault(tuple(sorted(set(tokens.lengths[numbers]))), numbers)
+    for batch in captions.batches(list(shapes.values())):
+        trainer.step(batch, random)
+
+    place = [0]
+
+    def ours(batches=10):
+        chosen = [whole[(place[0] + i) % len(whole)] for i in range(batches)]
+        place[0] += batches
+        work = sum(flops(captions.load(numbers)) for numbers in chosen)
+        took = seconds(lambda: [trainer.step(batch, random)
+                                for batch in captions.batches(chosen)])
+        return 64 * batches / took, work / took
+
+    def theirs():
+        numbers = whole[place[0] % len(whole)]
+        images = tokens.image_of[numbers]
+
+        def step():
+            maps = np.stack([extract_features.read_features(captions.paths[i])
+                             for i in images])
+            published.train_step(maps.reshape(64, 64, 2048), tokens.words[numbers])
+        return 64 / seconds(step)
+
+    def pipeline(batches=60):
+        chosen = [whole[i % len(whole)] for i in range(batches)]
+        return 64 * batches / seconds(lambda: [None for _ in captions.batches(chosen)])
+
+    mine, product, others, read = alternate(ours, matrix_product, theirs, pipeline)
+    speeds = [speed for speed, _ in mine]
+    rows["training, captions/s, against the published design"] = ratio(speeds, others)
+    rows["training, FLOP/s, against a matrix product"] = ratio(
+        [work for _, work in mine], product)
+    rows["input pipeline alone, captions/s, against training"] = ratio(read, speeds)
+    return {"training captions/s": np.median(speeds),
+            "published design captions/s": np.median(others),
+            "matrix product GFLOP/s": np.median(product) / 1e9,
+            "input pipeline captions/s": np.median(read)}
+
+
+def bench_decode(folder, rows):
+    random = np.random.RandomState(1)
+    make_features(folder, 256, random)
+    paths = [extract_features.feature_path(folder, f"train/{i}.jpg")
+             for i in range(256)]
+    model, published = Captioner(SIZES), Published(SIZES.vocabulary)
+    barred(model)
+    maps = [extract_features.read_features(path).reshape(64, 2048) for path in paths]
+    published.decode(maps[0], 1)
+    bias = published.fc2.bias.numpy().copy()
+    bias[END] = -1e9
+    published.fc2.bias.assign(bias)
+
+    def ours(width):
+        return len(paths) / seconds(lambda: decode_split(
+            model, paths, 64, quiet=True, width=width, max_steps=DECODED_WORDS))
+
+    def theirs(images=4):
+        return images / seconds(lambda: [published.decode(m, DECODED_WORDS)
+                                         for m in maps[:images]])
+
+    assert len(beam_search(model, maps[0][None], 1, DECODED_WORDS)[0][0].words) == (
+        DECODED_WORDS) == len(published.decode(maps[0], DECODED_WORDS)[0])
+    greedy, beam, others = alternate(lambda: ours(1), lambda: ours(3), theirs)
+    rows["greedy decoding, images/s, against one at a time"] = ratio(greedy, others)
+    rows["beam 3, time against greedy"] = ratio(greedy, beam)
+    return {"greedy images/s": np.median(greedy), "beam 3 images/s": np.median(beam),
+            "published design, decoded images/s": np.median(others)}
+
+
+def bench_extract(folder, rows, images=48):
+    random = np.random.RandomState(2)
+    os.makedirs(os.path.join(folder, "train"))
+    names = [f"train/{i}.jpg" for i in range(images)]
+    for name in names:  # about the size of COCO's pictures, in pixels and in bytes
+        small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
+        Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(
+            os.path.join(folder, name), quality=95)
+    paths = [os.path.join(folder, name) for name in names]
+    targets = [os.path.join(folder, f"{i}.npy") for i in range(images)]
+    plain = extract_features._architecture()
+    extract_features.random_weights(plain, 0)
+    folded = extract_features.compiled(extract_features.fold_batch_norm(plain))
+    pixels = np.stack([extract_features.read_image(path) for path in paths[:16]])
+    scaled = tf.constant(pixels.astype(np.float32) / 127.5 - 1)
+
+    def network(x):
+        return folded(tf.cast(x, tf.float32) / 127.5 - 1.)
+
+    def ours():
+        features = os.path.join(folder, "features")
+        shutil.rmtree(features, ignore_errors=True)
+        return images / seconds(lambda: extract_features.extract(
+            "train", names, folder, features, network, 16, np.dtype("f2")))
+
+    def theirs():
+        return images / seconds(lambda: published_extract(plain, paths, targets))
+
+    def forward():
+        return images / seconds(lambda: [folded(scaled).numpy()
+                                         for _ in range(images // 16)])
+
+    mine, others, limit = alternate(ours, theirs, forward, rounds=3)
+    rows["extraction, images/s, against the published loop"] = ratio(mine, others)
+    rows["extraction against InceptionV3's forward pass"] = ratio(mine, limit)
+    return {"extraction images/s": np.median(mine),
+            "published loop images/s": np.median(others),
+            "InceptionV3 forward images/s": np.median(limit)}
+
+
+def bench_memory(folder, rows):
+    random = np.random.RandomState(3)
+    make_features(folder, 6000, random)
+    peaks = [[float(subprocess.check_output(
+        [sys.executable, os.path.abspath(__file__), "--train-on", str(images),
+         folder]).split()[-1]) for images in (6000, 600)] for _ in range(2)]
+    many, few = zip(*peaks)
+    rows["peak memory of training, 6,000 images against 600"] = ratio(many, few)
+    rows["peak memory of training, 6,000 images, GB"] = (
+        np.median(many), min(many), max(many))
+    return {"peak GB, 600 images": np.median(few)}
+
+
+def train_on(images, folder):
+    """Train on 150 batches of so many images; print the peak memory in GB."""
+    start()
+    random = np.random.RandomState(0)
+    captions = Captions("train", make_tokens(images, random), folder)
+    trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3), dropout=.5,
+                      compiled=captions.frequent(64))
+    make_slots(trainer.model, trainer.optimizer)
+    order = [numbers for epoch in range(4)
+             for numbers in captions.epoch(64, np.random.RandomState(epoch))]
+    for batch in captions.batches(order[:150]):
+        trainer.step(batch, random)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+
+
+def bench_tokenize(folder, rows, captions=414113):
+    out = subprocess.check_output([sys.executable, os.path.abspath(__file__),
+                                   "--tokenize", str(captions), folder])
+    pairs = [tuple(map(float, line.split()[1:])) for line in out.decode().splitlines()
+             if line.startswith("tokenized")]
+    mine, plain, peak = zip(*pairs)
+    rows["tokenizing COCO's captions, time against split and count"] = ratio(mine,
+                                                                             plain)
+    rows["peak memory of tokenizing, GB"] = (max(peak),) * 3
+    return {"tokenizing, s": np.median(mine), "split and count, s": np.median(plain)}
+
+
+def tokenize_so_many(count, folder):
+    """Print seconds of ours, seconds of lower-split-count, and the peak in GB."""
+    random = np.random.RandomState(4)
+    names = [f"word{i}" for i in range(29500)]  # COCO's distinct tokens, Zipf's law
+    drawn = np.minimum(random.zipf(1.25, 12 * count), 29500) - 1
+    texts, at = [], 0
+    for n in lengths_like_coco(count, random):
+        texts.append(" ".join(names[i] for i in drawn[at:at + n]).capitalize() + ".")
+        at += n
+    images = [CocoImage(i, f"{i}.jpg", texts[5 * i:5 * i + 5], "train")
+              for i in range(-(-count // 5))]
+
+    def ours():
+        split = tokenize_captions.split_captions(images, "train")
+        vocabulary = tokenize_captions.build_vocabulary(
+            tokenize_captions.count_words(split), count, VOCABULARY)
+        tokens, _ = tokenize_captions.tokenize(images, split, "train", vocabulary, 100)
+        tokenize_captions.write_tokens(os.path.join(folder, "train.npz"), tokens)
+
+    def plain():
+        counter = collections.Counter()
+        for text in texts:
+            counter.update(text.lower().split())
+
+    for mine, bare in zip(*alternate(lambda: seconds(ours), lambda: seconds(plain),
+                                     rounds=3)):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print("tokenized", mine, bare, peak)
+
+
+# --- reporting ------------------------------------------------------------------------
+
+def draw(found, path):
+    """Bars of how far each ratio is beyond its floor; the line is the floor."""
+    names = [name for name in FLOORS if name in found]
+    figure = Figure(figsize=(7.5, .42 * len(names) + .9))
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(111)
+    for y, name in enumerate(reversed(names)):
+        floor, kind = FLOORS[name]
+        middle, low, high = (v / floor if kind == "at least" else floor / v
+                             for v in found[name])
+        good = middle >= 1
+        axes.barh(y, middle, color="#4477aa" if good else "#ee6677", height=.6)
+        axes.plot(sorted((low, high)), (y, y), color="black", linewidth=1)
+        axes.text(max(middle, low, high) * 1.06, y, f"{found[name][0]:.2f}"
+                  f" ({kind} {floor:g})", va="center", fontsize=8)
+    axes.axvline(1, color="black", linewidth=.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlim(.5, 60)
+    axes.set_xticks([.5, 1, 2, 5, 10, 20])
+    axes.set_xticklabels(["0.5", "1", "2", "5", "10", "20"])
+    axes.set_yticks(range(len(names)))
+    axes.set_yticklabels(list(reversed(names)), fontsize=8)
+    axes.set_xlabel("times better than required", fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    with atomic.writing(path) as file:
+        canvas.print_figure(file, dpi=150, format="png")
+
+
+BENCHES = collections.OrderedDict((
+    ("train", bench_train), ("decode", bench_decode), ("extract", bench_extract),
+    ("memory", bench_memory), ("tokenize", bench_tokenize)))
+
+
+def main():
+    args = arguments()
+    if args.train_on:
+        train_on(int(args.train_on[0]), args.train_on[1])
+        return
+    if args.tokenize:
+        tokenize_so_many(int(args.tokenize[0]), args.tokenize[1])
+        return
+    start()
+    found, rates = {}, {}
+    for name in args.only:
+        print(f"measuring: {name}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="bench") as folder:
+            rates.update(BENCHES[name](folder, found))
+    rows = [("", "ratio", "range", "required")]
+    for name, (floor, kind) in FLOORS.items():
+        if name in found:
+            middle, low, high = found[name]
+            met = middle >= floor if kind == "at least" else middle <= floor
+            rows.append((name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}",
+                         f"{kind} {floor:g}" + ("" if met else "  NOT REACHED")))
+    print(f"\nTensorFlow {tf.__version__} on {device_name()}, {os.cpu_count()} cores\n")
+    table(rows)
+    print()
+    table([("", "")] + [(name, f"{value:.1f}") for name, value in rates.items()])
+    folder = os.path.join(HERE, "results")
+    os.makedirs(folder, exist_ok=True)
+    atomic.write_json(os.path.join(folder, "bench.json"), {
+        "ratios": {name: dict(zip(("median", "lowest", "highest"), map(float, values)))
+                   for name, values in found.items()},
+        "rates": {name: round(float(value), 2) for name, value in rates.items()},
+        "tensorflow": tf.__version__, "device": device_name(),
+        "cores": os.cpu_count()})
+    draw(found, os.path.join(folder, "bench.png"))
+    print(f"\nwritten: {os.path.join(folder, 'bench.json')} and bench.png")
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHES),
+                        default=list(BENCHES), help="which measurements")
+    parser.add_argument("--train-on", nargs=2, metavar=("IMAGES", "FOLDER"),
+                        help="of the measurement of memory, in a process of its own")
+    parser.add_argument("--tokenize", nargs=2, metavar=("CAPTIONS", "FOLDER"),
+                        help="of the measurement of tokenizing, likewise")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
