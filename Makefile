@@ -1,5 +1,6 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
 # make test    the tests
+# make bench   how fast it is, beside the published design
 # make lint    flake8
 # make clean   removes the demo's files and caches; make distclean: .venv too
 #
@@ -7,7 +8,7 @@
 # Python to make it with.
 PY = .venv/bin/python
 
-.PHONY: help env demo test lint clean distclean
+.PHONY: help env demo test bench lint clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -26,6 +27,9 @@ demo: env
 
 test: env
 	$(PY) -m pytest
+
+bench: env
+	$(PY) benchmarks/bench.py
 
 lint: env
 	$(PY) -m flake8

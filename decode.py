@@ -5,7 +5,9 @@ Greedy decoding is beam search of width 1: the most probable word at every step.
 import collections
 
 import numpy as np
+from tqdm import tqdm
 
+from extract_features import SHAPE, read_features
 from tf_runtime import tf
 from tokenize_captions import END, PAD, START, UNK
 
@@ -89,6 +91,22 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
     return [[_caption(node) for _, node in
              sorted(found, key=lambda item: (item[1].word != END, -item[0]))][:width]
             for found in ended]
+
+
+def decode_files(model, paths, batch_size, quiet=False, **search):
+    """For each features file the Captions of its beam, best first, in order.
+
+    search: the arguments of `beam_search`. Images of a batch are decoded side by side.
+    Raises cli.UserError where a file is missing or damaged.
+    """
+    found = []
+    with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
+        for i in range(0, len(paths), batch_size):
+            maps = np.stack([read_features(p) for p in paths[i:i + batch_size]])
+            found += beam_search(model, maps.reshape(len(maps), -1, SHAPE[-1]),
+                                 **search)
+            bar.update(len(maps))
+    return found
 
 
 def _cut(live, count, divisor):

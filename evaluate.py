@@ -22,13 +22,12 @@ import time
 import zipfile
 
 import numpy as np
-from tqdm import tqdm
 
 import atomic
 import cli
 import scores
-from decode import beam_search
-from extract_features import SHAPE, feature_path, read_features
+from decode import decode_files
+from extract_features import feature_path
 from tf_runtime import device_name, start, tf
 from tokenize_captions import (PAD, START, UNK, read_references, read_tokens,
                                read_vocabulary, references_path)
@@ -84,21 +83,6 @@ def read_captions_of(folder, split):
 
 
 # --- the run --------------------------------------------------------------------------
-
-def decode_split(model, paths, batch_size, quiet=False, **search):
-    """For each features file the Captions of its beam, best first.
-
-    search: the arguments of `beam_search`; images of a batch are side by side.
-    """
-    found = []
-    with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
-        for i in range(0, len(paths), batch_size):
-            maps = np.stack([read_features(p) for p in paths[i:i + batch_size]])
-            found += beam_search(model, maps.reshape(len(maps), -1, SHAPE[-1]),
-                                 **search)
-            bar.update(len(maps))
-    return found
-
 
 def pack(captions, images, ids):
     """A list of Captions as the arrays of Decoded."""
@@ -200,7 +184,7 @@ def main():
     references = read_references(references_path(folder, args.split))
 
     begin = time.time()
-    found = decode_split(run.model, [paths[i] for i in there], args.batch_size,
+    found = decode_files(run.model, [paths[i] for i in there], args.batch_size,
                          width=args.beam, max_steps=args.max_steps,
                          length_power=args.length_power,
                          forbidden=(PAD, START) + (() if args.allow_unk else (UNK,)))

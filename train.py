@@ -10,8 +10,12 @@ Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
         vocabulary.tsv                 the words that the weights know
         newest.npz, previous.npz       weights, optimizer and history after an epoch
-        best.npz                       the same, of the lowest validation loss
+        best.npz                       the same, of the best epoch (--select)
         log.csv, loss.png, events...   a line an epoch, its picture, and TensorBoard's
+
+After every epoch the validation captions give a loss, and some validation images are
+captioned without teacher forcing and scored: towards the end of training the loss gets
+worse while the captions still get better (section 5.4 of the paper).
 """
 import collections
 import concurrent.futures
@@ -29,19 +33,25 @@ from tqdm import tqdm
 
 import atomic
 import cli
+import scores
+from decode import decode_files
 from extract_features import SHAPE, feature_path, read_features
 from model import Batch, Captioner, Sizes, loss
-from tf_runtime import (AdamOptimizer, RMSPropOptimizer, compiled, device_name,
-                        event_writer, start, tf)
-from tokenize_captions import read_tokens, read_vocabulary
+from tf_runtime import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
+                        device_name, event_writer, start, tf)
+from tokenize_captions import (read_references, read_tokens, read_vocabulary,
+                               references_path)
 
 RUNS = "checkpoints"
 WORTH_COMPILING = 4  # batches of one shape in an epoch
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 # What makes a run another model: it cannot change when the run goes on.
 FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
-         "penalty", "no_gate", "initial_state", "optimizer", "learning_rate", "clip",
-         "seed")
+         "penalty", "no_gate", "initial_state", "optimizer", "learning_rate", "decay",
+         "clip", "select", "val_images", "seed")
+# --select: the figure of the log, and whether the lowest or the highest is the best.
+SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
+          "cider": ("val_cider", max)}
 Run = collections.namedtuple("Run", "folder settings vocabulary model history")
 
 
@@ -309,6 +319,40 @@ def validate(model, captions, batch_size):
     return total / words
 
 
+class Judge:
+    """Captions some validation images after an epoch and scores the captions."""
+
+    def __init__(self, captions, references, vocabulary, count, seed):
+        """captions: Captions of the split. references: {image id: list of captions}.
+        count: how many of its images, drawn with the seed.
+        """
+        images = np.unique(captions.tokens.image_of[captions.captions])
+        chosen = np.random.RandomState(seed).permutation(images)[:count]
+        self.paths = [captions.paths[i] for i in chosen]
+        self.ids = [str(captions.tokens.image_ids[i]) for i in chosen]
+        self.references, self.vocabulary = references, vocabulary
+
+    def __call__(self, model, batch_size):
+        """BLEU-4 and CIDEr of greedy captions in percent; words as the vocabulary's.
+
+        The tokenizer is not the COCO tools', which takes seconds to start: evaluate.py
+        gives the figures to report.
+        """
+        found = decode_files(model, self.paths, batch_size, quiet=True)
+        texts = {i: self.vocabulary.decode(beam[0].words)
+                 for i, beam in zip(self.ids, found)}
+        averages = scores.averages(scores.score(texts, self.references, java=False))
+        return {"val_bleu4": round(averages["BLEU-4"], 3),
+                "val_cider": round(averages["CIDEr"], 3)}
+
+
+def waited(history, select):
+    """Epochs since the best one."""
+    key, best = SELECT[select]
+    values = [row[key] for row in history]
+    return len(values) - 1 - values.index(best(values))
+
+
 def train_epoch(trainer, captions, epoch, args):
     """One pass over the training captions. Returns (nats a word, captions a second).
 
@@ -343,19 +387,27 @@ def write_log(folder, history):
     writer.writerows(history)
     with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
         file.write(text.getvalue())
-    figure = Figure(figsize=(5, 3.2))
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(111)
+    panels = [("cross-entropy (nats a word)",
+               (("train_loss", "#4477aa", "training (with dropout)"),
+                ("val_loss", "#ee6677", "validation")))]
+    if "val_cider" in history[0]:
+        panels.append(("score of validation captions (%)",
+                       (("val_cider", "#228833", "CIDEr"),
+                        ("val_bleu4", "#aa3377", "BLEU-4"))))
+    figure = Figure(figsize=(4.5 * len(panels), 3.2))
+    canvas = FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in history]
-    for key, colour, label in (("train_loss", "#4477aa", "training (with dropout)"),
-                               ("val_loss", "#ee6677", "validation")):
-        axes.plot(epochs, [row[key]
-                  for row in history], ".-", color=colour, label=label)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("cross-entropy (nats a word)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.spines["top"].set_visible(False)
-    axes.spines["right"].set_visible(False)
-    axes.legend(frameon=False)
+    for i, (unit, curves) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), i)
+        for key, colour, label in curves:
+            axes.plot(epochs, [row[key] for row in history], ".-", color=colour,
+                      label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines["top"].set_visible(False)
+        axes.spines["right"].set_visible(False)
+        axes.legend(frameon=False)
     figure.tight_layout()
     with atomic.writing(os.path.join(folder, "loss.png")) as file:
         canvas.print_figure(file, dpi=150, format="png")
@@ -397,14 +449,14 @@ def resume(folder, model, optimizer):
     return []
 
 
-def keep(folder, model, optimizer, history):
+def keep(folder, model, optimizer, history, select):
     """Save the newest checkpoint, keep the one before it, and the best."""
     newest, previous, best = (os.path.join(folder, name + ".npz")
                               for name in ("newest", "previous", "best"))
     if os.path.exists(newest):
         os.replace(newest, previous)
     save_checkpoint(newest, model, optimizer, history)
-    if history[-1]["val_loss"] <= min(row["val_loss"] for row in history):
+    if waited(history, select) == 0:
         save_checkpoint(best, model, optimizer, history)
 
 
@@ -439,31 +491,45 @@ def main():
             os.path.join(folder, "vocabulary.tsv")) as copy:
         copy.write(source.read())
     model = build(settings)
-    optimizer = OPTIMIZERS[args.optimizer](args.learning_rate)
+    learning_rate = Variable(args.learning_rate, trainable=False, name="rate")
+    optimizer = OPTIMIZERS[args.optimizer](learning_rate)
     make_slots(model, optimizer)
     history = resume(folder, model, optimizer)
     trainer = Trainer(model, optimizer, args.penalty, args.dropout, args.clip,
                       splits["train"].frequent(args.batch_size))
+    judge = None
+    if args.select != "loss":
+        judge = Judge(splits["val"],
+                      read_references(references_path(args.tokens, "val")),
+                      vocabulary, args.val_images, args.seed)
     events = event_writer(folder)
     for epoch in range(len(history) + 1, args.epochs + 1):
+        if args.patience and history and waited(history,
+                                                args.select) >= args.patience:
+            print(f"no better for {args.patience} epochs (--patience): that is all")
+            break
         begin = time.time()
+        learning_rate.assign(args.learning_rate * args.decay ** (epoch - 1))
         train_loss, speed = train_epoch(trainer, splits["train"], epoch, args)
         val_loss = validate(model, splits["val"], args.batch_size)
         if not np.isfinite(val_loss):
             raise cli.UserError(f"epoch {epoch}: the validation loss is {val_loss}; "
                                 "try a smaller --learning-rate in a new --run")
-        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
-                        "captions_per_second": round(speed, 1),
-                        "seconds": round(time.time() - begin, 1)})
-        keep(folder, model, optimizer, history)
+        judged = judge(model, args.batch_size) if judge else {}
+        history.append(dict(judged, epoch=epoch, train_loss=train_loss,
+                            val_loss=val_loss, captions_per_second=round(speed, 1),
+                            seconds=round(time.time() - begin, 1)))
+        keep(folder, model, optimizer, history, args.select)
         write_log(folder, history)
         events(epoch, train_loss=train_loss, val_loss=val_loss,
-               captions_per_second=speed)
+               captions_per_second=speed, **judged)
+        told = "".join(f", {name} {judged[key]:.1f}" for name, key in
+                       (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider")) if judged)
         print(f"epoch {epoch}: training loss {train_loss:.4f}, validation loss "
-              f"{val_loss:.4f} nats a word, {speed:.1f} captions/s", flush=True)
-    best = min(history, key=lambda row: row["val_loss"])
-    print(f"best: epoch {best['epoch']}, validation loss {best['val_loss']:.4f}; see "
-          f"{os.path.join(folder, 'loss.png')}")
+              f"{val_loss:.4f} nats a word{told}, {speed:.1f} captions/s", flush=True)
+    best = history[-1 - waited(history, args.select)]
+    print(f"best by {args.select}: epoch {best['epoch']}, validation loss "
+          f"{best['val_loss']:.4f}; see {os.path.join(folder, 'loss.png')}")
     cli.next_step("python", "evaluate.py", "--run", args.run)
 
 
@@ -494,8 +560,18 @@ def arguments():
                         help="the paper takes rmsprop for Flickr8k, adam for COCO")
     parser.add_argument("--learning-rate", type=cli.number(float, above=0),
                         default=1e-3, help="of the optimizer")
+    parser.add_argument("--decay", type=cli.number(float, above=0, at_most=1),
+                        default=1., help="factor on the learning rate after each epoch")
     parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,
                         help="largest global norm of the gradients")
+    parser.add_argument("--select", choices=sorted(SELECT), default="cider",
+                        help="the best epoch is that of the lowest validation loss or "
+                             "the highest score of validation captions")
+    parser.add_argument("--val-images", type=positive, default=1000,
+                        help="validation images captioned after each epoch")
+    parser.add_argument("--patience", type=positive,
+                        help="stop after so many epochs without a better one "
+                             "(default: never)")
     parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
                         help="of first weights, order and dropout")
     return parser.parse_args()

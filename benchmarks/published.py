@@ -37,7 +37,8 @@ class Published:
         score = tf.nn.tanh(self.W1(a) + self.W2(tf.expand_dims(hidden, 1)))
         alpha = tf.nn.softmax(self.V(score), axis=1)                     # (B, L, 1)
         context = tf.reduce_sum(alpha * a, axis=1)
-        x = tf.concat([tf.expand_dims(context, 1), self.embedding(words)], axis=-1)
+        words = self.embedding(tf.constant(words))                       # (B, 1, m)
+        x = tf.concat([tf.expand_dims(context, 1), words], axis=-1)
         output, state = self.gru(x)
         x = tf.reshape(self.fc1(output), (-1, self.units))
         return self.fc2(x), state, alpha

@@ -13,7 +13,7 @@ import cli
 import evaluate
 import scores
 import train
-from decode import Caption
+from decode import Caption, decode_files
 from extract_features import SHAPE, feature_path, read_features
 from tokenize_captions import END
 
@@ -156,8 +156,7 @@ def test_captions_are_those_of_one_image_at_a_time(place, no_java):
     for result in results:
         path = feature_path("data/features", f"val/{result['image_id']}.jpg")
         assert (read_features(path) > 1).any()
-        (caption,), = evaluate.decode_split(run.model, [path], 1, quiet=True, width=1,
-                                            max_steps=50)
+        (caption,), = decode_files(run.model, [path], 1, quiet=True)
         assert run.vocabulary.decode(caption.words) == result["caption"]
 
 

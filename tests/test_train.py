@@ -11,10 +11,12 @@ from PIL import Image
 
 import cli
 import train
+from atomic import write_json
 from extract_features import SHAPE, feature_path
 from model import Batch, Captioner, Sizes, loss
 from tf_runtime import AdamOptimizer, RMSPropOptimizer, tf
-from tokenize_captions import END, START, Tokens, Vocabulary, write_tokens
+from tokenize_captions import (END, START, Tokens, Vocabulary, references_path,
+                               write_tokens)
 
 WORDS = ["cat", "dog", "red", "on", "a"]
 VOCABULARY = Vocabulary(WORDS, [0, 9, 9, 0, 5, 4, 3, 2, 1])
@@ -294,6 +296,9 @@ class Runs:
             write_tokens(str(tokens / (name + ".npz")),
                          split._replace(vocabulary=np.array(split.vocabulary)))
             write_features(self.features, split)
+            write_json(references_path(str(tokens), name), {
+                i: [VOCABULARY.decode(row[1:]) for row in
+                    split.words[split.image_of == int(i)]] for i in split.image_ids})
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(train, "start", lambda: None)
 
@@ -301,7 +306,8 @@ class Runs:
         """Train; returns (exit status, stdout, stderr)."""
         self.monkeypatch.setattr(sys, "argv", [
             "train.py", "--data", "data", "--run", run, "--epochs", str(epochs),
-            "--embedding", "7", "--units", "11", "--batch-size", "4", *flags])
+            "--embedding", "7", "--units", "11", "--batch-size", "4",
+            *(() if "--select" in flags else ("--select", "loss")), *flags])
         before, status = signal.getsignal(signal.SIGTERM), 0
         try:
             cli.run(train.main)
@@ -394,7 +400,7 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_loss(runs):
     best = losses.index(min(losses)) + 1
     assert best < 7  # else the newest would do
     assert runs.arrays("a", "best")["epoch"].tolist()[-1] == best
-    assert f"best: epoch {best}, validation loss {min(losses):.4f}" in out
+    assert f"best by loss: epoch {best}, validation loss {min(losses):.4f}" in out
 
 
 def test_trained_run_is_read_back(runs):
@@ -416,7 +422,8 @@ def test_trained_run_is_read_back(runs):
     (("--seed", "1"), "seed"), (("--no-gate",), "no gate"),
     (("--penalty", ".5"), "penalty"), (("--optimizer", "rmsprop"), "optimizer"),
     (("--learning-rate", ".5"), "learning rate"), (("--clip", "1"), "clip"),
-    (("--initial-state", "zeros"), "initial state")])
+    (("--initial-state", "zeros"), "initial state"), (("--decay", ".9"), "decay"),
+    (("--select", "cider"), "select"), (("--val-images", "2"), "val images")])
 def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
     assert runs("a", 1)[0] == 0
     with open(runs.file("a", "settings.json")) as file:
@@ -568,4 +575,63 @@ def test_run_with_a_compiled_step_goes_on_as_if_never_stopped(runs, monkeypatch)
     flags = ("--batch-size", "2")
     assert runs("whole", 3, *flags)[0] == 0
     assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
+    assert equal(runs.arrays("parts"), runs.arrays("whole"))
+
+
+# --- choosing the model ---------------------------------------------------------------
+
+@pytest.mark.parametrize("select, key", [("cider", "val_cider"),
+                                         ("bleu-4", "val_bleu4")])
+def test_best_checkpoint_is_that_of_the_highest_score(select, key, runs, monkeypatch):
+    monkeypatch.setattr(train.Judge, "__call__", lambda self, model, batch_size: {
+        key: float(next(figures)), {"val_cider": "val_bleu4",
+                                    "val_bleu4": "val_cider"}[key]: 0.})
+    figures = iter([3, 7, 5, 7])
+    status, out, _ = runs("a", 4, "--select", select)
+    assert status == 0 and f"best by {select}: epoch 2, validation loss" in out
+    arrays = runs.arrays("a", "best")
+    assert arrays["epoch"].tolist() == [1, 2]
+    with open(runs.file("a", "log.csv")) as file:
+        assert [float(row[key]) for row in csv.DictReader(file)] == [3, 7, 5, 7]
+
+
+def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs):
+    status, out, _ = runs("a", 2, "--select", "cider", "--val-images", "3")
+    assert status == 0 and out.count(", CIDEr ") == 2
+    run = train.read_run("a", "newest")
+    captions = train.Captions("val", VAL, runs.features)
+    references = {i: [VOCABULARY.decode(row[1:]) for row in
+                      VAL.words[VAL.image_of == int(i)]] for i in VAL.image_ids}
+    judge = train.Judge(captions, references, VOCABULARY, 3, 0)
+    assert len(judge.ids) == len(set(judge.ids)) == 3
+    assert {k: run.history[-1][k] for k in ("val_bleu4", "val_cider")} == judge(
+        run.model, 2)
+    with Image.open(runs.file("a", "loss.png")) as image:
+        assert image.size[0] > 1.5 * image.size[1]  # two panels
+
+
+def test_training_stops_when_nothing_gets_better(runs, monkeypatch):
+    figures = iter([3, 7, 5, 6, 4, 9, 9])
+    monkeypatch.setattr(train.Judge, "__call__", lambda self, model, batch_size: {
+        "val_cider": float(next(figures)), "val_bleu4": 0.})
+    status, out, _ = runs("a", 9, "--select", "cider", "--patience", "3")
+    assert status == 0 and "no better for 3 epochs" in out
+    assert runs.arrays("a")["epoch"].tolist() == [1, 2, 3, 4, 5]
+    status, out, _ = runs("a", 9, "--select", "cider", "--patience", "3")
+    assert status == 0 and runs.arrays("a")["epoch"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, monkeypatch):
+    rates = []
+    real = train.train_epoch
+
+    def spy(trainer, *args):
+        rates.append(float(trainer.optimizer._lr.numpy()))
+        return real(trainer, *args)
+    monkeypatch.setattr(train, "train_epoch", spy)
+    flags = ("--decay", ".5", "--learning-rate", ".02")
+    assert runs("whole", 3, *flags)[0] == 0
+    assert rates == pytest.approx([.02, .01, .005])
+    assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
+    assert rates[3:] == pytest.approx([.02, .01, .005])
     assert equal(runs.arrays("parts"), runs.arrays("whole"))
