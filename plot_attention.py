@@ -31,6 +31,7 @@ from train import read_run
 
 LONGEST_SIDE = 480   # pixels of the picture in the figure
 COLUMNS = 5          # pictures in a row, the whole picture among them
+TITLE = .3           # inches for the word above a picture
 UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError,
               Image.DecompressionBombError)
 
@@ -86,20 +87,21 @@ def draw(picture, words, alphas, path):
     cell = np.maximum(cell, .6)
     caption = " ".join(words) or "(an empty caption)"
     lines = -(-len(caption) // int(9 * columns * cell[0]))  # 9 letters an inch
-    heading = .15 + .2 * max(2, lines)
-    figure = Figure(figsize=(columns * cell[0], rows * (cell[1] + .32) + heading))
+    heading = .15 + .2 * lines
+    row = cell[1] + TITLE
+    figure = Figure(figsize=(columns * cell[0], rows * row + heading))
     canvas = FigureCanvasAgg(figure)
+    share = 1 / np.tile(figure.get_size_inches(), 2)  # figure's units in an inch
     cells = [(picture, "")]
     for alpha, word in zip(alphas, words):
         cells.append((overlay(picture, upsample(alpha, (width, height))), word))
-    for i, (pixels, title) in enumerate(cells, 1):
-        axes = figure.add_subplot(rows, columns, i)
+    for i, (pixels, title) in enumerate(cells):
+        y, x = divmod(i, columns)
+        axes = figure.add_axes(share * (x * cell[0] + .04, (rows - 1 - y) * row + .04,
+                                        cell[0] - .08, cell[1] - .04))
         axes.imshow(pixels, interpolation="bilinear")
         axes.set_title(title.replace("$", r"\$"), fontsize=11, pad=3)
         axes.axis("off")
-    top = 1 - heading / figure.get_figheight()
-    figure.subplots_adjust(left=.01, right=.99, bottom=.01, top=top - .02, wspace=.05,
-                           hspace=.25)
     figure.text(.012, 1 - .5 * heading / figure.get_figheight(),
                 caption.replace("$", r"\$"), fontsize=12, va="center", ha="left",
                 wrap=True)

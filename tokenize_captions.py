@@ -351,7 +351,8 @@ def main():
                 os.remove(path)
     print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
           f"in {os.path.join(tokens_folder, 'vocabulary.tsv')}")
-    cli.next_step("python", "train.py", "--data", args.data)
+    cli.next_step("python", "train.py", "--data", args.data,
+                  *(("--tokens", args.tokens) if args.tokens else ()))
 
 
 def arguments():

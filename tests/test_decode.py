@@ -249,7 +249,8 @@ def test_log_probs_are_those_of_teacher_forcing(width, end):
             batch = Batch(tf.constant(features[image:image + 1]), np.array([0]),
                           np.array([[START] + caption.words], np.int32), np.array([T]))
             logits, targets, alphas = model.teacher_forcing(batch)
-            assert targets.tolist() == caption.words
+            targets = targets.numpy().tolist()
+            assert targets == caption.words
             expected = [log_softmax(row)[word]
                         for row, word in zip(logits.numpy(), targets)]
             np.testing.assert_allclose(caption.log_probs, expected, atol=1e-4)

@@ -427,8 +427,9 @@ def small(data):
 
 def test_images_and_captions_keep_their_order_and_text(small):
     assert download_coco.read_captions(small, "s") == [
-        (5, "b.jpg", ["first\n", "a second"]), ("x", "a.jpg", []),
-        (2, "sub/c.jpg", ["Two."])]
+        (5, "b.jpg", ["first\n", "a second"], "s"), ("x", "a.jpg", [], "s"),
+        (2, "sub/c.jpg", ["Two."], "s")]
+    assert download_coco.read_captions(small, "s")[2].path == "s/sub/c.jpg"
 
 
 def test_captions_of_no_image_are_skipped_with_one_warning(small, capsys):

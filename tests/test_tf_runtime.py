@@ -1,0 +1,79 @@
+"""What happens where TensorFlow is missing, too old, too new, or without its CUDA."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+import tf_runtime
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.parametrize("version", ["1.9.0", "1.10.0", "1.10.1", "1.15.5"])
+def test_supported_versions_are_taken(version):
+    assert tf_runtime.unsupported(version) is None
+
+
+@pytest.mark.parametrize("version, words", [
+    ("1.8.0", "too old"), ("0.12.1", "too old"), ("2.0.0", "newer than"),
+    ("2.16.1", "newer than"), ("1.16.0-dev", "newer than")])
+def test_other_versions_are_refused_in_one_line_that_says_what_to_install(version,
+                                                                          words):
+    line = tf_runtime.unsupported(version)
+    assert version in line and words in line and "pip install" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("module, words", [
+    (None, "TensorFlow cannot be imported"),
+    ("__version__ = '1.4.0'", "TensorFlow 1.4.0 is too old"),
+    ("__version__ = '2.3.0'", "TensorFlow 2.3.0 is newer"),
+    ("raise ImportError('libcublas.so.9.0: cannot open shared object file')",
+     "needs CUDA 9.0 and cuDNN 7"),
+    ("raise ImportError('libcudnn.so.7: cannot open\\nshared object file')",
+     "needs CUDA 9.0 and cuDNN 7")])
+@pytest.mark.parametrize("script", ["train.py", "extract_features.py", "evaluate.py",
+                                    "plot_attention.py"])
+def test_scripts_say_what_is_wrong_with_tensorflow_in_one_line(module, words, script,
+                                                               tmp_path):
+    content = "raise ImportError('No module named tensorflow')" if module is None else (
+        module)
+    (tmp_path / "tensorflow.py").write_text(content)
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, script), "--help"], cwd=str(tmp_path),
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and words in done.stderr
+    assert done.stderr.startswith(script + ": ") and "Traceback" not in done.stderr
+
+
+def test_device_is_named():
+    assert tf_runtime.device_name().split(" ")[0] in ("GPU", "the")
+
+
+def test_compiled_function_gives_what_the_plain_one_gives():
+    tf = tf_runtime.tf
+
+    def double(x):
+        return [2 * x, tf.reduce_sum(x)]
+    x = tf.constant([1., 2., 4.])
+    twice, total = tf_runtime.compiled(double)(x)
+    assert twice.numpy().tolist() == [2, 4, 8] and float(total.numpy()) == 7
+
+
+def test_memory_of_a_tensor_is_used_again_and_not_asked_of_the_system_anew():
+    """Linux, TensorFlow 1.x: no page fault for each page of each large tensor."""
+    resource = pytest.importorskip("resource")
+    tf = tf_runtime.tf
+    if not sys.platform.startswith("linux"):
+        pytest.skip("other systems keep other accounts")
+    x = tf.ones((1 << 21,))  # 8 MB, 2,048 pages
+    for _ in range(10):
+        tf.square(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        tf.square(x)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 20 * 2048 / 4
