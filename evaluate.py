@@ -31,7 +31,7 @@ from extract_features import feature_path
 from tf_runtime import device_name, start, tf
 from tokenize_captions import (PAD, START, UNK, read_references, read_tokens,
                                read_vocabulary, references_path)
-from train import RUNS, read_run
+from train import RUNS, read_run, read_split
 
 Decoded = collections.namedtuple("Decoded", "images image_ids words steps alphas "
                                             "log_probs betas")
@@ -102,22 +102,13 @@ def pack(captions, images, ids):
     return decoded
 
 
-def refuse_seen(settings, split, images, allowed):
-    """Raise cli.UserError if any of these images was trained on, unless allowed."""
-    if allowed:
-        return
-    train = read_tokens(os.path.join(settings["tokens"], "train.npz"))
-    seen = set(train.images) & set(images)
+def refuse_seen(folder, split, images):
+    """Raise cli.UserError if the run has trained on any of these images."""
+    seen = set(read_split(folder)["train"]) & set(images)
     if seen:
         raise cli.UserError(f"{len(seen)} of {len(images)} images of {split} were "
                             f"trained on (one is {sorted(seen)[0]}), so the scores "
                             "would say nothing; --allow-seen scores them all the same")
-
-
-def seen_captions(settings, vocabulary):
-    """The training captions as the model met them: a set of str."""
-    train = read_tokens(os.path.join(settings["tokens"], "train.npz"))
-    return {vocabulary.decode(row[1:]) for row in train.words}
 
 
 def report(scored, made, references, training):
@@ -170,7 +161,8 @@ def main():
     features = args.features or settings["features"]
     folder = args.tokens or settings["tokens"]
     tokens = read_tokens(os.path.join(folder, args.split + ".npz"))
-    refuse_seen(settings, args.split, tokens.images.tolist(), args.allow_seen)
+    if not args.allow_seen:
+        refuse_seen(run.folder, args.split, tokens.images.tolist())
     paths = [feature_path(features, str(name)) for name in tokens.images]
     there = [i for i, path in enumerate(paths) if os.path.exists(path)]
     if not there:
@@ -182,6 +174,7 @@ def main():
     images = [str(tokens.images[i]) for i in there]
     ids = [str(tokens.image_ids[i]) for i in there]
     references = read_references(references_path(folder, args.split))
+    trained = read_references(references_path(settings["tokens"], "train"))
 
     begin = time.time()
     found = decode_files(run.model, [paths[i] for i in there], args.batch_size,
@@ -194,7 +187,8 @@ def main():
     if scored.tokenizer != scores.PTB:
         cli.warn("no Java was found: METEOR is left out, and the other scores are of "
                  "captions in lower case without punctuation instead of PTB's tokens")
-    summary = report(scored, texts, references, seen_captions(settings, run.vocabulary))
+    summary = report(scored, texts, references,
+                     {scores.plain(c) for group in trained.values() for c in group})
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
                    checkpoint=args.checkpoint, epoch=run.history[-1]["epoch"],
                    device=device_name(), tensorflow=tf.__version__,

@@ -9,6 +9,7 @@ Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
         vocabulary.tsv                 the words that the weights know
+        split.json                     the images of training and validation
         newest.npz, previous.npz       weights, optimizer and history after an epoch
         best.npz                       the same, of the best epoch (--select)
         log.csv, loss.png, events...   a line an epoch, its picture, and TensorBoard's
@@ -81,6 +82,24 @@ def read_run(name, checkpoint="best"):
                             "run's own vocabulary back")
     history = load_checkpoint(os.path.join(folder, checkpoint + ".npz"), model)
     return Run(folder, settings, vocabulary, model, history)
+
+
+def read_split(folder):
+    """Which images a run was trained and validated on: {'train', 'val': list of str}.
+
+    folder: the run's. Raises cli.UserError where the file is missing or damaged.
+    """
+    path = os.path.join(folder, "split.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            split = json.load(file)
+        if not all(isinstance(image, str) for name in ("train", "val")
+                   for image in split[name]):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: missing or damaged, so nobody knows which images "
+                            "were trained on; train the run again under another name")
+    return split
 
 
 def build(settings):
@@ -413,8 +432,11 @@ def write_log(folder, history):
         canvas.print_figure(file, dpi=150, format="png")
 
 
-def claim(folder, settings):
-    """Write a new run's settings, or check that an old run is gone on with the same."""
+def claim(folder, settings, images):
+    """Write a new run's settings, or check that an old run is gone on with the same.
+
+    images: {'train', 'val': list of str}, what `read_split` returns.
+    """
     path = os.path.join(folder, "settings.json")
     if os.path.exists(path):
         try:
@@ -429,7 +451,11 @@ def claim(folder, settings):
                 f"{path}: this run was started with another "
                 f"{', '.join(other).replace('_', ' ')}; repeat its command, or choose "
                 "another --run")
+        if read_split(folder) != images:
+            raise cli.UserError(f"{folder}: this run was started with other images; "
+                                "tokenize those again, or choose another --run")
     os.makedirs(folder, exist_ok=True)
+    atomic.write_json(os.path.join(folder, "split.json"), images)
     atomic.write_json(path, settings)
 
 
@@ -486,7 +512,8 @@ def main():
     settings = dict(vars(args), sizes=sizes._asdict(), device=device_name(),
                     vocabulary_digest=vocabulary.digest(),
                     versions={"tensorflow": tf.__version__, "numpy": np.__version__})
-    claim(folder, settings)
+    claim(folder, settings, {name: captions.tokens.images.tolist()
+                             for name, captions in splits.items()})
     with open(path, "rb") as source, atomic.writing(
             os.path.join(folder, "vocabulary.tsv")) as copy:
         copy.write(source.read())

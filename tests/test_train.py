@@ -351,8 +351,8 @@ def test_run_writes_what_its_help_lists(runs):
     assert "next: python evaluate.py --run a" in out
     found = set(os.listdir(runs.file("a", "")))
     assert {n for n in found if not n.startswith("events")} == {
-        "settings.json", "vocabulary.tsv", "newest.npz", "previous.npz", "best.npz",
-        "log.csv", "loss.png"}
+        "settings.json", "vocabulary.tsv", "split.json", "newest.npz", "previous.npz",
+        "best.npz", "log.csv", "loss.png"}
     assert any(name.startswith("events") for name in found)
     with open(runs.file("a", "log.csv")) as file:
         rows = list(csv.DictReader(file))
@@ -453,6 +453,24 @@ def test_damaged_settings_are_refused_in_one_line(content, runs):
     assert "settings.json" in refusal(runs("a", 2))
     with pytest.raises(cli.UserError, match="settings.json"):
         train.read_run("a")
+
+
+def test_images_of_the_run_are_recorded_and_others_are_refused(runs):
+    assert runs("a", 1)[0] == 0
+    assert train.read_split(runs.file("a", "")) == {"train": TRAIN.images.tolist(),
+                                                    "val": VAL.images.tolist()}
+    path = os.path.join("data", "tokens", "val.npz")
+    write_tokens(path, VAL._replace(images=VAL.images[::-1],
+                                    vocabulary=np.array(VAL.vocabulary)))
+    assert "other images" in refusal(runs("a", 2))
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"train": [1], "val": []}'])
+def test_damaged_record_of_the_images_is_refused_in_one_line(content, tmp_path):
+    if content is not None:
+        (tmp_path / "split.json").write_text(content)
+    with pytest.raises(cli.UserError, match="split.json: missing or damaged"):
+        train.read_split(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "", ".."])
