@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from model import Batch, Captioner, Sizes, loss
-from tf_runtime import tf
+from tf_runtime import AdamOptimizer, tf
+from train import Trainer
 
 # All sizes differ, so that a swapped axis cannot pass.
 SIZES = Sizes(vocabulary=13, features=7, annotation=5, embedding=6, hidden=4,
@@ -116,6 +117,63 @@ def test_gradients_are_the_numeric_ones():
             assert abs(gradients[name][place] - numeric) < 1e-7, (name, place)
 
 
+def plain_gradients(model, batch, penalty):
+    """The gradients of a loss that takes one caption and one word at a time."""
+    n, w = SIZES.hidden, model
+    with tf.GradientTape() as tape:
+        nats = doubly = 0.
+        for caption, length in enumerate(batch.lengths):
+            v = tf.constant(batch.features[batch.image_of[caption]])
+            a = tf.nn.relu(tf.matmul(v, w.W_v) + w.b_v)                   # (L, D)
+            h = tf.zeros((1, n), a.dtype)
+            if model.initial_state == "mean":
+                h = tf.tanh(tf.matmul(tf.reduce_mean(a, 0, keepdims=True), w.W_h0)
+                            + w.b_h0)
+            looked = 0.
+            for t in range(length):
+                hidden = tf.tanh(tf.matmul(a, w.W_1) + w.b_1 + tf.matmul(h, w.W_2))
+                alpha = tf.nn.softmax(tf.matmul(hidden, w.V), axis=0)     # (L, 1)
+                looked += alpha
+                z = tf.reduce_sum(alpha * a, 0, keepdims=True)
+                if model.gate:
+                    z *= tf.sigmoid(tf.matmul(h, w.W_beta) + w.b_beta)
+                Ey = tf.gather(w.E, batch.words[caption, t:t + 1])
+                x = tf.matmul(Ey, w.W_E) + tf.matmul(z, w.W_z) + w.b_g
+                s = tf.matmul(h, w.U)
+                r = tf.sigmoid(x[:, :n] + s[:, :n])
+                u = tf.sigmoid(x[:, n:2 * n] + s[:, n:2 * n])
+                h = u * h + (1 - u) * tf.tanh(x[:, 2 * n:] + r * s[:, 2 * n:])
+                o = Ey + tf.matmul(h, w.L_h) + tf.matmul(z, w.L_z)
+                log_p = tf.nn.log_softmax(tf.matmul(o, w.L_o) + w.b_o)
+                nats -= log_p[0, batch.words[caption, t + 1]]
+            doubly += tf.reduce_sum((1 - looked) ** 2)
+        total = (nats + penalty * doubly) / int(batch.lengths.sum())
+    gradients = tape.gradient(total, list(model.weights.values()))
+    return float(total.numpy()), [tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
+@pytest.mark.parametrize("dtype, error", [("float64", 1e-8), ("float32", 1e-4)])
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4)])
+@pytest.mark.parametrize("options", [{}, {"gate": False, "initial_state": "zeros"}])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fast_step_has_the_loss_and_gradients_of_the_plain_one(dtype, error, lengths,
+                                                               options, compiled):
+    model, batch = model_of(dtype, **options), batch_of(dtype, np.array(lengths))
+    if compiled:  # needs an image for each caption
+        batch = batch._replace(features=batch.features[batch.image_of],
+                               image_of=np.arange(3, dtype=np.int32))
+    expected, gradients = plain_gradients(model, batch, .7)
+    trainer = Trainer(model, None, penalty=.7, clip=1e9,
+                      compiled={4} if compiled else ())
+    total, _, found, _ = trainer.gradients_for(batch)(tf.constant(batch.features),
+                                                      tf.constant(batch.words))
+    assert len(trainer.compiled) == (compiled and len(set(lengths)) == 1)
+    assert abs(float(total.numpy()) / expected - 1) < error
+    for name, mine, plain in zip(model.weights, found, gradients):
+        difference = abs(mine.numpy() - plain).max()
+        assert difference <= error * abs(plain).max(), name
+
+
 def test_padding_changes_neither_loss_nor_gradients():
     model, batch = model_of(), batch_of()
     other = batch._replace(words=np.where(
@@ -179,8 +237,6 @@ def test_captions_must_come_longest_first():
 
 
 def test_overfits_a_toy_batch():
-    from tf_runtime import AdamOptimizer
-    from train import Trainer
     # Two captions of two images: two of one image could not both be certain.
     model, batch = Captioner(SIZES, seed=1), batch_of("float32", LENGTHS[:2])
     trainer = Trainer(model, AdamOptimizer(.02))
