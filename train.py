@@ -24,6 +24,7 @@ import csv
 import io
 import json
 import os
+import subprocess
 import time
 import zipfile
 
@@ -459,6 +460,16 @@ def claim(folder, settings, images):
     atomic.write_json(path, settings)
 
 
+def commit():
+    """The git commit of these scripts; 'unknown' where there is no git or no clone."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here,
+                                       stderr=subprocess.DEVNULL).decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def resume(folder, model, optimizer):
     """Load the newest sound checkpoint. Returns its history, [] where there is none."""
     for name in ("newest", "previous"):
@@ -510,7 +521,7 @@ def main():
                   annotation=args.embedding, embedding=args.embedding,
                   hidden=args.units, attention=args.units)
     settings = dict(vars(args), sizes=sizes._asdict(), device=device_name(),
-                    vocabulary_digest=vocabulary.digest(),
+                    vocabulary_digest=vocabulary.digest(), commit=commit(),
                     versions={"tensorflow": tf.__version__, "numpy": np.__version__})
     claim(folder, settings, {name: captions.tokens.images.tolist()
                              for name, captions in splits.items()})

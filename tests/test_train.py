@@ -362,6 +362,10 @@ def test_run_writes_what_its_help_lists(runs):
     with Image.open(runs.file("a", "loss.png")) as image:
         assert image.format == "PNG" and min(image.size) > 200
     assert runs.arrays("a", "previous")["epoch"].tolist() == [1]
+    with open(runs.file("a", "settings.json")) as file:
+        settings = json.load(file)
+    assert settings["commit"] and settings["versions"]["tensorflow"] == tf.__version__
+    assert settings["sizes"]["hidden"] == 11 and settings["run"] == "a"
 
 
 def test_loss_falls_over_the_epochs(runs):
