@@ -14,6 +14,7 @@ Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
         <features>/calibration.npz           only for --weights random
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
 """
+import concurrent.futures
 import json
 import os
 import socket
@@ -268,20 +269,31 @@ def extract(split, names, data, features, forward, batch_size, dtype):
     if len(todo) < len(names):
         print(f"{split}: {len(names) - len(todo)} of {len(names)} images are done")
     bad = []
-    with tqdm(total=len(todo), desc=split, unit="image", disable=not todo) as bar:
-        sources = [os.path.join(data, name) for name in todo]
+
+    def write(names, output, errors):
+        for name, array, error in zip(names, output.astype(dtype), errors):
+            if not error and not np.isfinite(array).all():
+                error = f"its features are not finite in {dtype}"
+            if error:
+                bad.append((name, error))
+            else:
+                os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
+                with atomic.writing(paths[name]) as file:
+                    np.save(file, array)
+        bar.update(len(names))
+
+    # The disk is waited for while the network works on the next batch. Whatever ends
+    # the loop, a batch that was handed over is written to its end.
+    with tqdm(total=len(todo), desc=split, unit="image", disable=not todo) as bar, \
+            concurrent.futures.ThreadPoolExecutor(1) as writer:
+        sources, written = [os.path.join(data, name) for name in todo], None
         for indices, pixels, errors in batches(sources, batch_size) if todo else ():
-            output = forward(pixels).numpy().astype(dtype)
-            for name, array, error in zip([todo[i] for i in indices], output, errors):
-                if not error and not np.isfinite(array).all():
-                    error = f"its features are not finite in {dtype}"
-                if error:
-                    bad.append((name, error))
-                else:
-                    os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
-                    with atomic.writing(paths[name]) as file:
-                        np.save(file, array)
-            bar.update(len(indices))
+            output = np.array(forward(pixels).numpy())
+            if written:
+                written.result()
+            written = writer.submit(write, [todo[i] for i in indices], output, errors)
+        if written:
+            written.result()
     return bad
 
 

@@ -1,6 +1,6 @@
 """How fast is it? Ratios, measured side by side in one process (`make bench`).
 
-    python benchmarks/bench.py             # about 15 minutes on 2 cores
+    python benchmarks/bench.py             # about 7 minutes on 2 cores
     python benchmarks/bench.py --only train decode
 
 Ours and the published design (published.py) take turns, several rounds; the table gives
@@ -9,7 +9,7 @@ forward pass of InceptionV3, the disk) are measured in the same minutes. Data ar
 for the purpose: random features, captions with COCO's lengths (mean 10.45 words,
 longest 49). Both designs run with this project's memory settings (tf_runtime.py).
 
-Writes: benchmarks/results/bench.json and bench.png
+Writes, if everything was measured: benchmarks/results/bench.json and bench.png
 """
 import collections
 import os
@@ -414,16 +414,18 @@ def main():
     table(rows)
     print()
     table([("", "")] + [(name, f"{value:.1f}") for name, value in rates.items()])
-    folder = os.path.join(HERE, "results")
-    os.makedirs(folder, exist_ok=True)
-    atomic.write_json(os.path.join(folder, "bench.json"), {
-        "ratios": {name: dict(zip(("median", "lowest", "highest"), map(float, values)))
-                   for name, values in found.items()},
-        "rates": {name: round(float(value), 2) for name, value in rates.items()},
-        "tensorflow": tf.__version__, "device": device_name(),
-        "cores": os.cpu_count()})
-    draw(found, os.path.join(folder, "bench.png"))
-    print(f"\nwritten: {os.path.join(folder, 'bench.json')} and bench.png")
+    if set(args.only) == set(BENCHES):
+        folder = os.path.join(HERE, "results")
+        os.makedirs(folder, exist_ok=True)
+        atomic.write_json(os.path.join(folder, "bench.json"), {
+            "ratios": {name: dict(zip(("median", "lowest", "highest"),
+                                      map(float, values)))
+                       for name, values in found.items()},
+            "rates": {name: round(float(value), 2) for name, value in rates.items()},
+            "tensorflow": tf.__version__, "device": device_name(),
+            "cores": os.cpu_count()})
+        draw(found, os.path.join(folder, "bench.png"))
+        print(f"\nwritten: {os.path.join(folder, 'bench.json')} and bench.png")
 
 
 def arguments():
