@@ -376,7 +376,7 @@ def draw(found, path):
     axes.set_xticklabels(["0.5", "1", "2", "5", "10", "20"])
     axes.set_yticks(range(len(names)))
     axes.set_yticklabels(list(reversed(names)), fontsize=8)
-    axes.set_xlabel("times better than required", fontsize=8)
+    axes.set_xlabel("times better than the goal", fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
@@ -403,7 +403,7 @@ def main():
         print(f"measuring: {name}", flush=True)
         with tempfile.TemporaryDirectory(prefix="bench") as folder:
             rates.update(BENCHES[name](folder, found))
-    rows = [("", "ratio", "range", "required")]
+    rows = [("", "ratio", "range", "goal")]
     for name, (floor, kind) in FLOORS.items():
         if name in found:
             middle, low, high = found[name]
