@@ -39,13 +39,6 @@ def inside(boxes, x, y):
                for left, top, w, h in boxes)
 
 
-def peak(alpha, size):
-    """Middle of the cell with the most attention, in pixels (x, y). alpha: (L,)."""
-    side = int(round(len(alpha) ** .5))
-    row, column = divmod(int(np.argmax(alpha)), side)
-    return (column + .5) * size / side, (row + .5) * size / side
-
-
 def point(words, alphas, boxes, size):
     """For every shape word that the scene has: (hit, evenly spread, centre), (n, 3).
 
@@ -53,12 +46,12 @@ def point(words, alphas, boxes, size):
     """
     rows = []
     side = int(round(alphas.shape[1] ** .5))
-    cells = [((c + .5) * size / side, (r + .5) * size / side)
+    cells = [((c + .5) * size / side, (r + .5) * size / side)  # their middles, pixels
              for r in range(side) for c in range(side)]
     for word, alpha in zip(words, alphas):
         named = [box for shape, box in boxes if shape == word]
         if named:
-            rows.append((inside(named, *peak(alpha, size)),
+            rows.append((inside(named, *cells[int(np.argmax(alpha))]),
                          np.mean([inside(named, x, y) for x, y in cells]),
                          inside(named, size / 2, size / 2)))
     return np.array(rows, float).reshape(-1, 3)

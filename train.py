@@ -298,16 +298,17 @@ class Trainer:
 
     def gradients_for(self, batch):
         """`gradients` for batches of this shape; compiled where that is worth it."""
-        C = int(batch.lengths[0])
+        image_of, lengths = batch.image_of, batch.lengths  # all that a shape keeps
+
+        def plain(features, words, *mask):
+            return self.gradients(Batch(features, image_of, words, lengths), *mask)
+        C = int(lengths[0])
+        if (C not in self.lengths_to_compile or lengths[-1] != C
+                or len(batch.features) != len(lengths)):
+            return plain
         shape = (batch.features.shape, C)
-        if (C not in self.lengths_to_compile or batch.lengths[-1] != C
-                or len(batch.features) != len(batch.lengths)):
-            return lambda features, words, *mask: self.gradients(
-                batch._replace(features=features, words=words), *mask)
         if shape not in self.compiled:
-            self.compiled[shape] = compiled(
-                lambda features, words, *mask: self.gradients(
-                    Batch(features, batch.image_of, words, batch.lengths), *mask))
+            self.compiled[shape] = compiled(plain)
         return self.compiled[shape]
 
     def step(self, batch, random=None):
