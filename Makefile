@@ -1,5 +1,6 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
 # make test    the tests
+# make torture kills, full disks, bad input, fuzzing: half an hour, a table of faults
 # make bench   how fast it is, beside the published design
 # make lint    flake8
 # make clean   removes the demo's files and caches; make distclean: .venv too
@@ -8,7 +9,7 @@
 # Python to make it with.
 PY = .venv/bin/python
 
-.PHONY: help env demo test bench lint clean distclean
+.PHONY: help env demo test torture bench lint clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,6 +28,9 @@ demo: env
 
 test: env
 	$(PY) -m pytest
+
+torture: env
+	$(PY) -m pytest -m fault --tally tests tests/torture_*.py
 
 bench: env
 	$(PY) benchmarks/bench.py

@@ -1,35 +1,52 @@
 """What every script does the same way on the command line.
 
 Errors the user can mend are raised as UserError and end the program with one line and
-exit status 2. Ctrl-C and SIGTERM end it with exit status 130. Nothing else is caught:
-an unexpected traceback is a bug that should be seen.
+exit status 2; a GPU that was lost ends it with 3 (DeviceLost), Ctrl-C and SIGTERM with
+130. Nothing else is caught: an unexpected traceback is a bug that should be seen.
 """
 import argparse
+import contextlib
 import errno
 import os
 import shlex
 import signal
+import socket
+import subprocess
 import sys
+import time
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 STEPS = 6
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+PAUSE, LONGEST_PAUSE = 5, 600  # seconds before the first restart, and at most
 
 
 class UserError(Exception):
     """What the user can mend: which file, what is wrong, what to do, in one line."""
+    status = 2
+
+
+class DeviceLost(UserError):
+    """The GPU is gone for this process; a fresh one may find it again."""
+    status = 3
 
 
 def run(main):
     """Call `main()` and turn the ways it can end into messages and exit statuses.
 
     0: done. 2: bad input (UserError, or the operating system refused a file).
-    130: interrupted; everything that was complete has been kept.
+    3: the GPU was lost. 130: interrupted; everything that was complete has been kept.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     name = os.path.basename(sys.argv[0])
     try:
         main()
     except UserError as error:
-        _stop(f"{name}: {one_line(error)}", 2)
+        _stop(f"{name}: {one_line(error)}", error.status)
     except KeyboardInterrupt:
         _stop(f"\n{name}: stopped. What is complete has been kept; the same command "
               f"goes on from there:\n  {this_command()}", 130)
@@ -45,6 +62,124 @@ def run(main):
                   errno.EACCES: "; change its permissions or choose another folder"}
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{name}: {where}{error.strerror}{advice.get(error.errno, '')}", 2)
+
+
+@contextlib.contextmanager
+def interrupts_wait():
+    """Inside, Ctrl-C and SIGTERM make the function that is yielded true, no more.
+
+    For work that must not stop half-way: ask the function where stopping is safe, and
+    raise KeyboardInterrupt. A second signal does not wait.
+    """
+    asked = []
+
+    def note(signum, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signum)
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    for signum, handler in before.items():
+        if handler != signal.SIG_IGN:  # as the shell has it for a job in the background
+            signal.signal(signum, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Make `folder` and hold it while the block runs: no second one of this script.
+
+    Raises UserError where another process holds it. The lock dies with the process,
+    however that ends.
+    """
+    os.makedirs(folder, exist_ok=True)
+    script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    path = os.path.join(folder, f".{script}.lock")
+    with _lock(path, folder) as file:
+        file.truncate(0)
+        file.write(f"{script} (process {os.getpid()} on {socket.gethostname()})\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            os.remove(path)
+
+
+def _lock(path, folder):
+    """Open and lock the file `path`, which its last holder may remove meanwhile."""
+    while True:
+        file = open(path, "a+")
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return file
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise UserError(f"{folder}: {holder} is at work there; wait for it, or "
+                            "choose another folder")
+        file.close()
+
+
+def add_restarts(parser):
+    """The flags of `restarted`."""
+    parser.add_argument("--restarts", type=number(int, at_least=0), default=0,
+                        help="start again so often when the GPU is lost or the process "
+                             "is killed")
+    parser.add_argument("--last-on-cpu", action="store_true",
+                        help="the last of --restarts does without the GPU")
+
+
+def restarted(restarts, last_on_cpu=False):
+    """Whether this command was run here, in child processes that may lose the GPU.
+
+    A process that has lost its GPU never gets it back, a fresh one may. A child that
+    ends with DeviceLost's status, or is killed, is followed by another, `restarts`
+    times, each after twice the pause; the last one without a GPU if `last_on_cpu`.
+    Without restarts, False: go on in this process. Ends the program with the status of
+    the last child, unless that is 0.
+    """
+    if not restarts:
+        return False
+    child = None
+
+    def pass_on(signum, frame):
+        asked.append(signum)
+        if child and child.poll() is None:
+            child.send_signal(signum)
+    asked, pause = [], PAUSE
+    for signum in STOPPING:
+        signal.signal(signum, pass_on)
+    for number in range(restarts + 1):
+        environment = dict(os.environ)
+        if last_on_cpu and number == restarts:
+            environment["CUDA_VISIBLE_DEVICES"] = "-1"
+        # Of its own session: a Ctrl-C in the terminal must not reach it twice.
+        child = subprocess.Popen([sys.executable, *sys.argv, "--restarts", "0"],
+                                 env=environment, start_new_session=True)
+        if asked:  # just before there was a child to pass it on to
+            child.terminate()
+        status = child.wait()
+        lost = status == DeviceLost.status or status < 0
+        if asked or not lost or number == restarts:
+            break
+        how = f"signal {-status}" if status < 0 else "a lost GPU"
+        warn(f"ended by {how}; restart {number + 1} of {restarts} in {pause} s")
+        end = time.time() + pause
+        while time.time() < end and not asked:
+            time.sleep(min(.2, pause))
+        pause = min(2 * pause, LONGEST_PAUSE)
+    if asked:
+        status = 130
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+    return True
 
 
 def introduce(step, title):
@@ -78,9 +213,21 @@ def parser(doc, **kwargs):
     class Formatter(argparse.ArgumentDefaultsHelpFormatter,
                     argparse.RawDescriptionHelpFormatter):
         pass
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):  # one line, without argparse's page of usage
+            _stop(f"{self.prog}: {one_line(message)}; see --help", 2)
+
+        def parse_args(self, *args, **kwargs):
+            found = super().parse_args(*args, **kwargs)
+            for name in ("data", "tokens", "features"):
+                value = getattr(found, name, None)
+                if value and value.startswith("-"):  # the next command is no flag
+                    setattr(found, name, os.path.join(".", value))
+            return found
     # allow_abbrev: a flag that is added later must not change what an old command means
-    return argparse.ArgumentParser(description=doc, formatter_class=Formatter,
-                                   allow_abbrev=False, **kwargs)
+    return Parser(description=doc, formatter_class=Formatter, allow_abbrev=False,
+                  **kwargs)
 
 
 def number(kind, at_least=None, at_most=None, above=None, below=None):

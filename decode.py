@@ -7,6 +7,7 @@ import collections
 import numpy as np
 from tqdm import tqdm
 
+import cli
 from extract_features import SHAPE, read_features
 from tf_runtime import tf
 from tokenize_captions import END, PAD, START, UNK
@@ -97,12 +98,16 @@ def decode_files(model, paths, batch_size, quiet=False, **search):
     """For each features file the Captions of its beam, best first, in order.
 
     search: the arguments of `beam_search`. Images of a batch are decoded side by side.
-    Raises cli.UserError where a file is missing or damaged.
+    Raises cli.UserError where a file is missing, damaged or not finite.
     """
     found = []
     with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
         for i in range(0, len(paths), batch_size):
             maps = np.stack([read_features(p) for p in paths[i:i + batch_size]])
+            for path, values in zip(paths[i:], maps):
+                if not np.isfinite(values).all():
+                    raise cli.UserError(f"{path}: its features are not finite; delete "
+                                        "it and run extract_features.py again")
             found += beam_search(model, maps.reshape(len(maps), -1, SHAPE[-1]),
                                  **search)
             bar.update(len(maps))

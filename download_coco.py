@@ -53,7 +53,6 @@ ARCHIVES = {  # address under the mirror: (bytes, MD5)
     "zips/val2017.zip": (815585330, "442b8da7639aecaf257c1dceb8ba8c80"),
 }
 IMAGE_SIZE = 165e3      # bytes of one image, on average
-MOST_FAILED = 0.05      # when more of the images fail, something else is wrong
 TIMEOUT = 30            # seconds without a byte
 PAUSES = (1, 2, 4, 8)   # seconds before each new attempt
 BLOCK = 1 << 18         # bytes
@@ -192,9 +191,13 @@ def unpack(archive, folder, names):
     """Unpack the files `names` of a zip, but for those that are there; return how many.
 
     Each appears under its name when it is complete and its CRC right. Raises UserError,
-    and unpacks nothing, if any name in the archive leads out of `folder` or is a link.
+    and unpacks nothing, if any name in the archive leads out of `folder`, is a link or
+    stands there twice.
     """
     with opened(archive) as zipped:
+        if len(set(zipped.namelist())) < len(zipped.namelist()):
+            raise cli.UserError(f"{archive}: holds two files of one name; nothing was "
+                                "unpacked")
         for member in zipped.infolist():
             is_link = stat.S_ISLNK(member.external_attr >> 16)
             if is_link or not is_inside(member.filename):
@@ -231,23 +234,28 @@ def get_whole(data, split, annotations, mirror):
         unpack(archive, data, [f"{split}/{file_name}" for file_name in missing])
 
 
-def get_some(data, split, annotations, mirror, num_images, seed, workers):
-    """Download `num_images` images of a split and cut its annotations to those."""
+def get_some(data, split, annotations, args):
+    """Download args.num_images of a split and cut its annotations to those.
+
+    args: the command's.
+    """
     everything = load_member(annotations, f"annotations/captions_{split}.json")
     images = images_of(everything, annotations, split)
     # The head of one shuffled order: more images later keep the ones that are there
-    random.Random(seed).shuffle(images)
-    failed = fetch_images(data, split, images[:num_images], mirror, workers)
-    ids = {image.id for image in images[:num_images] if image.file_name not in failed}
+    random.Random(args.seed).shuffle(images)
+    chosen = images[:args.num_images]
+    failed = fetch_images(data, split, chosen, args.mirror, args.workers, args.max_bad)
+    ids = {image.id for image in chosen if image.file_name not in failed}
     for kind in ("captions", "instances"):
         cut(annotations, data, f"annotations/{kind}_{split}.json", ids)
 
 
-def fetch_images(data, split, images, mirror, workers):
+def fetch_images(data, split, images, mirror, workers, max_bad):
     """Download images side by side; return {file name: why} of those that failed.
 
     The failed ones are listed in data/failed_images_<split>.txt as well. Raises
-    UserError as soon as more than MOST_FAILED of all have failed.
+    UserError as soon as more than the share `max_bad` of all have failed: something
+    else is wrong then.
     """
     def fetch_image(file_name):
         path = image_path(data, split, file_name)
@@ -266,7 +274,7 @@ def fetch_images(data, split, images, mirror, workers):
                     new += done.result()
                 except cli.UserError as error:
                     failed[names[done]] = cli.one_line(error)
-                    if len(failed) > MOST_FAILED * len(images):
+                    if len(failed) > max_bad * len(images):
                         break
         finally:  # on Ctrl-C or a full disk, do not go through the rest first
             for future in names:
@@ -278,9 +286,9 @@ def fetch_images(data, split, images, mirror, workers):
         cli.warn(f"{split}: {len(failed)} of {len(images)} images failed, see {report}")
     elif os.path.exists(report):
         os.remove(report)
-    if len(failed) > MOST_FAILED * len(images):
-        raise cli.UserError(f"{split}: more than {MOST_FAILED:.0%} of {len(images)} "
-                            f"images failed, see {report}; run the same command again")
+    if len(failed) > max_bad * len(images):
+        raise cli.UserError(f"{report}: more of the {len(images)} images failed than "
+                            f"--max-bad {max_bad:g} allows; run the same command again")
     print(f"{split}: {new} images downloaded, "
           f"{len(images) - new - len(failed)} already there, {len(failed)} failed")
     return failed
@@ -505,21 +513,25 @@ def items(content, path, key, **types):
 def main():
     args = parse_arguments()
     cli.introduce(1, "download COCO")
-    os.makedirs(args.data, exist_ok=True)
+    with cli.alone(args.data):
+        download(args)
+    cli.next_step("python", "extract_features.py", "--data", args.data)
+
+
+def download(args):
+    """Download and prepare the chosen splits; args: the command's."""
     chosen = sorted({f"{split}{args.year}" for split in args.splits})
     name = f"annotations/annotations_trainval{args.year}.zip"
     check_space(args.data, name, chosen, args.num_images)
     annotations = fetch_archive(args.data, name, args.mirror)
     for split in chosen:
         if args.num_images:
-            get_some(args.data, split, annotations, args.mirror, args.num_images,
-                     args.seed, args.workers)
+            get_some(args.data, split, annotations, args)
         else:
             get_whole(args.data, split, annotations, args.mirror)
         images = read_captions(args.data, split)
         print(f"{split}: {len(images)} images, "
               f"{sum(len(image.captions) for image in images)} captions")
-    cli.next_step("python", "extract_features.py", "--data", args.data)
 
 
 def parse_arguments():
@@ -535,6 +547,8 @@ def parse_arguments():
                         help="of the shuffle that chooses --num-images")
     parser.add_argument("--workers", type=cli.number(int, at_least=1), default=16,
                         help="single images downloaded at the same time")
+    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
+                        default=.05, help="share of single images that may fail")
     parser.add_argument("--mirror", default=MIRROR,
                         help="server, or folder on one, laid out like COCO's")
     return parser.parse_args()

@@ -19,7 +19,6 @@ Writes, below checkpoints/<run>/:
 import collections
 import os
 import time
-import zipfile
 
 import numpy as np
 
@@ -27,8 +26,8 @@ import atomic
 import cli
 import scores
 from decode import decode_files
-from extract_features import feature_path
-from tf_runtime import device_name, start, tf
+from extract_features import feature_path, is_sound
+from tf_runtime import device_errors, device_name, start, tf
 from tokenize_captions import (PAD, START, UNK, read_references, read_tokens,
                                read_vocabulary, references_path)
 from train import RUNS, read_run, read_split
@@ -50,8 +49,11 @@ def decoded_path(folder, split):
     return os.path.join(folder, f"attention_{split}.npz")
 
 
-def read_decoded(path):
-    """The Decoded of a run. Raises cli.UserError where it is missing or damaged."""
+def read_decoded(path, vocabulary):
+    """The Decoded of a run with this Vocabulary.
+
+    Raises cli.UserError where it is missing or damaged, or has words of another.
+    """
     try:
         with atomic.load_arrays(path) as arrays:
             decoded = Decoded(**{name: arrays[name] for name in Decoded._fields})
@@ -61,23 +63,25 @@ def read_decoded(path):
                 and decoded.steps.shape == decoded.images.shape == (I,)
                 and decoded.image_ids.shape == (I,)
                 and decoded.images.dtype.kind == "U" and decoded.steps.max() <= T
-                and decoded.steps.min() >= 1 and decoded.words.min() >= 0):
+                and decoded.steps.min() >= 1 and decoded.words.min() >= 0
+                and (decoded.alphas.shape[2] ** .5).is_integer()  # a square of cells
+                and all(np.isfinite(array).all() for array in
+                        (decoded.alphas, decoded.log_probs, decoded.betas))):
             raise ValueError
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-            zipfile.zlib.error, NotImplementedError, RuntimeError):
+    except atomic.DAMAGED:
         raise cli.UserError(f"{path}: damaged; run evaluate.py again")
+    if decoded.words.max() >= len(vocabulary):
+        raise cli.UserError(f"{path}: was decoded with another vocabulary; run "
+                            "evaluate.py again")
     return decoded
 
 
 def read_captions_of(folder, split):
     """{image id: caption} of the split, as the run in this folder has decoded it."""
     vocabulary = read_vocabulary(os.path.join(folder, "vocabulary.tsv"))
-    decoded = read_decoded(decoded_path(folder, split))
-    if decoded.words.max() >= len(vocabulary):
-        raise cli.UserError(f"{decoded_path(folder, split)}: was decoded with another "
-                            "vocabulary; run evaluate.py again")
+    decoded = read_decoded(decoded_path(folder, split), vocabulary)
     return {str(i): vocabulary.decode(words[:steps]) for i, words, steps in
             zip(decoded.image_ids, decoded.words, decoded.steps)}
 
@@ -138,12 +142,12 @@ def show(summary):
         for name, value in summary["habits"].items()])
 
 
-def compare(run, other, split, texts, references):
-    """Print the paired bootstrap of two runs on the images that both have captioned."""
-    theirs = read_captions_of(os.path.join(RUNS, other), split)
+def compare(run, other, texts, theirs, references):
+    """Print the paired bootstrap of two runs on the images that both have captioned.
+
+    run, other: their names. texts, theirs: their captions by image id.
+    """
     both = sorted(set(texts) & set(theirs))
-    if not both:
-        raise cli.UserError(f"{other} and {run} have no image of {split} in common")
     scored = [scores.score({i: captions[i] for i in both}, references)
               for captions in (theirs, texts)]
     print(f"\n{run} minus {other} on {len(both)} images:")
@@ -157,6 +161,16 @@ def main():
     cli.introduce(5, "evaluate")
     start()
     run = read_run(args.run, args.checkpoint)
+    with cli.alone(run.folder), device_errors(args.batch_size):
+        evaluate(args, run)
+    cli.next_step("python", "plot_attention.py", "--run", args.run)
+
+
+def evaluate(args, run):
+    """Caption and score the split, write the files, print the scores.
+
+    args: the command's. run: a Run.
+    """
     settings = run.settings
     features = args.features or settings["features"]
     folder = args.tokens or settings["tokens"]
@@ -164,16 +178,26 @@ def main():
     if not args.allow_seen:
         refuse_seen(run.folder, args.split, tokens.images.tolist())
     paths = [feature_path(features, str(name)) for name in tokens.images]
-    there = [i for i, path in enumerate(paths) if os.path.exists(path)]
+    there = [i for i, path in enumerate(paths) if is_sound(path)]
     if not there:
         raise cli.UserError(f"{features}: no features of the images in {args.split}"
                             ".npz; run extract_features.py")
     if len(there) < len(paths):
         cli.warn(f"{len(paths) - len(there)} of {len(paths)} images have no "
-                 "features and are left out")
+                 "sound features and are left out: run extract_features.py again")
     images = [str(tokens.images[i]) for i in there]
     ids = [str(tokens.image_ids[i]) for i in there]
     references = read_references(references_path(folder, args.split))
+    lost = [i for i in ids if i not in references]
+    if lost:
+        raise cli.UserError(f"{references_path(folder, args.split)}: has no captions "
+                            f"of image {lost[0]} and {len(lost) - 1} others; run "
+                            "tokenize_captions.py again")
+    if args.compare:
+        theirs = read_captions_of(os.path.join(RUNS, args.compare), args.split)
+        if not set(ids) & set(theirs):
+            raise cli.UserError(f"{args.compare} and {args.run} have no image of "
+                                f"{args.split} in common")
     trained = read_references(references_path(settings["tokens"], "train"))
 
     begin = time.time()
@@ -190,13 +214,12 @@ def main():
     summary = report(scored, texts, references,
                      {scores.plain(c) for group in trained.values() for c in group})
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
-                   checkpoint=args.checkpoint, epoch=run.history[-1]["epoch"],
+                   checkpoint=args.checkpoint, epoch=len(run.history),
                    device=device_name(), tensorflow=tf.__version__,
                    images_per_second=round(speed, 1))
 
-    with atomic.writing(decoded_path(run.folder, args.split)) as file:
-        np.savez_compressed(file, **pack([beam[0] for beam in found], images,
-                                         ids)._asdict())
+    atomic.write_arrays(decoded_path(run.folder, args.split), compress=True,
+                        arrays=pack([beam[0] for beam in found], images, ids)._asdict())
     folders = {os.path.dirname(name) for name in images}
     name = folders.pop() if len(folders) == 1 else args.split
     results = os.path.join(run.folder, f"captions_{name}_{args.run}_results.json")
@@ -216,9 +239,8 @@ def main():
           f"{args.beam}, {speed:.1f} images/s, tokenizer: {scored.tokenizer}\n")
     show(summary)
     if args.compare:
-        compare(args.run, args.compare, args.split, texts, references)
+        compare(args.run, args.compare, texts, theirs, references)
     print("\nwritten: " + ", ".join(written))
-    cli.next_step("python", "plot_attention.py", "--run", args.run)
 
 
 def arguments():

@@ -14,11 +14,11 @@ Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
         <features>/calibration.npz           only for --weights random
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
 """
+import collections
 import concurrent.futures
 import json
 import os
 import socket
-import zipfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,7 +27,7 @@ from tqdm import tqdm
 import atomic
 import cli
 from download_coco import read_captions, read_karpathy, splits
-from tf_runtime import compiled, py_function, start, tf
+from tf_runtime import compiled, device_errors, py_function, start, tf
 
 SIZE = 299                # InceptionV3's input, pixels
 SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
@@ -52,7 +52,7 @@ def read_features(path):
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such features; run extract_features.py")
-    except (ValueError, EOFError) as error:
+    except atomic.DAMAGED as error:
         raise cli.UserError(f"{path}: not a whole .npy file ({error}); delete it and "
                             "run extract_features.py again")
     if array.shape != SHAPE or array.dtype not in (np.float16, np.float32):
@@ -62,13 +62,17 @@ def read_features(path):
     return array
 
 
-def is_sound(path, dtype):
-    """Whether `path` is a whole features file of this dtype (by header and length)."""
+def is_sound(path, dtype=None):
+    """Whether `path` is a whole features file (by header and length).
+
+    dtype: which it must have; None: float16 or float32.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        fits = array.shape == SHAPE and array.dtype in (np.float16, np.float32)
+    except atomic.DAMAGED:
         return False
-    return array.shape == SHAPE and array.dtype == dtype
+    return fits and dtype in (None, array.dtype)
 
 
 def read_image(path):
@@ -185,16 +189,14 @@ def calibrate(model, images, path):
         for i, norm in enumerate(norms):
             arrays[f"moving_mean_{i}"] = np.array(norm.moving_mean.numpy())
             arrays[f"moving_variance_{i}"] = np.array(norm.moving_variance.numpy())
-        with atomic.writing(path) as file:
-            np.savez(file, **arrays)
+        atomic.write_arrays(path, arrays)
     try:
         with atomic.load_arrays(path) as arrays:
             for i, norm in enumerate(norms):
                 norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
                 norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
             return arrays["mean"], arrays["std"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-            zipfile.zlib.error):
+    except atomic.DAMAGED:
         raise cli.UserError(f"{path}: damaged; delete its folder and run "
                             "extract_features.py again")
 
@@ -265,13 +267,20 @@ def batches(paths, batch_size):
 def extract(split, names, data, features, forward, batch_size, dtype):
     """Write the missing features of one split. Returns the list of (name, error)."""
     paths = {name: feature_path(features, name) for name in names}
-    todo = [name for name in names if not is_sound(paths[name], dtype)]
-    if len(todo) < len(names):
-        print(f"{split}: {len(names) - len(todo)} of {len(names)} images are done")
+    missing = {name for name in names if not is_sound(paths[name], dtype)}
+    if len(missing) < len(names):
+        print(f"{split}: {len(names) - len(missing)} of {len(names)} images are done")
+    # Always the same batches, if only for one image of them: the last digits of its
+    # features depend on its place in a batch, and shall not on where a run was stopped.
+    todo = [name for i in range(0, len(names), batch_size)
+            for name in names[i:i + batch_size]
+            if not missing.isdisjoint(names[i:i + batch_size])]
     bad = []
 
     def write(names, output, errors):
         for name, array, error in zip(names, output.astype(dtype), errors):
+            if name not in missing:
+                continue
             if not error and not np.isfinite(array).all():
                 error = f"its features are not finite in {dtype}"
             if error:
@@ -280,11 +289,11 @@ def extract(split, names, data, features, forward, batch_size, dtype):
                 os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
                 with atomic.writing(paths[name]) as file:
                     np.save(file, array)
-        bar.update(len(names))
+        bar.update(len(missing.intersection(names)))
 
     # The disk is waited for while the network works on the next batch. Whatever ends
     # the loop, a batch that was handed over is written to its end.
-    with tqdm(total=len(todo), desc=split, unit="image", disable=not todo) as bar, \
+    with tqdm(total=len(missing), desc=split, unit="image", disable=not todo) as bar, \
             concurrent.futures.ThreadPoolExecutor(1) as writer:
         sources, written = [os.path.join(data, name) for name in todo], None
         for indices, pixels, errors in batches(sources, batch_size) if todo else ():
@@ -353,13 +362,14 @@ def claim(features, made):
                 f"{features}: holds features made with {json.dumps(before)}; choose "
                 "another folder with --features, or delete this one")
     else:
-        os.makedirs(features, exist_ok=True)
         atomic.write_json(path, made)
     return new
 
 
 def main():
     args = arguments()
+    if cli.restarted(args.restarts, args.last_on_cpu):
+        return
     cli.introduce(2, "extract features")
     features = args.features or os.path.join(args.data, "features")
     if args.karpathy:
@@ -372,8 +382,17 @@ def main():
     else:
         wanted = args.splits or splits(args.data)
         groups = {split: read_captions(args.data, split) for split in wanted}
-    names = {split: [image.path for image in groups[split]] for split in wanted}
+    names = collections.OrderedDict(
+        (split, [image.path for image in groups[split]]) for split in wanted)
     start()
+    with cli.alone(features), device_errors(args.batch_size):
+        extract_splits(args, features, names)
+    cli.next_step("python", "tokenize_captions.py", "--data", args.data)
+
+
+def extract_splits(args, features, names):
+    """Make the features of all splits; names: {split: paths below args.data}."""
+    wanted = list(names)
     new = claim(features, {"weights": args.weights, "seed": args.seed,
                            "dtype": args.dtype})
     if args.weights == "random":
@@ -405,7 +424,6 @@ def main():
                 "raise it")
         print(f"{split}: features of {len(names[split]) - len(bad)} images in "
               f"{features}, each {SHAPE} {args.dtype}")
-    cli.next_step("python", "tokenize_captions.py", "--data", args.data)
 
 
 def arguments():
@@ -426,6 +444,7 @@ def arguments():
                         default=.05, help="share of unreadable images tolerated")
     parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
                         help="of --weights random")
+    cli.add_restarts(parser)
     return parser.parse_args()
 
 

@@ -34,6 +34,13 @@ lengths: int32 (B,), in falling order: words to predict, the end token among the
 
 features and words may be tensors; the other two are numpy's and shape the computation.
 """
+Masks = collections.namedtuple("Masks", "a Ey o")
+Masks.__doc__ = """Dropout's factors, 0 or 1 / (1 - rate), float32 (section 4.3).
+
+a: (I, 1, D), on the annotation vectors: an image loses a channel at all locations.
+Ey: (N, m), on the embeddings of the previous words.
+o: (N, m), on the deep output before its last layer.
+"""
 
 
 class Context(collections.namedtuple("Context", "a keys")):
@@ -85,8 +92,10 @@ class Captioner:
 
     # --- encoder ---------------------------------------------------------------------
 
-    def encode(self, features):
+    def encode(self, features, mask=None):
         """CNN features (I, L, F), float16 or float32 -> Context of I images.
+
+        mask: dropout's factors on a, see Masks.
 
         A fully connected layer with ReLU gives the annotation vectors a_1..a_L (eq. 1).
         What the attention needs of them does not change from word to word: `keys`.
@@ -96,6 +105,7 @@ class Captioner:
         v = tf.reshape(tf.cast(features, self.W_v.dtype.base_dtype), (-1, F))
         a = tf.nn.relu(tf.matmul(v, self.W_v) + self.b_v)                 # (I * L, D)
         a = tf.reshape(a, (-1, L, self.sizes.annotation))                 # (I, L, D)
+        a = _drop(a, mask)
         by_location = tf.reshape(tf.transpose(a, (1, 0, 2)), (-1, a.shape[2]))
         keys = tf.matmul(by_location, self.W_1) + self.b_1                # (L * I, A)
         return Context(a, tf.reshape(keys, (L, -1, self.sizes.attention)))
@@ -111,12 +121,13 @@ class Captioner:
 
     # --- decoder ---------------------------------------------------------------------
 
-    def embed(self, words):
+    def embed(self, words, mask=None):
         """Previous words, int32 (B,) -> E y (B, m) and the GRU's share of it (B, 3n).
 
+        mask: dropout's factors on E y, see Masks.
         Nothing here depends on the state: training does it for all words at once.
         """
-        Ey = tf.gather(self.E, words)
+        Ey = _drop(tf.gather(self.E, words), mask)
         return Ey, tf.matmul(Ey, self.W_E) + self.b_g
 
     def attend(self, context, query):
@@ -156,17 +167,15 @@ class Captioner:
     def deep_output(self, Ey, h, z, mask=None):
         """Logits (N, K) of N words: L_o (E y + L_h h + L_z z), equation 7.
 
-        mask: dropout's factors (N, m), or None.
+        mask: dropout's factors on the sum, see Masks.
         """
         o = Ey + tf.matmul(h, self.L_h) + tf.matmul(z, self.L_z)          # (N, m)
-        if mask is not None:
-            o = o * mask
-        return tf.matmul(o, self.L_o) + self.b_o
+        return tf.matmul(_drop(o, mask), self.L_o) + self.b_o
 
-    def teacher_forcing(self, batch, mask=None):
+    def teacher_forcing(self, batch, masks=Masks(None, None, None)):
         """Predict each real word of a Batch from the true words before it.
 
-        mask: dropout's factors on the deep output (N, m), or None.
+        masks: of dropout; none unless given.
         Returns logits (N, K), targets int32 (N,) and alphas: C tensors (k_t, L), k_t
         being the captions that still go on at step t. The N words are ordered by step,
         then by caption: no step and no output is computed for padding.
@@ -180,11 +189,11 @@ class Captioner:
         words = tf.reshape(batch.words, (-1,))
         inputs, targets = tf.gather(words, places), tf.gather(words, places + 1)
 
-        context = self.encode(batch.features)
+        context = self.encode(batch.features, masks.a)
         if not np.array_equal(batch.image_of, np.arange(int(context.a.shape[0]))):
             context = context.take(batch.image_of)
         h = self.h_0(context.a)
-        Ey, gates = self.embed(inputs)
+        Ey, gates = self.embed(inputs, masks.Ey)
         hs, zs, alphas = [], [], []
         for gates_t, k in zip(tf.split(gates, going_on), going_on):
             if k < h.shape[0]:  # captions that have ended drop out of the batch
@@ -193,20 +202,20 @@ class Captioner:
             hs.append(h)
             zs.append(z)
             alphas.append(alpha)
-        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), mask)
+        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), masks.o)
         return logits, targets, alphas
 
 
-def loss(model, batch, penalty=0., mask=None):
+def loss(model, batch, penalty=0., masks=Masks(None, None, None)):
     """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
 
         L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
 
     summed over the captions and divided by N, their real words: padding counts for
-    nothing. penalty: lambda. mask: see `teacher_forcing`.
+    nothing. penalty: lambda. masks: see `teacher_forcing`.
     Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
     """
-    logits, targets, alphas = model.teacher_forcing(batch, mask)
+    logits, targets, alphas = model.teacher_forcing(batch, masks)
     N = int(np.sum(batch.lengths))
     cross_entropy = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=targets, logits=logits)) / N
@@ -219,6 +228,10 @@ def loss(model, batch, penalty=0., mask=None):
             looked += tf.pad(alpha, [[0, missing], [0, 0]]) if missing else alpha
         total += penalty * tf.reduce_sum((1 - looked) ** 2) / N
     return total, cross_entropy, N
+
+
+def _drop(x, mask):
+    return x if mask is None else x * mask
 
 
 def _initial(name, shape, random):

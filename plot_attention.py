@@ -25,7 +25,7 @@ import cli
 from decode import beam_search
 from evaluate import decoded_path, read_decoded
 from extract_features import SHAPE, extractor, read_image
-from tf_runtime import start
+from tf_runtime import device_errors, start
 from tokenize_captions import END
 from train import read_run
 
@@ -130,7 +130,7 @@ def visible(words, vocabulary):
 
 def draw_split(run, args):
     """Draw images of the split; return the paths of the figures."""
-    decoded = read_decoded(decoded_path(run.folder, args.split))
+    decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
     drawn = []
     for i in choose(decoded, args.images, args.count, args.seed):
         name = str(decoded.images[i])
@@ -146,10 +146,10 @@ def draw_split(run, args):
 
 def draw_own(run, args):
     """Caption pictures of one's own and draw them; return the paths of the figures."""
+    pictures = [load_picture(source) for source in args.picture]  # before the network
     forward = extractor(args.features or run.settings["features"])
     drawn = []
-    for source in args.picture:
-        picture = load_picture(source)
+    for source, picture in zip(args.picture, pictures):
         maps = forward(read_image(source)[None]).numpy()
         maps = maps.reshape(1, -1, SHAPE[-1])
         caption = beam_search(run.model, maps, args.beam)[0][0]
@@ -167,7 +167,8 @@ def main():
     cli.introduce(6, "plot attention")
     start()
     run = read_run(args.run)
-    drawn = draw_own(run, args) if args.picture else draw_split(run, args)
+    with cli.alone(run.folder), device_errors(1):
+        drawn = draw_own(run, args) if args.picture else draw_split(run, args)
     print(f"{len(drawn)} figures; open {drawn[0]}")
 
 

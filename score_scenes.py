@@ -84,7 +84,7 @@ def main():
     data = run.settings["data"]
     objects, size = read_scenes(data)
     boxes = {str(i): found for i, found in read_boxes(data, "val").items()}
-    decoded = read_decoded(decoded_path(run.folder, "val"))
+    decoded = read_decoded(decoded_path(run.folder, "val"), run.vocabulary)
     right, pointed = [], []
     for i, name in enumerate(decoded.image_ids):
         words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)

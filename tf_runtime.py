@@ -4,12 +4,21 @@
 once, in main(), before anything is computed. Nothing else in the project asks for the
 version of TensorFlow.
 """
+import contextlib
 import ctypes
 import os
+import re
 import sys
+
+import cli
 
 OLDEST, NEWEST = (1, 9), (1, 15)  # first and last supported minor version
 BASELINE = "1.10.0"
+# What TensorFlow's errors say when the device is to blame, by their texts
+OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT_OF_ME"
+                           r"|Dst tensor is not initialized", re.I)
+LOST = re.compile(r"\bcu(da|dnn|blas|rand|fft|solver)|\bGPU\b|\bBlas\b|device lost"
+                  r"|stream|memcpy|memcopy|launch failed|launch failure", re.I)
 CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create -f "
                "environment.yml); without a GPU install requirements-cpu.txt")
 
@@ -95,6 +104,32 @@ def device_name():
     if gpus:
         return f"GPU ({gpus[0].physical_device_desc})"
     return "the CPU: no GPU is visible"
+
+
+@contextlib.contextmanager
+def device_errors(batch_size):
+    """Turn errors of the device inside the block into cli.UserError or cli.DeviceLost.
+
+    batch_size: what was tried, for the advice where memory ran out. Other errors of
+    TensorFlow pass: they are bugs.
+    """
+    errors = tf.errors
+    try:
+        yield
+    except (errors.ResourceExhaustedError, errors.InternalError, errors.UnknownError,
+            errors.AbortedError, errors.UnavailableError) as error:
+        text = cli.one_line(error.message)
+        if (isinstance(error, errors.ResourceExhaustedError)
+                or OUT_OF_MEMORY.search(text)):
+            smaller = (f"set --batch-size {batch_size // 2} or less" if batch_size > 1
+                       else "close other programs that use it")
+            raise cli.UserError(f"out of memory with --batch-size {batch_size} "
+                                f"({text[:160]}); {smaller}")
+        if not LOST.search(text):
+            raise
+        raise cli.DeviceLost(
+            f"the GPU was lost ({text[:160]}); what is saved is sound: the same "
+            "command goes on from there, and with --restarts 5 does so by itself")
 
 
 def compiled(function):

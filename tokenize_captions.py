@@ -14,14 +14,13 @@ Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can re
         <tokens>/train.npz, val.npz      see Tokens for what is inside
         <tokens>/test.npz                only with --karpathy
         <tokens>/references_<name>.json  the captions as written, for the scores
+        <tokens>/skipped_<name>.txt      empty and too long captions, if any
 """
 import collections
 import hashlib
-import io
 import json
 import os
 import re
-import zipfile
 from array import array
 
 import numpy as np
@@ -122,8 +121,7 @@ def read_tokens(path):
             tokens = Tokens(**{name: arrays[name] for name in Tokens._fields})
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-            zipfile.zlib.error, NotImplementedError, RuntimeError):
+    except atomic.DAMAGED:
         raise cli.UserError(f"{path}: damaged, or not of this project; run "
                             "tokenize_captions.py again")
     captions, columns = tokens.words.shape if tokens.words.ndim == 2 else (0, 0)
@@ -239,7 +237,7 @@ def build_vocabulary(counter, captions, size):
 
 
 def tokenize(images, split, name, vocabulary, max_words):
-    """Tokens of these images, and how many captions were empty or too long.
+    """Tokens of these images, and the numbers of captions that are empty or too long.
 
     split: what `split_captions` made of them.
     """
@@ -258,29 +256,40 @@ def tokenize(images, split, name, vocabulary, max_words):
     return Tokens(padded, lengths + 1, split.image_of[kept],
                   np.array([image.path for image in images]),
                   np.array([str(image.id) for image in images]),
-                  np.array(vocabulary.digest())), int((~kept).sum())
-
-
-def write_tokens(path, tokens):
-    """Write Tokens; the same tokens give the same bytes (np.savez adds a clock)."""
-    with atomic.writing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, values in tokens._asdict().items():
-            buffer = io.BytesIO()
-            np.save(buffer, values, allow_pickle=False)
-            entry = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, buffer.getvalue())
+                  np.array(vocabulary.digest())), np.flatnonzero(~kept)
 
 
 def facts(name, tokens, skipped):
-    """One line about a split, for the terminal."""
+    """One line about a split, for the terminal. skipped: how many captions were."""
     words = tokens.lengths - 1
     unknown = (tokens.words == UNK).sum() / max(1, words.sum())
     line = (f"{name}: {len(tokens.images)} images, {len(words)} captions, "
             f"{words.mean():.2f} words on average, {words.max()} at most, "
             f"{unknown:.2%} of the words are UNK")
-    return line + (f", {skipped} captions skipped (empty or too long)" if skipped
-                   else "")
+    return line + (f", {skipped} captions skipped (listed in skipped_{name}.txt)"
+                   if skipped else "")
+
+
+def report_skipped(tokens_folder, name, images, split, skipped, most):
+    """List the captions that were skipped; cli.UserError if their share is over `most`.
+
+    skipped: their numbers in `split`, the Split of these images.
+    """
+    report = os.path.join(tokens_folder, f"skipped_{name}.txt")
+    if not len(skipped):
+        if os.path.exists(report):
+            os.remove(report)
+        return
+    captions = [(image.path, caption) for image in images for caption in image.captions]
+    with atomic.writing(report, "w", encoding="utf-8") as file:
+        for i in skipped:
+            path, caption = captions[i]
+            file.write(f"{path}\t{split.lengths[i]} words\t{cli.one_line(caption)}\n")
+    if len(skipped) > most * len(captions):
+        raise cli.UserError(
+            f"{report}: {len(skipped)} of {len(captions)} captions of {name} are empty "
+            f"or too long, more than --max-bad {most:g} allows; check the annotations, "
+            "or raise --max-words or --max-bad")
 
 
 def assign(args):
@@ -332,27 +341,39 @@ def main():
     vocabulary = build_vocabulary(counter, len(split["train"].lengths), args.vocab_size)
     done = [(name, *tokenize(images, split[name], name, vocabulary, args.max_words))
             for name, images in groups.items()]
-    os.makedirs(tokens_folder, exist_ok=True)
+    with cli.alone(tokens_folder):
+        for name, _, skipped in done:
+            report_skipped(tokens_folder, name, groups[name], split[name], skipped,
+                           args.max_bad)
+        write(tokens_folder, groups, vocabulary, done)
+    print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
+          f"in {os.path.join(tokens_folder, 'vocabulary.tsv')}")
+    cli.next_step("python", "train.py", "--data", args.data,
+                  *(("--tokens", args.tokens) if args.tokens else ()))
+
+
+def write(tokens_folder, groups, vocabulary, done):
+    """Write everything but the lists of skipped captions.
+
+    groups: what `assign` returns. done: a list of (name, Tokens, skipped).
+    """
     with atomic.writing(os.path.join(tokens_folder, "vocabulary.tsv"), "w",
                         encoding="utf-8") as file:
         file.write("index\tword\tcount\n")
         file.writelines(f"{i}\t{word}\t{count}\n" for i, (word, count) in
                         enumerate(zip(vocabulary.index_word, vocabulary.counts)))
     for name, tokens, skipped in done:
-        write_tokens(os.path.join(tokens_folder, name + ".npz"), tokens)
+        atomic.write_arrays(os.path.join(tokens_folder, name + ".npz"),
+                            tokens._asdict(), compress=True)
         atomic.write_json(references_path(tokens_folder, name),
                           {str(image.id): image.captions for image in groups[name]
                            if image.captions})
-        print(facts(name, tokens, skipped))
+        print(facts(name, tokens, len(skipped)))
     if "test" not in groups:  # of an earlier run with other splits
         for path in (os.path.join(tokens_folder, "test.npz"),
                      references_path(tokens_folder, "test")):
             if os.path.exists(path):
                 os.remove(path)
-    print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
-          f"in {os.path.join(tokens_folder, 'vocabulary.tsv')}")
-    cli.next_step("python", "train.py", "--data", args.data,
-                  *(("--tokens", args.tokens) if args.tokens else ()))
 
 
 def arguments():
@@ -375,6 +396,8 @@ def arguments():
                         "where there is no split of its own, or of --num-examples")
     parser.add_argument("--max-words", type=positive, default=100,
                         help="longer captions are skipped")
+    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
+                        default=.05, help="share of skipped captions tolerated")
     parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
                         help="of the choice of images")
     return parser.parse_args()

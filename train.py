@@ -2,16 +2,19 @@
 
     python train.py --data data --run baseline
 
-Start the same command again and it goes on from the newest checkpoint. Batches hold
-captions of like length, as in section 4.3 of the paper, so that little is padding.
+Start the same command again and it goes on from the newest checkpoint, which is also
+written inside an epoch (--save-minutes) and on Ctrl-C: the weights become those of a
+run that was never stopped. Batches hold captions of like length, as in section 4.3 of
+the paper, so that little is padding.
 
 Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
         vocabulary.tsv                 the words that the weights know
         split.json                     the images of training and validation
-        newest.npz, previous.npz       weights, optimizer and history after an epoch
-        best.npz                       the same, of the best epoch (--select)
+        newest.npz, previous.npz       weights, optimizer, and how far the run has come
+        best.npz                       the same, after the best epoch (--select)
+        bad_features.txt               files of step 2 that are damaged, if any
         log.csv, loss.png, events...   a line an epoch, its picture, and TensorBoard's
 
 After every epoch the validation captions give a loss, and some validation images are
@@ -26,7 +29,7 @@ import json
 import os
 import subprocess
 import time
-import zipfile
+import zlib
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,15 +40,16 @@ import atomic
 import cli
 import scores
 from decode import decode_files
-from extract_features import SHAPE, feature_path, read_features
-from model import Batch, Captioner, Sizes, loss
+from extract_features import SHAPE, feature_path, is_sound, read_features
+from model import Batch, Captioner, Masks, Sizes, loss
 from tf_runtime import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
-                        device_name, event_writer, start, tf)
+                        device_errors, device_name, event_writer, start, tf)
 from tokenize_captions import (read_references, read_tokens, read_vocabulary,
                                references_path)
 
 RUNS = "checkpoints"
 WORTH_COMPILING = 4  # batches of one shape in an epoch
+LARGEST = 100000     # no size of a model is above it, unless its file is damaged
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 # What makes a run another model: it cannot change when the run goes on.
 FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
@@ -55,6 +59,16 @@ FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "drop
 SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
           "cider": ("val_cider", max)}
 Run = collections.namedtuple("Run", "folder settings vocabulary model history")
+Progress = collections.namedtuple("Progress", "history batch total words seconds order "
+                                              "random")
+Progress.__doc__ = """How far a run has come.
+
+history: a list of dicts, one for each finished epoch. The others are about the epoch
+after those: batch: int, its batches done; total, words: cross-entropy in nats, and real
+words, summed over these; seconds: float, spent; order: int, checksum of the order of
+its captions; random: uint32 (625,), state of the generator of dropout, (0,) before its
+first batch.
+"""
 
 
 # --- reading what this step writes ----------------------------------------------------
@@ -81,8 +95,8 @@ def read_run(name, checkpoint="best"):
         raise cli.UserError(f"{folder}: vocabulary.tsv has {len(vocabulary)} words, "
                             f"the weights {settings['sizes']['vocabulary']}; put the "
                             "run's own vocabulary back")
-    history = load_checkpoint(os.path.join(folder, checkpoint + ".npz"), model)
-    return Run(folder, settings, vocabulary, model, history)
+    progress = load_checkpoint(os.path.join(folder, checkpoint + ".npz"), model)
+    return Run(folder, settings, vocabulary, model, progress.history)
 
 
 def read_split(folder):
@@ -104,31 +118,43 @@ def read_split(folder):
 
 
 def build(settings):
-    """The Captioner of a settings.json, with its first weights."""
-    return Captioner(Sizes(**settings["sizes"]), gate=not settings["no_gate"],
+    """The Captioner of a settings.json, with its first weights.
+
+    Raises ValueError, KeyError or TypeError where these are not such settings.
+    """
+    sizes = Sizes(**settings["sizes"])
+    if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
+        raise ValueError(f"bad sizes {sizes}")
+    return Captioner(sizes, gate=not settings["no_gate"],
                      initial_state=settings["initial_state"], seed=settings["seed"])
 
 
 # --- checkpoints ----------------------------------------------------------------------
 
-def save_checkpoint(path, model, optimizer, history):
-    """Weights, optimizer state and history in one file, complete or not at all.
+def begin_epoch(history):
+    """The Progress of a run that has finished the epochs of this history."""
+    return Progress(history, 0, 0., 0, 0., 0, np.zeros(0, np.uint32))
+
+
+def save_checkpoint(path, model, optimizer, progress):
+    """Weights, optimizer state and progress in one file, complete or not at all.
 
     Plain arrays under the paper's letters: numpy reads them, with or without a GPU.
     """
     arrays = {name: weight.numpy() for name, weight in model.weights.items()}
     arrays.update(("optimizer/" + name, slot.numpy())
                   for name, slot in slots(model, optimizer).items())
-    arrays["history"] = np.array(json.dumps(history))
-    with atomic.writing(path) as file:
-        np.savez(file, **arrays)
+    counts = progress._asdict()
+    arrays["random"] = counts.pop("random")
+    arrays["progress"] = np.array(json.dumps(counts))
+    atomic.write_arrays(path, arrays)
 
 
 def load_checkpoint(path, model, optimizer=None):
-    """Put a checkpoint's arrays into the model, and the optimizer; return its history.
+    """Put a checkpoint's arrays into the model, and the optimizer; return its Progress.
 
-    history: a list of dicts, one an epoch. Raises cli.UserError where the file is
-    missing, damaged, or its weights have other sizes; nothing has been changed then.
+    Raises cli.UserError where the file is missing, damaged, or its weights have other
+    sizes; nothing has been changed then.
     """
     targets = dict(model.weights)
     if optimizer is not None:
@@ -137,12 +163,11 @@ def load_checkpoint(path, model, optimizer=None):
     try:
         with atomic.load_arrays(path) as file:
             arrays = {name: file[name] for name in targets}
-            history = json.loads(str(file["history"]))
+            progress = read_progress(str(file["progress"]), file["random"])
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
                             "its first epoch")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-            zipfile.zlib.error, NotImplementedError, RuntimeError):
+    except atomic.DAMAGED:
         raise cli.UserError(f"{path}: damaged, or not a checkpoint of this project; "
                             "move it away and start train.py again")
     for name, variable in targets.items():
@@ -150,9 +175,29 @@ def load_checkpoint(path, model, optimizer=None):
             raise cli.UserError(
                 f"{path}: {name} has shape {arrays[name].shape}, the model expects "
                 f"{tuple(variable.shape.as_list())}; this checkpoint is of another run")
+        if not np.isfinite(arrays[name]).all():
+            raise cli.UserError(f"{path}: {name} is not finite; move the checkpoint "
+                                "away and start train.py again")
     for name, variable in targets.items():
         variable.assign(arrays[name])
-    return history
+    return progress
+
+
+def read_progress(text, random):
+    """The Progress in a checkpoint: its JSON and its array. Raises ValueError, KeyError
+    or TypeError where it is none.
+    """
+    found = Progress(random=random, **json.loads(text))
+    if not (isinstance(found.history, list)
+            and all(row["epoch"] == i for i, row in enumerate(found.history, 1))
+            and all(type(n) is int and n >= 0
+                    for n in (found.batch, found.words, found.order))
+            and all(type(x) in (int, float) and np.isfinite(x)
+                    for x in (found.total, found.seconds))
+            and random.dtype == np.uint32
+            and random.shape == ((625,) if found.batch else (0,))):
+        raise ValueError
+    return found
 
 
 def slots(model, optimizer):
@@ -195,14 +240,17 @@ class Captions:
         """name: of the split. tokens: Tokens. features: the folder of step 2.
 
         Images without features (step 2 lists why) are left out, and counted in
-        `missing`.
+        `missing`; so are those whose file is damaged, in `bad`, a list of paths.
         Raises cli.UserError where no image has any.
         """
         self.tokens = tokens
         self.paths = [feature_path(features, str(name)) for name in tokens.images]
         there = np.array([os.path.exists(path) for path in self.paths])
+        sound = np.array([exists and is_sound(path)
+                          for path, exists in zip(self.paths, there)])
         self.missing = int((~there).sum())
-        self.captions = np.flatnonzero(there[tokens.image_of])
+        self.bad = [self.paths[i] for i in np.flatnonzero(there & ~sound)]
+        self.captions = np.flatnonzero(sound[tokens.image_of])
         if not len(self.captions):
             raise cli.UserError(f"{features}: no features of the images in "
                                 f"{name}.npz; run extract_features.py")
@@ -249,6 +297,17 @@ class Captions:
                      image_of.astype(np.int32),
                      self.tokens.words[numbers, :lengths[0] + 1], lengths)
 
+    def culprit(self, numbers):
+        """Why a batch gave no finite loss, as far as its files tell: words for a line.
+
+        numbers: those of its captions.
+        """
+        for i in np.unique(self.tokens.image_of[numbers]):
+            if not np.isfinite(read_features(self.paths[i])).all():
+                return (f"{self.paths[i]} is not finite: delete it and run "
+                        "extract_features.py again; ")
+        return "try a smaller --learning-rate or --clip in a new --run; "
+
     def batches(self, order):
         """Yield a Batch for each array of `order`; the next ones are read meanwhile."""
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -278,15 +337,16 @@ class Trainer:
         self.penalty, self.dropout, self.clip = penalty, dropout, clip
         self.lengths_to_compile, self.compiled = set(compiled), {}
 
-    def gradients(self, batch, mask=None):
+    def gradients(self, batch, *masks):
         """Loss, cross-entropy, the gradients clipped by their global norm, and it.
 
-        batch: Batch; mask: dropout's factors, see model.teacher_forcing. Returns two
-        scalars, a list of tensors in the order of model.weights, and a scalar.
+        batch: Batch; masks: those of model.Masks, or none. Returns two scalars, a list
+        of tensors in the order of model.weights, and a scalar.
         """
         variables = list(self.model.weights.values())
         with tf.GradientTape() as tape:
-            total, cross_entropy, _ = loss(self.model, batch, self.penalty, mask)
+            total, cross_entropy, _ = loss(self.model, batch, self.penalty,
+                                           *(Masks(*masks),) if masks else ())
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
             tf.unsorted_segment_sum(gradient.values, gradient.indices,
@@ -300,8 +360,8 @@ class Trainer:
         """`gradients` for batches of this shape; compiled where that is worth it."""
         image_of, lengths = batch.image_of, batch.lengths  # all that a shape keeps
 
-        def plain(features, words, *mask):
-            return self.gradients(Batch(features, image_of, words, lengths), *mask)
+        def plain(features, words, *masks):
+            return self.gradients(Batch(features, image_of, words, lengths), *masks)
         C = int(lengths[0])
         if (C not in self.lengths_to_compile or lengths[-1] != C
                 or len(batch.features) != len(lengths)):
@@ -320,8 +380,11 @@ class Trainer:
         N = int(batch.lengths.sum())
         arguments = [tf.constant(batch.features), tf.constant(batch.words)]
         if self.dropout:
-            keep = random.random_sample((N, self.model.sizes.embedding)) >= self.dropout
-            arguments.append(tf.constant(keep.astype(np.float32) / (1 - self.dropout)))
+            m, D = self.model.sizes.embedding, self.model.sizes.annotation
+            for shape in Masks((len(batch.features), 1, D), (N, m), (N, m)):
+                keep = random.random_sample(shape) >= self.dropout
+                arguments.append(
+                    tf.constant(keep.astype(np.float32) / (1 - self.dropout)))
         total, cross_entropy, gradients, norm = self.gradients_for(batch)(*arguments)
         for name, value in (("loss", total), ("gradient norm", norm)):
             if not np.isfinite(value.numpy()):
@@ -374,30 +437,48 @@ def waited(history, select):
     return len(values) - 1 - values.index(best(values))
 
 
-def train_epoch(trainer, captions, epoch, args):
-    """One pass over the training captions. Returns (nats a word, captions a second).
+def train_epoch(trainer, captions, progress, args, save):
+    """Train to the end of the epoch that `progress` stands in; return the new Progress.
 
-    The order and dropout depend on the seed and the epoch only, so that a run that was
-    stopped and goes on is the run that was never stopped.
+    save: a function that keeps a Progress; called every args.save_minutes, and before
+    KeyboardInterrupt is raised. The order and dropout depend on the seed and the epoch
+    only, so that a run that was stopped and goes on is the run that was never stopped.
     """
+    epoch = len(progress.history) + 1
     random = np.random.RandomState([args.seed, epoch])
     order = captions.epoch(args.batch_size, random)
-    total, words, begin = 0., 0, time.time()
-    with tqdm(total=len(captions.captions), desc=f"epoch {epoch}/{args.epochs}",
-              unit="caption") as bar:
-        for i, batch in enumerate(captions.batches(order)):
+    checksum = zlib.crc32(np.concatenate(order))
+    if progress.batch and progress.order != checksum:
+        cli.warn(f"the images with features are not those of before: epoch {epoch} "
+                 "begins anew")
+        progress = begin_epoch(progress.history)
+    done, total, words = progress[1:4]
+    if done:
+        random.set_state(("MT19937", progress.random[:-1], int(progress.random[-1])))
+    begin = saved = time.time()
+    with cli.interrupts_wait() as asked_to_stop, tqdm(
+            total=len(captions.captions), initial=sum(map(len, order[:done])),
+            desc=f"epoch {epoch}/{args.epochs}", unit="caption") as bar:
+        for i, batch in enumerate(captions.batches(order[done:]), done):
             try:
                 value, N = trainer.step(batch, random)
             except FloatingPointError as error:
-                first = int(order[i][0])
                 raise cli.UserError(
-                    f"epoch {epoch}, batch {i + 1} of {len(order)} (its first caption "
-                    f"is number {first} of train.npz): {error}; the last checkpoint is "
-                    "sound: try a smaller --learning-rate or --clip in a new --run")
+                    f"epoch {epoch}, batch {i + 1} of {len(order)}: {error}; "
+                    + captions.culprit(order[i]) + "the last checkpoint is sound")
             total, words = total + value * N, words + N
+            _, keys, position, *_ = random.get_state()
+            progress = Progress(progress.history, i + 1, total, words,
+                                progress.seconds, checksum,
+                                np.append(keys, np.uint32(position)))
             bar.update(len(batch.lengths))
             bar.set_postfix(loss=f"{total / words:.3f}", refresh=False)
-    return total / words, len(captions.captions) / (time.time() - begin)
+            if asked_to_stop() or time.time() - saved > 60 * args.save_minutes:
+                saved = time.time()
+                save(progress._replace(seconds=progress.seconds + saved - begin))
+            if asked_to_stop():
+                raise KeyboardInterrupt
+    return progress._replace(seconds=progress.seconds + time.time() - begin)
 
 
 def write_log(folder, history):
@@ -472,38 +553,64 @@ def commit():
 
 
 def resume(folder, model, optimizer):
-    """Load the newest sound checkpoint. Returns its history, [] where there is none."""
+    """Load the newest sound checkpoint and return its Progress; else a new run's."""
     for name in ("newest", "previous"):
         path = os.path.join(folder, name + ".npz")
         if os.path.exists(path):
             try:
-                history = load_checkpoint(path, model, optimizer)
+                progress = load_checkpoint(path, model, optimizer)
             except cli.UserError as error:
                 cli.warn(f"{error} (passed over, kept as {path}.bad)")
                 os.replace(path, path + ".bad")  # never becomes previous.npz
                 continue
-            print(f"going on from {path}, after epoch {history[-1]['epoch']}")
-            return history
-    return []
+            inside = f" and {progress.batch} batches" if progress.batch else ""
+            print(f"going on from {path}, after epoch {len(progress.history)}{inside}")
+            return progress
+    return begin_epoch([])
 
 
-def keep(folder, model, optimizer, history, select):
-    """Save the newest checkpoint, keep the one before it, and the best."""
-    newest, previous, best = (os.path.join(folder, name + ".npz")
-                              for name in ("newest", "previous", "best"))
+def keep(folder, model, optimizer, progress):
+    """Save the newest checkpoint, and keep the one before it."""
+    newest, previous = (os.path.join(folder, name + ".npz")
+                        for name in ("newest", "previous"))
     if os.path.exists(newest):
         os.replace(newest, previous)
-    save_checkpoint(newest, model, optimizer, history)
-    if waited(history, select) == 0:
-        save_checkpoint(best, model, optimizer, history)
+    save_checkpoint(newest, model, optimizer, progress)
+
+
+def report_bad(folder, splits, most):
+    """List damaged features files; raise cli.UserError if their share is over `most`.
+
+    splits: {name: Captions}.
+    """
+    report = os.path.join(folder, "bad_features.txt")
+    bad = [path for captions in splits.values() for path in captions.bad]
+    if not bad:
+        if os.path.exists(report):
+            os.remove(report)
+        return
+    os.makedirs(folder, exist_ok=True)
+    with atomic.writing(report, "w", encoding="utf-8") as file:
+        file.writelines(path + "\n" for path in bad)
+    advice = "run extract_features.py again, which makes damaged ones anew"
+    for name, captions in splits.items():
+        if len(captions.bad) > most * len(captions.paths):
+            raise cli.UserError(
+                f"{report}: {len(captions.bad)} of {len(captions.paths)} features of "
+                f"{name} are damaged, more than --max-bad {most:g} allows; {advice}")
+    cli.warn(f"{len(bad)} damaged features files are left out, listed in {report}; "
+             + advice)
 
 
 def main():
     args = arguments()
+    if cli.restarted(args.restarts, args.last_on_cpu):
+        return
     cli.introduce(4, "train")
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
-    if os.path.basename(args.run) != args.run or args.run in ("", ".", ".."):
+    if (os.path.basename(args.run) != args.run or args.run in ("", ".", "..")
+            or args.run.startswith("-")):
         raise cli.UserError(f"--run {args.run}: give a plain name without folders")
     path = os.path.join(args.tokens, "vocabulary.tsv")
     vocabulary = read_vocabulary(path)
@@ -513,11 +620,30 @@ def main():
         if tokens.vocabulary != vocabulary.digest():
             raise cli.UserError(f"{path}: does not belong to {name}.npz beside it; run "
                                 "tokenize_captions.py again")
+        if tokens.words.max() >= len(vocabulary):
+            raise cli.UserError(f"{args.tokens}: {name}.npz has words that are not in "
+                                "vocabulary.tsv; run tokenize_captions.py again")
         splits[name] = Captions(name, tokens, args.features)
         print(f"{name}: {len(splits[name].captions)} captions, "
               f"{splits[name].missing} images without features left out")
-    start()
+    judge = None
+    if args.select != "loss":
+        judge = Judge(splits["val"],
+                      read_references(references_path(args.tokens, "val")),
+                      vocabulary, args.val_images, args.seed)
     folder = os.path.join(RUNS, args.run)
+    start()
+    with cli.alone(folder), device_errors(args.batch_size):
+        report_bad(folder, splits, args.max_bad)
+        train(args, folder, splits, vocabulary, judge)
+    cli.next_step("python", "evaluate.py", "--run", args.run)
+
+
+def train(args, folder, splits, vocabulary, judge):
+    """Begin the run in this folder, or go on with it, to its last epoch.
+
+    args: the command's. splits: {'train', 'val': Captions}. judge: a Judge or None.
+    """
     sizes = Sizes(vocabulary=len(vocabulary), features=SHAPE[-1],
                   annotation=args.embedding, embedding=args.embedding,
                   hidden=args.units, attention=args.units)
@@ -526,39 +652,52 @@ def main():
                     versions={"tensorflow": tf.__version__, "numpy": np.__version__})
     claim(folder, settings, {name: captions.tokens.images.tolist()
                              for name, captions in splits.items()})
-    with open(path, "rb") as source, atomic.writing(
-            os.path.join(folder, "vocabulary.tsv")) as copy:
+    with open(os.path.join(args.tokens, "vocabulary.tsv"), "rb") as source, \
+            atomic.writing(os.path.join(folder, "vocabulary.tsv")) as copy:
         copy.write(source.read())
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")
     optimizer = OPTIMIZERS[args.optimizer](learning_rate)
     make_slots(model, optimizer)
-    history = resume(folder, model, optimizer)
+    progress = resume(folder, model, optimizer)
+    if progress.history:  # whatever ended the run may have done so before this
+        write_log(folder, progress.history)
     trainer = Trainer(model, optimizer, args.penalty, args.dropout, args.clip,
                       splits["train"].frequent(args.batch_size))
-    judge = None
-    if args.select != "loss":
-        judge = Judge(splits["val"],
-                      read_references(references_path(args.tokens, "val")),
-                      vocabulary, args.val_images, args.seed)
     events = event_writer(folder)
-    for epoch in range(len(history) + 1, args.epochs + 1):
+
+    def save(progress):
+        keep(folder, model, optimizer, progress)
+
+    for epoch in range(len(progress.history) + 1, args.epochs + 1):
+        history = progress.history
         if args.patience and history and waited(history,
                                                 args.select) >= args.patience:
             print(f"no better for {args.patience} epochs (--patience): that is all")
             break
         begin = time.time()
         learning_rate.assign(args.learning_rate * args.decay ** (epoch - 1))
-        train_loss, speed = train_epoch(trainer, splits["train"], epoch, args)
+        progress = train_epoch(trainer, splits["train"], progress, args, save)
+        save(progress)  # validation can take long, and fail
+        train_loss = progress.total / progress.words
+        speed = len(splits["train"].captions) / progress.seconds
         val_loss = validate(model, splits["val"], args.batch_size)
         if not np.isfinite(val_loss):
-            raise cli.UserError(f"epoch {epoch}: the validation loss is {val_loss}; "
-                                "try a smaller --learning-rate in a new --run")
+            raise cli.UserError(
+                f"epoch {epoch}: the validation loss is {val_loss}; "
+                + splits["val"].culprit(splits["val"].captions)
+                + "the last checkpoint is sound")
         judged = judge(model, args.batch_size) if judge else {}
-        history.append(dict(judged, epoch=epoch, train_loss=train_loss,
-                            val_loss=val_loss, captions_per_second=round(speed, 1),
-                            seconds=round(time.time() - begin, 1)))
-        keep(folder, model, optimizer, history, args.select)
+        history = history + [dict(
+            judged, epoch=epoch, train_loss=train_loss, val_loss=val_loss,
+            captions_per_second=round(speed, 1),
+            seconds=round(time.time() - begin, 1))]
+        progress = begin_epoch(history)
+        if waited(history, args.select) == 0:
+            # Before the newest: it must not be missing when the run goes on from there
+            save_checkpoint(os.path.join(folder, "best.npz"), model, optimizer,
+                            progress)
+        save(progress)
         write_log(folder, history)
         events(epoch, train_loss=train_loss, val_loss=val_loss,
                captions_per_second=speed, **judged)
@@ -566,10 +705,9 @@ def main():
                        (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider")) if judged)
         print(f"epoch {epoch}: training loss {train_loss:.4f}, validation loss "
               f"{val_loss:.4f} nats a word{told}, {speed:.1f} captions/s", flush=True)
-    best = history[-1 - waited(history, args.select)]
+    best = progress.history[-1 - waited(progress.history, args.select)]
     print(f"best by {args.select}: epoch {best['epoch']}, validation loss "
           f"{best['val_loss']:.4f}; see {os.path.join(folder, 'loss.png')}")
-    cli.next_step("python", "evaluate.py", "--run", args.run)
 
 
 def arguments():
@@ -588,7 +726,8 @@ def arguments():
     parser.add_argument("--units", type=positive, default=512,
                         help="n, and A: size of the GRU and of the attention")
     parser.add_argument("--dropout", type=share, default=.5,
-                        help="share of the deep output's units left out (section 4.3)")
+                        help="share of annotation channels, of embeddings and of the "
+                             "deep output left out (section 4.3)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
                         help="lambda of the doubly stochastic loss (eq. 14)")
     parser.add_argument("--no-gate", action="store_true",
@@ -613,6 +752,11 @@ def arguments():
                              "(default: never)")
     parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
                         help="of first weights, order and dropout")
+    parser.add_argument("--save-minutes", type=cli.number(float, above=0), default=10.,
+                        help="between two checkpoints inside an epoch")
+    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
+                        default=.05, help="share of damaged features files tolerated")
+    cli.add_restarts(parser)
     return parser.parse_args()
 
 

@@ -341,7 +341,8 @@ def tokenize_so_many(count, folder):
         vocabulary = tokenize_captions.build_vocabulary(
             tokenize_captions.count_words(split), count, VOCABULARY)
         tokens, _ = tokenize_captions.tokenize(images, split, "train", vocabulary, 100)
-        tokenize_captions.write_tokens(os.path.join(folder, "train.npz"), tokens)
+        atomic.write_arrays(os.path.join(folder, "train.npz"),
+                            tokens._asdict(), compress=True)
 
     def plain():
         counter = collections.Counter()

@@ -15,7 +15,7 @@ import scores
 import train
 from decode import Caption, decode_files
 from extract_features import SHAPE, feature_path, read_features
-from tokenize_captions import END
+from tokenize_captions import END, Vocabulary
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOUNS = ("cat", "dog", "bus", "cow", "pig", "hen")
@@ -139,7 +139,8 @@ def test_command_writes_captions_attention_and_scores(place):
         assert 0 >= beam[0]["log_prob"] > beam[1]["log_prob"]
 
     run = train.read_run("small")
-    decoded = evaluate.read_decoded(str(run_file(place, "attention_val.npz")))
+    decoded = evaluate.read_decoded(str(run_file(place, "attention_val.npz")),
+                                    run.vocabulary)
     assert decoded.images.tolist() == [f"val/{i}.jpg" for i in range(100, 107)]
     for i, result in enumerate(results):
         steps = decoded.steps[i]
@@ -183,7 +184,7 @@ def test_run_is_compared_with_a_better_one(place, no_java):
 def test_images_without_features_are_counted_and_left_out(place, no_java):
     os.remove(feature_path("data/features", "val/103.jpg"))
     status, _, errors = place()
-    assert status == 0 and "1 of 7 images have no features" in errors
+    assert status == 0 and "1 of 7 images have no sound features" in errors
     ids = [r["image_id"] for r in read_json(run_file(
         place, "captions_val_small_results.json"))]
     assert ids == [100, 101, 102, 104, 105, 106]
@@ -218,6 +219,8 @@ def test_flags_out_of_range_are_refused(flags, place):
 
 # --- the file of attention ------------------------------------------------------------
 
+VOCABULARY = Vocabulary(["a", "cat"], [0] * 6)
+
 CAPTIONS = [Caption([5, 4, END], np.array([-.1, -.2, -.3], np.float32),
                     np.full((3, 9), 1 / 9, np.float32),
                     np.array([.5, .6, .7], np.float32)),
@@ -233,7 +236,7 @@ def write(path, **changes):
 def test_decoded_captions_come_back_as_they_were(tmp_path):
     path = str(tmp_path / "attention_val.npz")
     write(path)
-    decoded = evaluate.read_decoded(path)
+    decoded = evaluate.read_decoded(path, VOCABULARY)
     assert decoded.words.tolist() == [[5, 4, END], [END, 0, 0]]
     assert decoded.steps.tolist() == [3, 1]
     assert decoded.betas.tolist()[1] == [1, 1, 1]
@@ -250,7 +253,7 @@ def test_damaged_attention_is_refused_in_one_line(changes, tmp_path):
     path = str(tmp_path / "attention_val.npz")
     write(path, **changes)
     with pytest.raises(cli.UserError) as error:
-        evaluate.read_decoded(path)
+        evaluate.read_decoded(path, VOCABULARY)
     assert str(error.value).startswith(path) and "\n" not in str(error.value)
 
 
@@ -262,4 +265,4 @@ def test_cut_off_attention_is_refused_in_one_line(keep, tmp_path):
     with open(path, "r+b") as file:
         file.truncate(int(keep * size) if isinstance(keep, float) else keep)
     with pytest.raises(cli.UserError, match="damaged; run evaluate.py again"):
-        evaluate.read_decoded(path)
+        evaluate.read_decoded(path, VOCABULARY)

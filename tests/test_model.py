@@ -4,7 +4,7 @@ import collections
 import numpy as np
 import pytest
 
-from model import Batch, Captioner, Sizes, loss
+from model import Batch, Captioner, Masks, Sizes, loss
 from tf_runtime import AdamOptimizer, tf
 from train import Trainer
 
@@ -41,14 +41,20 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def naive(model, batch, penalty=0.):
+def naive(model, batch, penalty=0., masks=None):
     """The loss by loops over captions, words and locations: (total, cross-entropy)."""
+    masks = masks or Masks(*np.ones((3, IMAGES + batch.lengths.sum(), 1, 1)))
+    # the words' place in the order by step, then by caption
+    place = {(caption, t): i for i, (t, caption) in enumerate(
+        (t, caption) for t in range(batch.lengths[0])
+        for caption in range(len(batch.lengths)) if batch.lengths[caption] > t)}
     w = {name: weight.numpy() for name, weight in model.weights.items()}
     n = SIZES.hidden
     nats = doubly = 0.
     for caption in range(len(batch.lengths)):
         v = batch.features[batch.image_of[caption]]
         a = np.maximum(0, v.dot(w["W_v"]) + w["b_v"])
+        a = a * masks.a[batch.image_of[caption]]
         h = np.zeros(n)
         if model.initial_state == "mean":
             h = np.tanh(a.mean(0).dot(w["W_h0"]) + w["b_h0"])
@@ -61,13 +67,15 @@ def naive(model, batch, penalty=0.):
             z = sum(alpha_i * a_i for alpha_i, a_i in zip(alpha, a))
             if model.gate:
                 z = z * sigmoid(h.dot(w["W_beta"]) + w["b_beta"])
-            Ey = w["E"][batch.words[caption, t]]
+            i = place[caption, t]
+            Ey = w["E"][batch.words[caption, t]] * masks.Ey[i].ravel()
             x = Ey.dot(w["W_E"]) + z.dot(w["W_z"]) + w["b_g"]
             s = h.dot(w["U"])
             r = sigmoid(x[:n] + s[:n])
             u = sigmoid(x[n:2 * n] + s[n:2 * n])
             h = u * h + (1 - u) * np.tanh(x[2 * n:] + r * s[2 * n:])
-            o = (Ey + h.dot(w["L_h"]) + z.dot(w["L_z"])).dot(w["L_o"]) + w["b_o"]
+            o = (Ey + h.dot(w["L_h"]) + z.dot(w["L_z"])) * masks.o[i].ravel()
+            o = o.dot(w["L_o"]) + w["b_o"]
             nats -= o[batch.words[caption, t + 1]] - np.log(np.exp(o).sum())
         doubly += ((1 - looked) ** 2).sum()
     N = batch.lengths.sum()
@@ -90,6 +98,21 @@ def test_loss_is_that_of_naive_loops(options, lengths):
     assert N == sum(lengths)
     np.testing.assert_allclose((total.numpy(), cross_entropy.numpy()),
                                naive(model, batch, .7), rtol=1e-8)
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4)])
+def test_loss_with_dropout_is_that_of_naive_loops(lengths):
+    model, batch = model_of(), batch_of(lengths=np.array(lengths))
+    random, N = np.random.RandomState(7), sum(lengths)
+    masks = Masks(*(2. * random.randint(0, 2, shape) for shape in (
+        (IMAGES, 1, SIZES.annotation), (N, SIZES.embedding), (N, SIZES.embedding))))
+    total, cross_entropy, _ = loss(model, tensors(batch), .7, masks)
+    np.testing.assert_allclose((total.numpy(), cross_entropy.numpy()),
+                               naive(model, batch, .7, masks), rtol=1e-8)
+    for name in Masks._fields:  # each of the three matters
+        other = masks._replace(**{name: np.ones_like(getattr(masks, name))})
+        assert abs(loss(model, tensors(batch), .7, other)[0].numpy()
+                   / total.numpy() - 1) > 1e-4
 
 
 def test_float32_loss_agrees_with_float64_loops():

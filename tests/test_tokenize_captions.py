@@ -10,6 +10,7 @@ import pytest
 
 import cli
 import tokenize_captions as tc
+from atomic import write_arrays
 from download_coco import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -157,7 +158,7 @@ def test_empty_and_too_long_captions_are_skipped_and_counted():
     split = tc.split_captions(images, "train")
     vocabulary = tc.build_vocabulary(tc.count_words(split), 5, 9)
     tokens, skipped = tc.tokenize(images, split, "train", vocabulary, 3)
-    assert skipped == 3 and len(tokens.words) == 2
+    assert len(skipped) == 3 and len(tokens.words) == 2
     assert tokens.image_of.tolist() == [0, 1]
     with pytest.raises(cli.UserError, match="not one caption with 1 to 2 words"):
         long = images_of(["a b c"])
@@ -255,7 +256,7 @@ def test_missing_files_name_the_step_that_makes_them(tmp_path):
 def written(tmp_path):
     """A tokens file and its arrays."""
     path = str(tmp_path / "train.npz")
-    tc.write_tokens(path, tokens_of(["a b c d", "a"], ["b a"])[1])
+    write_arrays(path, tokens_of(["a b c d", "a"], ["b a"])[1]._asdict(), compress=True)
     with np.load(path) as arrays:
         return path, {name: arrays[name] for name in arrays.files}
 
@@ -550,7 +551,9 @@ def test_karpathy_file_of_other_images_is_refused_in_one_line(tmp_path):
 def test_references_are_the_captions_as_people_wrote_them(tmp_path):
     write_split(tmp_path, "train", images_of(["A cat, sitting.", "!"]))
     write_split(tmp_path, "val", images_of(["\u00c4 dog"], [], first=5))
-    assert command(tmp_path).returncode == 0
+    assert command(tmp_path, "--max-bad", ".5").returncode == 0
+    with open(str(tmp_path / "tokens" / "skipped_train.txt")) as file:
+        assert file.read() == "train/001.jpg\t0 words\t!\n"
     tokens = str(tmp_path / "tokens")
     assert list(tc.read_references(tc.references_path(tokens, "train")).values()) == [
         ["A cat, sitting.", "!"]]

@@ -11,12 +11,11 @@ from PIL import Image
 
 import cli
 import train
-from atomic import write_json
+from atomic import write_arrays, write_json
 from extract_features import SHAPE, feature_path
 from model import Batch, Captioner, Sizes, loss
 from tf_runtime import AdamOptimizer, RMSPropOptimizer, tf
-from tokenize_captions import (END, START, Tokens, Vocabulary, references_path,
-                               write_tokens)
+from tokenize_captions import (END, START, Tokens, Vocabulary, references_path)
 
 WORDS = ["cat", "dog", "red", "on", "a"]
 VOCABULARY = Vocabulary(WORDS, [0, 9, 9, 0, 5, 4, 3, 2, 1])
@@ -175,16 +174,23 @@ def test_validation_weighs_words_and_not_batches(features):
 # --- checkpoints ----------------------------------------------------------------------
 
 HISTORY = [{"epoch": 1, "val_loss": 2.5}, {"epoch": 2, "val_loss": 2.25}]
+INSIDE = train.Progress(HISTORY, 3, 1.25, 17, .5, 99,
+                        np.arange(625, dtype=np.uint32))
+
+
+def same(a, b):
+    """Whether two Progresses are the same."""
+    return a[:-1] == b[:-1] and a.random.tolist() == b.random.tolist()
 
 
 @pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
 def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(1, kind, steps=3)
-    train.save_checkpoint(path, model, optimizer, HISTORY)
+    train.save_checkpoint(path, model, optimizer, INSIDE)
     other, other_optimizer = model_and_optimizer(2, kind, steps=1)
     before = values(train.slots(other, other_optimizer))
-    assert train.load_checkpoint(path, other, other_optimizer) == HISTORY
+    assert same(train.load_checkpoint(path, other, other_optimizer), INSIDE)
     assert equal(values(other.weights), values(model.weights))
     slots = values(train.slots(model, optimizer))
     assert equal(values(train.slots(other, other_optimizer)), slots)
@@ -200,27 +206,27 @@ def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
 def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(steps=1)
-    train.save_checkpoint(path, model, optimizer, HISTORY)
+    train.save_checkpoint(path, model, optimizer, INSIDE)
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    assert all(array.dtype.kind in "fU" for array in arrays.values())
+    assert all(array.dtype.kind in "fuU" for array in arrays.values())
     for name, weight in model.weights.items():
         np.testing.assert_array_equal(arrays[name], weight.numpy())
-    assert json.loads(str(arrays["history"])) == HISTORY
+    assert json.loads(str(arrays["progress"]))["history"] == HISTORY
 
 
 def test_model_alone_can_be_loaded(tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(1, steps=1)
-    train.save_checkpoint(path, model, optimizer, HISTORY)
+    train.save_checkpoint(path, model, optimizer, INSIDE)
     other = Captioner(SIZES, seed=2)
-    assert train.load_checkpoint(path, other) == HISTORY
+    assert same(train.load_checkpoint(path, other), INSIDE)
     assert equal(values(other.weights), values(model.weights))
 
 
 def checkpoint_bytes(tmp_path):
     path = str(tmp_path / "whole.npz")
-    train.save_checkpoint(path, *model_and_optimizer(1, steps=1), HISTORY)
+    train.save_checkpoint(path, *model_and_optimizer(1, steps=1), INSIDE)
     with open(path, "rb") as file:
         return file.read()
 
@@ -247,7 +253,7 @@ def test_pickled_checkpoint_is_refused_and_never_run(tmp_path):
             return open, (touched, "w")
 
     model, _ = model_and_optimizer()
-    np.savez(path, **dict(values(model.weights), history=np.array(Evil())))
+    np.savez(path, **dict(values(model.weights), progress=np.array(Evil())))
     with pytest.raises(cli.UserError):
         train.load_checkpoint(path, model)
     assert not os.path.exists(touched)
@@ -255,7 +261,7 @@ def test_pickled_checkpoint_is_refused_and_never_run(tmp_path):
 
 def test_checkpoint_of_other_sizes_is_refused_and_changes_nothing(tmp_path):
     path = str(tmp_path / "a.npz")
-    train.save_checkpoint(path, *model_and_optimizer(1), HISTORY)
+    train.save_checkpoint(path, *model_and_optimizer(1), INSIDE)
     other = Captioner(SIZES._replace(hidden=9), seed=2)
     before = values(other.weights)
     with pytest.raises(cli.UserError, match="this checkpoint is of another run"):
@@ -293,8 +299,7 @@ class Runs:
                             for i, word in enumerate(VOCABULARY.index_word))
         for split in (TRAIN, VAL):
             name = os.path.dirname(split.images[0])
-            write_tokens(str(tokens / (name + ".npz")),
-                         split._replace(vocabulary=np.array(split.vocabulary)))
+            write_arrays(str(tokens / (name + ".npz")), split._asdict())
             write_features(self.features, split)
             write_json(references_path(str(tokens), name), {
                 i: [VOCABULARY.decode(row[1:]) for row in
@@ -321,12 +326,14 @@ class Runs:
         return os.path.join("checkpoints", run, name)
 
     def arrays(self, run, name="newest"):
-        """All arrays of a checkpoint but for the times in its history."""
+        """All arrays of a checkpoint, and its progress but for the times."""
         with np.load(self.file(run, name + ".npz"), allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key != "history"}
-            history = json.loads(str(file["history"]))
+            arrays = {key: file[key] for key in file.files if key != "progress"}
+            progress = json.loads(str(file["progress"]))
         for key in ("epoch", "train_loss", "val_loss"):
-            arrays[key] = np.array([row[key] for row in history])
+            arrays[key] = np.array([row[key] for row in progress["history"]])
+        for key in ("batch", "total", "words"):
+            arrays[key] = np.array(progress[key])
         return arrays
 
 
@@ -361,7 +368,8 @@ def test_run_writes_what_its_help_lists(runs):
         "val_loss"].tolist()
     with Image.open(runs.file("a", "loss.png")) as image:
         assert image.format == "PNG" and min(image.size) > 200
-    assert runs.arrays("a", "previous")["epoch"].tolist() == [1]
+    previous = runs.arrays("a", "previous")  # at the end of epoch 2, not yet validated
+    assert previous["epoch"].tolist() == [1] and previous["words"] == sum(TRAIN.lengths)
     with open(runs.file("a", "settings.json")) as file:
         settings = json.load(file)
     assert settings["commit"] and settings["versions"]["tensorflow"] == tf.__version__
@@ -464,8 +472,7 @@ def test_images_of_the_run_are_recorded_and_others_are_refused(runs):
     assert train.read_split(runs.file("a", "")) == {"train": TRAIN.images.tolist(),
                                                     "val": VAL.images.tolist()}
     path = os.path.join("data", "tokens", "val.npz")
-    write_tokens(path, VAL._replace(images=VAL.images[::-1],
-                                    vocabulary=np.array(VAL.vocabulary)))
+    write_arrays(path, VAL._replace(images=VAL.images[::-1])._asdict())
     assert "other images" in refusal(runs("a", 2))
 
 
@@ -487,24 +494,28 @@ def cut_off(path):
         file.truncate(os.path.getsize(path) // 2)
 
 
+@pytest.mark.fault("damaged checkpoint, passed over")
 def test_damaged_newest_checkpoint_is_passed_over_for_the_previous(runs):
     assert runs("whole", 4)[0] == 0
     assert runs("a", 3)[0] == 0
     cut_off(runs.file("a", "newest.npz"))
     status, out, errors = runs("a", 4)
-    assert status == 0 and "previous.npz, after epoch 2" in out
+    assert status == 0 and "previous.npz, after epoch 2 and 3 batches" in out
     assert "warning: " in errors and "newest.npz" in errors
     assert equal(runs.arrays("a"), runs.arrays("whole"))
 
 
+@pytest.mark.fault("damaged checkpoint, passed over")
 def test_damaged_checkpoint_never_takes_the_place_of_the_sound_one(runs):
     assert runs("a", 2)[0] == 0
     cut_off(runs.file("a", "newest.npz"))
-    assert runs("a", 2)[0] == 0  # from epoch 1: the previous one is now all there was
+    assert runs("a", 2)[0] == 0  # from the previous one, which is now all there was
     assert runs.arrays("a")["epoch"].tolist() == [1, 2]
     assert runs.arrays("a", "previous")["epoch"].tolist() == [1]
+    assert os.path.exists(runs.file("a", "newest.npz.bad"))
 
 
+@pytest.mark.fault("damaged checkpoint, passed over")
 def test_run_starts_anew_where_no_checkpoint_is_sound(runs):
     assert runs("whole", 2)[0] == 0
     assert runs("a", 2)[0] == 0
@@ -524,6 +535,7 @@ def test_nan_in_the_features_stops_the_run_and_keeps_the_checkpoint(runs):
     np.save(path, array)
     line = refusal(runs("a", 2))
     assert "epoch 2, batch " in line and "nan" in line
+    assert path.split("data", 1)[1] + " is not finite" in line
     assert equal(runs.arrays("a"), before)
     assert np.isfinite(runs.arrays("a")["W_v"]).all()
 
@@ -533,14 +545,34 @@ def test_nan_in_the_validation_features_stops_the_run(runs):
     array = np.load(path)
     array[:] = np.nan
     np.save(path, array)
-    assert "the validation loss is nan" in refusal(runs("a", 1))
-    assert not os.path.exists(runs.file("a", "newest.npz"))
+    line = refusal(runs("a", 1))
+    assert "the validation loss is nan" in line
+    assert path.split("data", 1)[1] + " is not finite" in line
+    assert not os.path.exists(runs.file("a", "best.npz"))
 
 
-def test_damaged_features_stop_the_run_in_one_line_that_names_the_file(runs):
+def test_many_damaged_features_stop_the_run_and_are_listed(runs):
     path = feature_path(runs.features, TRAIN.images[2])
     cut_off(path)
-    assert path.split("data", 1)[1] in refusal(runs("a", 1))
+    line = refusal(runs("a", 1))
+    assert "1 of 6 features of train are damaged" in line and "--max-bad" in line
+    with open(runs.file("a", "bad_features.txt")) as file:
+        assert file.read().split("data", 1)[1] == path.split("data", 1)[1] + "\n"
+    assert os.listdir(runs.file("a", "")) == ["bad_features.txt"]
+
+
+def test_few_damaged_features_are_left_out_and_listed(runs):
+    path = feature_path(runs.features, TRAIN.images[2])
+    whole = np.load(path)
+    cut_off(path)
+    status, out, errors = runs("a", 1, "--max-bad", ".2")
+    assert status == 0 and "train: 9 captions" in out
+    assert "1 damaged features files are left out, listed in" in errors
+    assert os.path.exists(runs.file("a", "bad_features.txt"))
+    np.save(path, whole)
+    status, out, _ = runs("a", 2)
+    assert status == 0 and "train: 11 captions" in out
+    assert not os.path.exists(runs.file("a", "bad_features.txt"))
 
 
 def test_run_counts_the_images_without_features(runs):
@@ -657,3 +689,157 @@ def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, monkeypat
     assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
     assert rates[3:] == pytest.approx([.02, .01, .005])
     assert equal(runs.arrays("parts"), runs.arrays("whole"))
+
+
+# --- interruptions --------------------------------------------------------------------
+
+BATCHES = 3  # in an epoch of TRAIN with 4 captions a batch
+
+
+def on_step(monkeypatch, number, action):
+    """Have `action(step function)` take the place of the training step `number`."""
+    real, count = train.Trainer.step, [0]
+
+    def step(self, batch, random=None):
+        count[0] += 1
+        run = lambda: real(self, batch, random)  # noqa: E731
+        return action(run) if count[0] == number else run()
+    monkeypatch.setattr(train.Trainer, "step", step)
+
+
+@pytest.mark.fault("Ctrl-C and SIGTERM in training")
+@pytest.mark.parametrize("number", range(1, 2 * BATCHES + 1))
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_run_stopped_by_a_signal_at_any_batch_goes_on_as_if_never_stopped(
+        signum, number, runs, monkeypatch):
+    """The signal comes in mid-step: the step is finished, and then the state saved."""
+    assert runs("whole", 3)[0] == 0
+
+    def interrupt(run):
+        os.kill(os.getpid(), signum)
+        return run()
+    with monkeypatch.context() as patch:
+        on_step(patch, number, interrupt)
+        status, _, errors = runs("parts", 3)
+    assert status == 130
+    assert errors.endswith("goes on from there:\n  python train.py --data data --run "
+                           "parts --epochs 3 --embedding 7 --units 11 --batch-size 4 "
+                           "--select loss\n")
+    epoch, batch = divmod(number - 1, BATCHES)
+    stopped = runs.arrays("parts")
+    assert stopped["epoch"].tolist() == list(range(1, epoch + 1))
+    assert stopped["batch"] == batch + 1
+    status, out, _ = runs("parts", 3)
+    assert status == 0
+    assert f"newest.npz, after epoch {epoch} and {batch + 1} batches" in out
+    assert equal(runs.arrays("parts"), runs.arrays("whole"))
+    assert equal(runs.arrays("parts", "best"), runs.arrays("whole", "best"))
+
+
+def test_checkpoints_are_written_inside_an_epoch(runs, monkeypatch):
+    found = []
+    monkeypatch.setattr(train, "keep", lambda folder, model, optimizer, progress:
+                        found.append((len(progress.history), progress.batch)))
+    assert runs("a", 2, "--save-minutes", "1e-9")[0] == 0
+    #                            each batch,   before validation, and after
+    assert found == [(0, 1), (0, 2), (0, 3), (0, 3), (1, 0),
+                     (1, 1), (1, 2), (1, 3), (1, 3), (2, 0)]
+    del found[:]
+    assert runs("b", 2)[0] == 0  # ten minutes
+    assert found == [(0, 3), (1, 0), (1, 3), (2, 0)]
+
+
+def test_second_signal_does_not_wait(runs, monkeypatch):
+    def interrupt(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on after the second signal")
+    on_step(monkeypatch, 2, interrupt)
+    assert runs("a", 1)[0] == 130
+    assert not os.path.exists(runs.file("a", "newest.npz"))
+
+
+def test_log_that_a_kill_has_prevented_is_written_when_the_run_goes_on(runs):
+    assert runs("a", 2)[0] == 0
+    for name in ("log.csv", "loss.png"):
+        os.remove(runs.file("a", name))
+    assert runs("a", 2)[0] == 0
+    with open(runs.file("a", "log.csv")) as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert os.path.exists(runs.file("a", "loss.png"))
+
+
+def test_epoch_begins_anew_where_the_images_have_changed_inside_it(runs, monkeypatch):
+    with monkeypatch.context() as patch:
+        on_step(patch, 2, lambda run: [run(), os.kill(os.getpid(), signal.SIGINT)][0])
+        assert runs("a", 1)[0] == 130
+    os.remove(feature_path(runs.features, TRAIN.images[3]))
+    status, _, errors = runs("a", 1)
+    assert status == 0 and "epoch 1 begins anew" in errors
+    assert runs.arrays("a")["epoch"].tolist() == [1]
+
+
+# --- a GPU that drops out -------------------------------------------------------------
+
+def raising(error):
+    def action(run):
+        raise error
+    return action
+
+
+@pytest.mark.fault("GPU lost or out of memory")
+@pytest.mark.parametrize("error", [
+    tf.errors.InternalError(None, None, "GPU sync failed"),
+    tf.errors.InternalError(None, None, "Failed to memcopy into scratch buffer for "
+                                        "device 0"),
+    tf.errors.UnknownError(None, None, "Failed to get convolution algorithm. This is "
+                                       "probably because cuDNN failed to initialize"),
+    tf.errors.InternalError(None, None, "Blas GEMM launch failed : a.shape=(64, 512)"),
+    tf.errors.UnknownError(None, None, "CUDA_ERROR_LAUNCH_FAILED: unspecified launch "
+                                       "failure")])
+def test_lost_gpu_ends_the_run_with_its_own_status_and_loses_nothing(error, runs,
+                                                                     monkeypatch):
+    assert runs("whole", 2)[0] == 0
+    with monkeypatch.context() as patch:
+        on_step(patch, BATCHES + 2, raising(error))
+        status, _, errors = runs("a", 2, "--save-minutes", "1e-9")
+    assert status == 3 and "Traceback" not in errors
+    line = errors.splitlines()[-1]
+    assert line.startswith("train.py: the GPU was lost (") and "--restarts" in line
+    status, out, _ = runs("a", 2)
+    assert status == 0 and "after epoch 1 and 1 batches" in out
+    assert equal(runs.arrays("a"), runs.arrays("whole"))
+
+
+@pytest.mark.fault("GPU lost or out of memory")
+@pytest.mark.parametrize("error", [
+    tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with "
+                                                 "shape[64,64,512]\nHint: ..."),
+    tf.errors.InternalError(None, None, "Dst tensor is not initialized."),
+    tf.errors.UnknownError(None, None, "CUDA_ERROR_OUT_OF_MEMORY")])
+def test_memory_that_ran_out_is_told_with_the_batch_size_to_set(error, runs,
+                                                                monkeypatch):
+    on_step(monkeypatch, 2, raising(error))
+    line = refusal(runs("a", 1))
+    assert "out of memory with --batch-size 4" in line
+    assert "set --batch-size 2 or less" in line
+
+
+def test_other_errors_of_tensorflow_are_bugs_and_not_hidden(runs, monkeypatch):
+    on_step(monkeypatch, 1, raising(tf.errors.InternalError(None, None, "no such op")))
+    with pytest.raises(tf.errors.InternalError):
+        runs("a", 1)
+
+
+@pytest.mark.fault("two runs on one folder")
+def test_second_run_on_the_same_folder_says_so_and_stops(runs, monkeypatch):
+    def start_another(run):
+        before = runs.arrays("a")
+        status, _, errors = runs("a", 3)
+        assert status == 2 and errors.count("\n") == 2  # the first one's bar, the line
+        assert f"train (process {os.getpid()} on " in errors
+        assert equal(before, runs.arrays("a"))
+        return run()
+    on_step(monkeypatch, BATCHES + 2, start_another)
+    assert runs("a", 2)[0] == 0
+    assert runs("a", 3)[0] == 0

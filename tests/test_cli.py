@@ -1,0 +1,180 @@
+"""Locks, signals and restarts: what every script does the same way."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import cli
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def script(folder, body, name="work.py"):
+    """Write a script whose main() has this body; it sees cli and sys.argv."""
+    path = os.path.join(str(folder), name)
+    with open(path, "w") as file:
+        file.write("import os, signal, sys, time\n"
+                   f"sys.path.insert(0, {ROOT!r})\n"
+                   "import cli\ncli.PAUSE = .05\n\n\ndef main():\n")
+        file.writelines(f"    {line}\n" for line in body.strip().splitlines())
+        file.write("\n\ncli.run(main)\n")
+    return path
+
+
+def run(folder, body, *args):
+    """Run such a script to its end; (exit status, stdout, stderr)."""
+    done = subprocess.run([sys.executable, script(folder, body), *args],
+                          cwd=str(folder), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+# --- locks ----------------------------------------------------------------------------
+
+@pytest.mark.fault("two runs on one folder")
+def test_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
+    body = ("with cli.alone('here'):\n"
+            "    print('holds it', flush=True)\n"
+            "    time.sleep(60)")
+    first = subprocess.Popen([sys.executable, script(tmp_path, body)],
+                             cwd=str(tmp_path), stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"holds it\n"
+    status, _, errors = run(tmp_path, "with cli.alone('here'):\n    print('too')")
+    assert status == 2 and errors.count("\n") == 1
+    assert errors.startswith(f"work.py: here: work (process {first.pid} on ")
+    first.kill()
+    first.wait()
+    status, out, _ = run(tmp_path, "with cli.alone('here'):\n    print('now')")
+    assert (status, out) == (0, "now\n")
+
+
+def test_another_script_may_work_in_the_same_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with cli.alone(str(tmp_path)):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+        with cli.alone(str(tmp_path)):
+            pass
+
+
+# --- signals --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("signum", cli.STOPPING)
+def test_first_signal_waits_and_handlers_are_put_back(signum):
+    before = [signal.getsignal(s) for s in cli.STOPPING]
+    with cli.interrupts_wait() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signum)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signum)
+    assert [signal.getsignal(s) for s in cli.STOPPING] == before
+
+
+def test_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with cli.interrupts_wait() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- restarts -------------------------------------------------------------------------
+
+COUNT = """
+if cli.restarted(int(sys.argv[-1]), "--last-on-cpu" in sys.argv):
+    return
+with open("lives", "a") as file:
+    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "0") + "\\n")
+life = len(open("lives").readlines())
+"""
+LOST = COUNT + """
+if life < 3:
+    raise cli.DeviceLost("gone")
+print("done in life", life)
+"""
+
+
+def lives(folder):
+    with open(os.path.join(str(folder), "lives")) as file:
+        return file.read().split()
+
+
+@pytest.mark.fault("GPU lost or out of memory")
+def test_lost_gpu_is_followed_by_a_fresh_process_until_one_ends_well(tmp_path):
+    status, out, errors = run(tmp_path, LOST, "--restarts", "5")
+    assert (status, out) == (0, "done in life 3\n")
+    assert lives(tmp_path) == ["0", "0", "0"]
+    assert "restart 1 of 5 in 0.05 s" in errors and "restart 2 of 5 in 0.1 s" in errors
+
+
+@pytest.mark.fault("GPU lost or out of memory")
+def test_last_status_is_told_when_the_restarts_are_used_up(tmp_path):
+    status, _, errors = run(tmp_path, LOST, "--restarts", "1")
+    assert status == 3 and lives(tmp_path) == ["0", "0"]
+    assert errors.count("work.py: gone") == 2
+
+
+def test_without_restarts_the_process_itself_does_the_work(tmp_path):
+    assert run(tmp_path, LOST, "--restarts", "0")[0] == 3
+    assert lives(tmp_path) == ["0"]
+
+
+@pytest.mark.fault("GPU lost or out of memory")
+def test_last_restart_can_do_without_the_gpu(tmp_path):
+    run(tmp_path, LOST, "--last-on-cpu", "--restarts", "2")
+    assert lives(tmp_path) == ["0", "0", "-1"]
+
+
+@pytest.mark.fault("GPU lost or out of memory")
+def test_killed_child_is_followed_by_another(tmp_path):
+    body = COUNT + "if life == 1:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    status, _, errors = run(tmp_path, body, "--restarts", "3")
+    assert status == 0 and lives(tmp_path) == ["0", "0"]
+    assert "ended by signal 9; restart 1 of 3" in errors
+
+
+@pytest.mark.parametrize("body, status", [
+    ("raise cli.UserError('bad input')", 2), ("sys.exit(0)", 0),
+    ("raise KeyboardInterrupt", 130), ("raise ValueError('a bug')", 1)])
+def test_other_ends_are_not_followed_by_a_restart(body, status, tmp_path):
+    assert run(tmp_path, COUNT + body, "--restarts", "3")[0] == status
+    assert lives(tmp_path) == ["0"]
+
+
+@pytest.mark.parametrize("signum", cli.STOPPING)
+def test_signal_is_passed_on_once_and_ends_parent_and_child(signum, tmp_path):
+    body = COUNT + """
+with cli.interrupts_wait() as asked:
+    print("works", flush=True)
+    for _ in range(600):
+        time.sleep(.1)
+        if asked():
+            print("saved", flush=True)
+            raise KeyboardInterrupt
+"""
+    parent = subprocess.Popen(
+        [sys.executable, script(tmp_path, body), "--restarts", "3"], cwd=str(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert parent.stdout.readline() == b"works\n"
+    parent.send_signal(signum)
+    out, _ = parent.communicate(timeout=60)
+    assert out == b"saved\n" and parent.returncode == 130
+    assert lives(tmp_path) == ["0"]
+
+
+def test_signal_in_the_pause_before_a_restart_ends_it(tmp_path):
+    body = "cli.PAUSE = 60\n" + COUNT + "raise cli.DeviceLost('gone')"
+    parent = subprocess.Popen(
+        [sys.executable, script(tmp_path, body), "--restarts", "3"], cwd=str(tmp_path),
+        stderr=subprocess.PIPE)
+    while b"restart 1" not in parent.stderr.readline():
+        pass
+    begin = time.time()
+    parent.terminate()
+    parent.communicate(timeout=30)
+    assert parent.returncode == 130 and time.time() - begin < 30
