@@ -62,13 +62,16 @@ class Context(collections.namedtuple("Context", "a keys")):
 class Captioner:
     """Encoder, attention and decoder. All weights stand in `weights`, by name."""
 
-    def __init__(self, sizes, gate=True, initial_state="mean", seed=0,
+    def __init__(self, sizes, gate=True, initial_state="mean", recurrent=True, seed=0,
                  dtype="float32"):
         """sizes: Sizes. gate: whether beta (section 4.2.1) scales the context vector.
         initial_state: 'mean' (h_0 from the mean annotation vector, section 3.1.2) or
-        'zeros'. seed: of the initial weights, which are the same on every machine.
+        'zeros'. recurrent: whether the GRU receives the state; without it only the
+        attention does, the best-known fault of the published tutorial, for comparison.
+        seed: of the initial weights, which are the same on every machine.
         """
         self.sizes, self.gate, self.initial_state = sizes, gate, initial_state
+        self.recurrent = recurrent
         K, F, D, m, n, A = sizes
         shapes = [
             ("W_v", (F, D)), ("b_v", (D,)),               # encoder
@@ -156,6 +159,8 @@ class Captioner:
             z = beta * z
         # The GRU (Cho et al. 2014, the reset gate behind U as in cuDNN) in place of
         # the paper's LSTM. It receives the previous state h.
+        if not self.recurrent:
+            h = tf.zeros_like(h)
         x = word_gates + tf.matmul(z, self.W_z)                           # (B, 3n)
         s = tf.matmul(h, self.U)                                          # (B, 3n)
         (x_r, x_u, x_c), (s_r, s_u, s_c) = tf.split(x, 3, 1), tf.split(s, 3, 1)

@@ -53,8 +53,8 @@ LARGEST = 100000     # no size of a model is above it, unless its file is damage
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 # What makes a run another model: it cannot change when the run goes on.
 FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
-         "penalty", "no_gate", "initial_state", "optimizer", "learning_rate", "decay",
-         "clip", "select", "val_images", "seed")
+         "penalty", "no_gate", "no_state", "initial_state", "optimizer",
+         "learning_rate", "decay", "clip", "select", "val_images", "seed")
 # --select: the figure of the log, and whether the lowest or the highest is the best.
 SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
           "cider": ("val_cider", max)}
@@ -126,7 +126,8 @@ def build(settings):
     if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
         raise ValueError(f"bad sizes {sizes}")
     return Captioner(sizes, gate=not settings["no_gate"],
-                     initial_state=settings["initial_state"], seed=settings["seed"])
+                     initial_state=settings["initial_state"],
+                     recurrent=not settings["no_state"], seed=settings["seed"])
 
 
 # --- checkpoints ----------------------------------------------------------------------
@@ -732,6 +733,9 @@ def arguments():
                         help="lambda of the doubly stochastic loss (eq. 14)")
     parser.add_argument("--no-gate", action="store_true",
                         help="leave out beta (section 4.2.1)")
+    parser.add_argument("--no-state", action="store_true",
+                        help="keep the state from the GRU, as the published tutorial "
+                             "does, to see what that costs")
     parser.add_argument("--initial-state", choices=("mean", "zeros"), default="mean",
                         help="h_0 from the mean annotation vector (3.1.2), or zeros")
     parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam",

@@ -70,6 +70,8 @@ def naive(model, batch, penalty=0., masks=None):
             i = place[caption, t]
             Ey = w["E"][batch.words[caption, t]] * masks.Ey[i].ravel()
             x = Ey.dot(w["W_E"]) + z.dot(w["W_z"]) + w["b_g"]
+            if not model.recurrent:
+                h = np.zeros(n)
             s = h.dot(w["U"])
             r = sigmoid(x[:n] + s[:n])
             u = sigmoid(x[n:2 * n] + s[n:2 * n])
@@ -90,7 +92,8 @@ def gradients_of(model, batch, penalty):
                                     tape.gradient(total, variables))))
 
 
-@pytest.mark.parametrize("options", [{}, {"gate": False}, {"initial_state": "zeros"}])
+@pytest.mark.parametrize("options", [{}, {"gate": False}, {"initial_state": "zeros"},
+                                     {"recurrent": False}])
 @pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4), (1,)])
 def test_loss_is_that_of_naive_loops(options, lengths):
     model, batch = model_of(**options), batch_of(lengths=np.array(lengths))

@@ -435,6 +435,7 @@ def test_trained_run_is_read_back(runs):
     (("--penalty", ".5"), "penalty"), (("--optimizer", "rmsprop"), "optimizer"),
     (("--learning-rate", ".5"), "learning rate"), (("--clip", "1"), "clip"),
     (("--initial-state", "zeros"), "initial state"), (("--decay", ".9"), "decay"),
+    (("--no-state",), "no state"),
     (("--select", "cider"), "select"), (("--val-images", "2"), "val images")])
 def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
     assert runs("a", 1)[0] == 0
