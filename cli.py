@@ -41,6 +41,7 @@ def run(main):
     0: done. 2: bad input (UserError, or the operating system refused a file).
     3: the GPU was lost. 130: interrupted; everything that was complete has been kept.
     """
+    _speak_utf8()
     signal.signal(signal.SIGTERM, _interrupt)
     name = os.path.basename(sys.argv[0])
     try:
@@ -252,6 +253,28 @@ def number(kind, at_least=None, at_most=None, above=None, below=None):
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
+
+
+def _speak_utf8():
+    """Start anew where Python 3.6 would refuse file names and words beyond ASCII.
+
+    It does so in the locale C, which is that of many clusters; later ones do not.
+    """
+    if (sys.getfilesystemencoding() == "ascii"
+            and os.environ.get("LC_ALL") != "C.UTF-8"):  # else tried already
+        os.execve(sys.executable, [sys.executable, *sys.argv],
+                  dict(os.environ, LC_ALL="C.UTF-8"))
+
+
+def _end_of_imports(kind, error, trace):
+    # TensorFlow takes seconds to import: no traceback where Ctrl-C comes in there.
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+        os._exit(130)
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _end_of_imports
 
 
 def _stop(message, status):

@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def script(folder, body, name="work.py"):
     """Write a script whose main() has this body; it sees cli and sys.argv."""
     path = os.path.join(str(folder), name)
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write("import os, signal, sys, time\n"
                    f"sys.path.insert(0, {ROOT!r})\n"
                    "import cli\ncli.PAUSE = .05\n\n\ndef main():\n")
@@ -24,12 +24,13 @@ def script(folder, body, name="work.py"):
     return path
 
 
-def run(folder, body, *args):
+def run(folder, body, *args, **environment):
     """Run such a script to its end; (exit status, stdout, stderr)."""
     done = subprocess.run([sys.executable, script(folder, body), *args],
                           cwd=str(folder), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
-    return done.returncode, done.stdout, done.stderr
+                          env=dict(os.environ, **environment),
+                          stderr=subprocess.PIPE, timeout=60)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 # --- locks ----------------------------------------------------------------------------
@@ -81,6 +82,24 @@ def test_ignored_signal_stays_ignored():
             assert not asked()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_while_tensorflow_is_imported_leaves_no_traceback(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("import os, signal, time\n"
+                                            "os.kill(os.getpid(), signal.SIGINT)\n"
+                                            "time.sleep(60)\n")
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py")],
+                          cwd=str(tmp_path), stderr=subprocess.PIPE, timeout=60,
+                          env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    assert done.returncode == 130 and done.stderr == b"\ntrain.py: stopped\n"
+
+
+def test_names_beyond_ascii_are_no_trouble_in_the_locale_c(tmp_path):
+    (tmp_path / "gr\u00f6\u00dfer").mkdir()
+    status, out, errors = run(
+        tmp_path, "print('\u00e4', os.listdir(sys.argv[1]), os.path.exists('\u00e9'))",
+        "gr\u00f6\u00dfer", LC_ALL="C", LANG="C")
+    assert (status, out) == (0, "\u00e4 [] False\n"), errors
 
 
 # --- restarts -------------------------------------------------------------------------

@@ -709,10 +709,10 @@ def on_step(monkeypatch, number, action):
 
 
 @pytest.mark.fault("Ctrl-C and SIGTERM in training")
-@pytest.mark.parametrize("number", range(1, 2 * BATCHES + 1))
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number, signum", [
+    (number, cli.STOPPING[number % 2]) for number in range(1, 2 * BATCHES + 1)])
 def test_run_stopped_by_a_signal_at_any_batch_goes_on_as_if_never_stopped(
-        signum, number, runs, monkeypatch):
+        number, signum, runs, monkeypatch):
     """The signal comes in mid-step: the step is finished, and then the state saved."""
     assert runs("whole", 3)[0] == 0
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -162,6 +163,27 @@ def test_killed_step_goes_on_to_the_same_files(step, undisturbed, tmp_path,
     record_property("faults", kills)
     kill_and_go_on(folder, command, outputs, kills, seconds[step], snapshots[step],
                    f"{step} {SEED}")
+
+
+@pytest.mark.fault("Ctrl-C or SIGTERM, then the same command")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", list(STEPS))
+def test_stopped_step_says_how_to_go_on_and_does(step, signum, undisturbed, tmp_path):
+    whole, seconds, snapshots = undisturbed
+    command, outputs, _ = STEPS[step]
+    folder = str(tmp_path / "stopped")
+    shutil.copytree(whole, folder)
+    clear(folder, outputs)
+    process = start(folder, command)
+    assert process.stdout.readline()  # the imports are done
+    time.sleep(.3)
+    process.send_signal(signum)
+    out = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 130, out
+    assert "Traceback" not in out and out.splitlines()[-1].startswith("  python ")
+    assert_whole(folder)
+    finish(folder, command)
+    assert snapshot(folder, outputs) == snapshots[step]
 
 
 DOWNLOAD = """
