@@ -24,6 +24,7 @@ demo: env
 	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256
 	$(PY) evaluate.py --run demo
 	$(PY) score_scenes.py --run demo
+	$(PY) pointing.py --run demo
 	$(PY) plot_attention.py --run demo
 
 test: env

@@ -447,11 +447,12 @@ def read_karpathy(path, data):
 
 
 def read_boxes(data, split):
-    """The objects of a split: {image id: [(category name, (x, y, w, h)), ...]}.
+    """The objects of a split: {image id: ((width, height), [(name, (x, y, w, h))])}.
 
-    In pixels of the original image, from its upper left corner. An image without
-    objects has no entry. Returns None where there is no instances_<split>.json. Raises
-    UserError, naming the file, if it is not what COCO calls instances.
+    name: of the category. In pixels of the original image, from its upper left corner.
+    An image without objects has no entry. Returns None where there is no
+    instances_<split>.json. Raises UserError, naming the file, if it is not what COCO
+    calls instances.
     """
     def without_outline(item):  # most of the file, and gigabytes in memory
         item.pop("segmentation", None)
@@ -463,15 +464,20 @@ def read_boxes(data, split):
     content = read_json(path, without_outline)
     names = {item["id"]: item["name"]
              for item in items(content, path, "categories", id=(int, str), name=(str,))}
+    sizes = {item["id"]: (item["width"], item["height"])
+             for item in items(content, path, "images", id=(int, str), width=(int,),
+                               height=(int,))}
     boxes = {}
     for item in items(content, path, "annotations", image_id=(int, str),
                       category_id=(int, str), bbox=(list,)):
         box = tuple(item["bbox"])
         if item["category_id"] not in names or len(box) != 4 or not all(
-                type(value) in (int, float) and math.isfinite(value) for value in box):
+                type(value) in (int, float) and math.isfinite(value) for value in box
+                ) or item["image_id"] not in sizes:
             raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box "
                                 f"{box} or category {item['category_id']!r}; {AGAIN}")
-        boxes.setdefault(item["image_id"], []).append((names[item["category_id"]], box))
+        _, found = boxes.setdefault(item["image_id"], (sizes[item["image_id"]], []))
+        found.append((names[item["category_id"]], box))
     return boxes
 
 

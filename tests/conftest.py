@@ -1,6 +1,7 @@
 """Eager execution for all tests, the scripts as modules, and the tally of faults."""
 import collections
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -14,6 +15,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     import tf_runtime
     tf_runtime.start()
+    # A job in the background is started with Ctrl-C ignored; the tests send it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):

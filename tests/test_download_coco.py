@@ -106,7 +106,8 @@ def coco(server, monkeypatch):
         names = {n: f"COCO_{split}_{n:012}.jpg" for n in range(first, first + number)}
         for n, name in names.items():
             server.files[f"{split}/{name}"] = jpeg(n % 256)
-        images = [{"id": n, "file_name": names[n], "license": 3} for n in names]
+        images = [{"id": n, "file_name": names[n], "width": 5, "height": 3}
+                  for n in names]
         annotations[f"annotations/captions_{split}.json"] = json.dumps({
             "info": {"year": 2014}, "images": images,
             "annotations": [{"id": 9 * n + i, "image_id": n, "caption": f"grey {n} {i}"}
@@ -185,7 +186,8 @@ def test_whole_archives_become_a_folder_in_cocos_layout(download, coco, data, ca
         path = download_coco.image_path(data, "val2014", image.file_name)
         with open(path, "rb") as file:
             assert file.read() == coco.files[f"val2014/{image.file_name}"]
-    assert download_coco.read_boxes(data, "val2014")[502] == [("cat", (0, 1, 2, 502))]
+    assert download_coco.read_boxes(data, "val2014")[502] == (
+        (5, 3), [("cat", (0, 1, 2, 502))])
     assert len(files_in(data, "train2014")) == NUM_TRAIN
     output = capsys.readouterr().out.splitlines()
     assert output[0].startswith("[1/") and "val2014: 4 images, 8 captions" in output
@@ -505,7 +507,8 @@ def small(data):
                 "annotations": [{"image_id": 2, "caption": "Two."},
                                 {"image_id": 5, "caption": "first\n"},
                                 {"image_id": 5, "caption": "a second"}]}
-    instances = {"categories": [{"id": 1, "name": "dog"}],
+    instances = {"images": [{"id": 5, "width": 9, "height": 8}],
+                 "categories": [{"id": 1, "name": "dog"}],
                  "annotations": [{"image_id": 5, "category_id": 1,
                                   "bbox": [1, 2.5, 3, 4]}]}
     for kind, content in (("captions", captions), ("instances", instances)):
@@ -562,14 +565,16 @@ def test_a_file_that_is_not_whole_json_is_a_user_error(small, text):
 
 
 def test_a_data_set_may_have_no_boxes(small):
-    assert download_coco.read_boxes(small, "s") == {5: [("dog", (1, 2.5, 3, 4))]}
+    assert download_coco.read_boxes(small, "s") == {
+        5: ((9, 8), [("dog", (1, 2.5, 3, 4))])}
     os.remove(os.path.join(small, "annotations", "instances_s.json"))
     assert download_coco.read_boxes(small, "s") is None
 
 
 @pytest.mark.parametrize("field, value", [
     ("bbox", [1, 2, 3]), ("bbox", "1234"), ("bbox", [1, 2, 3, None]),
-    ("bbox", [1, 2, 3, float("nan")]), ("category_id", 2), ("image_id", None)])
+    ("bbox", [1, 2, 3, float("nan")]), ("category_id", 2), ("image_id", None),
+    ("image_id", 6)])
 def test_bad_boxes_are_a_user_error(small, field, value):
     change(small, "instances_s.json",
            lambda content: content["annotations"][0].update({field: value}))

@@ -45,8 +45,7 @@ def test_set_has_the_layout_of_coco(scenes):
 
 
 def test_captions_name_every_shape_and_colour_of_the_scene(scenes):
-    objects, size = sc.read_scenes(scenes)
-    assert size == 96
+    objects = sc.read_scenes(scenes)
     for image in read_captions(scenes, "val"):
         for caption in image.captions:
             assert sc.names_all(caption, objects[str(image.id)]), caption
@@ -71,10 +70,12 @@ def test_relation_in_the_caption_is_that_of_the_boxes(scenes):
     boxes = read_boxes(scenes, "train")
     seen = 0
     for image in read_captions(scenes, "train"):
-        if len(boxes[image.id]) == 2:
+        size, found = boxes[image.id]
+        assert size == (96, 96)
+        if len(found) == 2:
             seen += 1
             # The captions name the shapes in reading order.
-            (_, (ax, ay, _, _)), (_, (bx, by, _, _)) = boxes[image.id]
+            (_, (ax, ay, _, _)), (_, (bx, by, _, _)) = found
             word = "left" if abs(ax - bx) > abs(ay - by) else "above"
             assert sum(word in caption for caption in image.captions) == 4
     assert seen
@@ -102,7 +103,7 @@ def test_more_training_scenes_do_not_change_validation(tmp_path):
     assert a == b
 
 
-# --- the two figures of the demo ------------------------------------------------------
+# --- the figure of the demo -----------------------------------------------------------
 
 @pytest.mark.parametrize("caption, right", [
     ("a red ring and a blue cross", True), ("a blue cross above a red ring", True),
@@ -110,17 +111,3 @@ def test_more_training_scenes_do_not_change_validation(tmp_path):
     ("a red ring and a blue cross and a red ring", False), ("", False)])
 def test_right_caption_names_just_the_objects_there_are(caption, right):
     assert sc.names_all(caption, [("red", "ring"), ("blue", "cross")]) == right
-
-
-def test_pointing_by_hand():
-    """A box over the left upper quarter of a 80 x 80 picture, 8 x 8 cells of 10."""
-    alphas = np.zeros((3, 64))
-    alphas[0, 3 * 8 + 3] = 1           # just inside
-    alphas[1, 3 * 8 + 4] = 1           # just outside
-    alphas[2, 0] = 1                   # inside, but the word names nothing here
-    rows = sc.point(["ring", "ring", "red"], alphas, [("ring", (0, 0, 40, 40))], 80)
-    assert rows.tolist() == [[1, .25, 1], [0, .25, 1]]
-    rows = sc.point(["ring"], alphas, [("ring", (0, 0, 39, 39)),
-                                       ("cross", (0, 0, 80, 80))], 80)
-    assert rows.tolist() == [[1, .25, 0]]
-    assert sc.point(["ring"], alphas, [], 80).shape == (0, 3)

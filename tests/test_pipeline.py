@@ -14,7 +14,7 @@ from score_scenes import names_all, read_scenes
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("download_coco.py", "extract_features.py", "tokenize_captions.py",
            "train.py", "evaluate.py", "plot_attention.py", "draw_scenes.py",
-           "score_scenes.py")
+           "score_scenes.py", "pointing.py")
 
 
 def command(folder, script, *flags):
@@ -41,7 +41,7 @@ def outputs(tmp_path_factory):
              ("plot_attention.py", "--run", "toy", "--count", "2"),
              ("plot_attention.py", "--run", "toy", "--picture",
               "drawn/val/scene_000001.png"),
-             ("score_scenes.py", "--run", "toy")]
+             ("score_scenes.py", "--run", "toy"), ("pointing.py", "--run", "toy")]
     found = {"folder": folder}
     for script, *flags in steps:
         found[script] = found.get(script, "") + command(folder, script, *flags)
@@ -93,15 +93,19 @@ def test_new_scenes_are_described_in_sentences_of_the_same_kind(outputs):
     assert 20 < scores["BLEU-4"] <= 100
 
 
-def test_two_figures_of_the_demo_are_printed_with_their_baselines(outputs):
-    found = json.loads((outputs["folder"] / "checkpoints" / "toy" /
-                        "scenes_val.json").read_text())
-    objects, _ = read_scenes(str(outputs["folder"] / "drawn"))
+def test_figures_of_the_demo_are_printed_with_their_baselines(outputs):
+    folder = outputs["folder"] / "checkpoints" / "toy"
+    found = json.loads((folder / "scenes_val.json").read_text())
+    objects = read_scenes(str(outputs["folder"] / "drawn"))
     assert found["scenes"] == len(objects) == 8
     assert f"{found['right']:.0%} of 8 new scenes" in outputs["score_scenes.py"]
-    for name in ("peak_in_box", "peak_in_box_uniform", "peak_in_box_centre"):
-        assert 0 <= found[name] <= 1
-        assert f"{found[name]:.0%}" in outputs["score_scenes.py"]
+    found = json.loads((folder / "pointing_val.json").read_text())
+    assert found["words"] > 4 and set(found["categories"]) <= set(SHAPES)
+    for name in ("peak", "mass"):
+        for baseline in ("", "_uniform", "_centre"):
+            value, low, high = found[name + baseline]
+            assert 0 <= low <= value <= high <= 1
+            assert f"{100 * value:.1f}" in outputs["pointing.py"]
 
 
 def test_figures_of_the_split_and_of_a_picture_of_ones_own_are_drawn(outputs):

@@ -1,0 +1,263 @@
+"""After step 5: does the attention point at what the words name?
+
+    python pointing.py --run baseline
+
+For every generated word that names an annotated category of its image: does the peak of
+its attention map lie in a box of that category (the pointing game of Zhang et al. 2016,
+"Top-down Neural Attention by Excitation Backprop"), and how much of the map's mass lies
+inside the boxes? Beside both stand two baselines on the same words: attention spread
+evenly over the image, and all of it at the centre. A third figure is how much the map
+changes from one word to the next: maps that stay the same are a known failure.
+Intervals are 95 % bootstraps over images.
+
+Reads:  checkpoints/<run>/attention_<split>.npz and
+        <data>/annotations/instances_<folder of the images>.json
+Writes: checkpoints/<run>/pointing_<split>.json
+
+`NAMES` says which words name which of COCO's 80 categories; the categories of another
+data set are named by themselves and their plural.
+"""
+import collections
+import os
+
+import numpy as np
+
+import atomic
+import cli
+from download_coco import read_boxes
+from evaluate import decoded_path, read_decoded
+from plot_attention import visible
+from scores import table
+from tf_runtime import start
+from train import read_run
+
+DRAWS = 1000   # of the bootstrap
+POINTS = 8     # per side of a cell: how finely its share inside the boxes is measured
+# Words that name COCO's categories, in the singular. A category's own name always does.
+# Words that people use for several categories (glass, plate, bat) are left out.
+NAMES = {
+    "person": "man woman boy girl child kid baby toddler lady guy gentleman player "
+              "skier snowboarder surfer skateboarder rider batter pitcher catcher "
+              "umpire worker officer policeman cyclist motorcyclist biker adult "
+              "teenager crowd couple",
+    "bicycle": "bike", "car": "automobile sedan suv taxi cab van minivan",
+    "motorcycle": "motorbike moped scooter", "airplane": "plane jet aircraft airliner "
+    "jetliner", "bus": "coach", "train": "locomotive subway tram trolley",
+    "truck": "lorry pickup", "boat": "ship sailboat canoe kayak ferry yacht raft",
+    "traffic light": "stoplight", "fire hydrant": "hydrant", "bird": "seagull pigeon "
+    "duck goose parrot owl eagle swan", "cat": "kitten kitty", "dog": "puppy",
+    "horse": "pony", "sheep": "lamb", "cow": "cattle bull calf ox", "bear": "cub",
+    "backpack": "rucksack", "umbrella": "parasol", "handbag": "purse", "tie": "necktie",
+    "suitcase": "luggage", "skis": "ski", "sports ball": "ball soccer~ball baseball "
+    "basketball football", "baseball glove": "mitt glove", "surfboard": "surf~board",
+    "tennis racket": "racket racquet", "wine glass": "wineglass", "cup": "mug",
+    "donut": "doughnut", "hot dog": "hotdog", "couch": "sofa", "potted plant": "plant",
+    "dining table": "table", "tv": "television", "laptop": "computer", "remote":
+    "controller", "cell phone": "phone cellphone smartphone", "oven": "stove",
+    "refrigerator": "fridge", "teddy bear": "teddy", "hair drier": "dryer"}
+IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people",
+             "policeman": "policemen", "gentleman": "gentlemen", "sheep": "sheep",
+             "goose": "geese", "calf": "calves", "ox": "oxen", "knife": "knives",
+             "mouse": "mice", "skis": "skis", "scissors": "scissors", "fish": "fish",
+             "aircraft": "aircraft", "cattle": "cattle"}
+
+
+def plural(name):
+    """The plural of an English noun or of a phrase that ends in one."""
+    *before, noun = name.split()
+    if noun in IRREGULAR:
+        noun = IRREGULAR[noun]
+    elif noun.endswith(("s", "x", "z", "ch", "sh")):
+        noun += "es"
+    elif noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+        noun = noun[:-1] + "ies"
+    else:
+        noun += "s"
+    return " ".join(before + [noun])
+
+
+def words_for(categories):
+    """{tuple of words: category} of everything that names one of these categories."""
+    found = {}
+    for category in categories:
+        names = [name.replace("~", " ") for name in NAMES.get(category, "").split()]
+        for name in [category] + names:
+            for form in (name, plural(name)):
+                found[tuple(form.split())] = category
+    return found
+
+
+def named(words, names):
+    """The categories that a caption names: a list of (place, category).
+
+    words: list of str. names: of `words_for`. place: of the last word of the name, its
+    noun. The longest name wins: a hot dog is no dog.
+    """
+    found, at, longest = [], 0, max(map(len, names), default=0)
+    while at < len(words):
+        for length in range(min(longest, len(words) - at), 0, -1):
+            category = names.get(tuple(words[at:at + length]))
+            if category is not None:
+                found.append((at + length - 1, category))
+                at += length - 1
+                break
+        at += 1
+    return found
+
+
+def covered(boxes, size, side):
+    """Share of each cell that lies inside the boxes, and whether its middle does.
+
+    boxes: (x, y, w, h) in pixels of an image of `size` (width, height). Returns float
+    (side, side), bool (side, side), and whether the image's centre does, bool.
+    """
+    def inside(x, y):
+        hit = np.zeros(np.broadcast(x, y).shape, bool)
+        for left, top, width, height in boxes:
+            hit |= ((left <= x) & (x <= left + width)
+                    & (top <= y) & (y <= top + height))
+        return hit
+
+    fine = (np.arange(side * POINTS) + .5) / (side * POINTS)
+    share = inside(fine * size[0], fine[:, None] * size[1]).reshape(
+        side, POINTS, side, POINTS).mean(axis=(1, 3))
+    middle = (np.arange(side) + .5) / side
+    return (share, inside(middle * size[0], middle[:, None] * size[1]),
+            bool(inside(np.array(size[0] / 2), np.array(size[1] / 2))))
+
+
+def point(words, alphas, objects, size, names):
+    """The figures of one caption, (n, 6), a row for each word that counts.
+
+    words: list of T str. alphas: (T, L). objects: list of (category, box), boxes as in
+    `covered`. names: of `words_for`. Columns: peak in a box, evenly spread, centre;
+    mass in the boxes, evenly spread, centre.
+    """
+    rows, side = [], int(round(alphas.shape[1] ** .5))
+    for place, category in named(words, names):
+        boxes = [box for name, box in objects if name == category]
+        if not boxes:
+            continue
+        share, middles, centre = covered(boxes, size, side)
+        alpha = alphas[place].reshape(side, side)
+        near = slice((side - 1) // 2, side // 2 + 1)  # cells that meet in the centre
+        rows.append((middles.ravel()[int(np.argmax(alpha))], middles.mean(), centre,
+                     (alpha * share).sum() / alpha.sum(), share.mean(),
+                     share[near, near].mean()))
+    return np.array(rows, float).reshape(-1, 6)
+
+
+def changes(alphas):
+    """How far each map is from the one before: total variation, 0 to 1, (T - 1,)."""
+    return .5 * abs(np.diff(alphas, axis=0)).sum(axis=1)
+
+
+def means(groups, seed=0):
+    """Mean of all rows, and its 95 % interval over resampled groups: (3, columns).
+
+    groups: for each image an array (n, columns), n may be 0. Returns the mean, the
+    lower and the upper end.
+    """
+    sums = np.array([group.sum(axis=0) for group in groups])
+    counts = np.array([len(group) for group in groups], float)
+    weights = np.random.RandomState(seed).multinomial(
+        len(groups), np.full(len(groups), 1 / len(groups)), DRAWS)
+    totals = weights.dot(counts)
+    drawn = weights.dot(sums)[totals > 0] / totals[totals > 0, None]
+    return np.vstack([sums.sum(axis=0) / counts.sum(),
+                      np.percentile(drawn, [2.5, 97.5], axis=0)])
+
+
+def read_objects(data, images, ids):
+    """Of each image its size and objects: a list of ((width, height), [(name, box)]).
+
+    images: their paths below `data`; ids: their ids, str. Raises cli.UserError where
+    there are no boxes for them.
+    """
+    of_folder = {}
+    for folder in sorted({os.path.dirname(image) for image in images}):
+        found = read_boxes(data, folder)
+        if found is None:
+            raise cli.UserError(
+                f"{os.path.join(data, 'annotations')}: no instances_{folder}.json "
+                "there, so nobody knows where the objects are; get it with "
+                "download_coco.py")
+        of_folder[folder] = {str(i): objects for i, objects in found.items()}
+    return [of_folder[os.path.dirname(image)].get(i, ((1, 1), []))
+            for image, i in zip(images, ids)]
+
+
+def score_pointing(decoded, objects, vocabulary, seed):
+    """All figures of a split, as JSON takes them.
+
+    decoded: Decoded. objects: of `read_objects`. vocabulary: the run's Vocabulary.
+    """
+    names = words_for(sorted({name for _, found in objects for name, _ in found}))
+    pointed, moved, counts = [], [], collections.Counter()
+    for i, (size, found) in enumerate(objects):
+        words = visible(decoded.words[i, :decoded.steps[i]], vocabulary)
+        alphas = decoded.alphas[i, :len(words)]
+        pointed.append(point(words, alphas, found, size, names))
+        there = {name for name, _ in found}
+        counts.update(category for _, category in named(words, names)
+                      if category in there)
+        moved.append(changes(alphas)[:, None])
+    if not sum(map(len, pointed)):
+        raise cli.UserError("not one generated word names an annotated category of its "
+                            "image: there is nothing to score")
+    columns = ("peak", "peak_uniform", "peak_centre", "mass", "mass_uniform",
+               "mass_centre")
+    summary = {name: [round(float(value), 4) for value in values]
+               for name, values in zip(columns, means(pointed, seed).T)}
+    if sum(map(len, moved)):  # captions of more than one word
+        summary["change"] = [round(float(value), 4) for value in
+                             means(moved, seed)[:, 0]]
+    return dict(summary, words=sum(map(len, pointed)), images=sum(
+        len(rows) > 0 for rows in pointed), of_images=len(objects),
+        categories=dict(counts.most_common()))
+
+
+def show(summary):
+    """Print the figures beside their baselines."""
+    def cell(name, interval=True):
+        value, low, high = (100 * x for x in summary[name])
+        return f"{value:.1f}" + (f" ({low:.1f} - {high:.1f})" if interval else "")
+    table([("", "attention", "spread evenly", "at the centre")] + [
+        (title, cell(name), cell(name + "_uniform"), cell(name + "_centre"))
+        for title, name in (("peak in a box of the named thing, %", "peak"),
+                            ("mass in its boxes, %", "mass"))])
+    print(f"on {summary['words']} words in the captions of {summary['images']} of "
+          f"{summary['of_images']} images, with 95 % intervals")
+    if "change" in summary:
+        print("distance between the maps of one word and the next (0: the same, 100: "
+              f"nothing in common): {cell('change')}")
+
+
+def main():
+    args = arguments()
+    print("[after 5] pointing score", flush=True)
+    start()
+    run = read_run(args.run)
+    with cli.alone(run.folder):
+        decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
+        objects = read_objects(args.data or run.settings["data"],
+                               decoded.images.tolist(), decoded.image_ids.tolist())
+        summary = score_pointing(decoded, objects, run.vocabulary, args.seed)
+        atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
+                          summary)
+    show(summary)
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
+                        help="which of the decoded splits")
+    parser.add_argument("--data", help="default: that of the run")
+    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+                        help="of the bootstrap")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)

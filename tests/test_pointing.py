@@ -1,0 +1,161 @@
+"""The pointing score by hand: words that name things, boxes, baselines, intervals."""
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+import cli
+import pointing
+from evaluate import Decoded
+from pointing import changes, covered, means, named, plural, point, words_for
+from tokenize_captions import END, Vocabulary
+
+COCO = ["person", "dog", "hot dog", "bus", "wine glass", "potted plant", "skis"]
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("dog", "dogs"), ("bus", "buses"), ("wine glass", "wine glasses"),
+    ("couch", "couches"), ("city", "cities"), ("boy", "boys"), ("man", "men"),
+    ("knife", "knives"), ("sheep", "sheep"), ("baseball bat", "baseball bats"),
+    ("scissors", "scissors"), ("person", "people"), ("box", "boxes")])
+def test_plurals(name, expected):
+    assert plural(name) == expected
+
+
+@pytest.mark.parametrize("caption, expected", [
+    ("a man and two dogs", [(1, "person"), (4, "dog")]),
+    ("a hot dog", [(2, "hot dog")]),
+    ("hot dogs on a bus", [(1, "hot dog"), (4, "bus")]),
+    ("two wine glasses", [(2, "wine glass")]), ("a plant", [(1, "potted plant")]),
+    ("people on skis", [(0, "person"), (2, "skis")]), ("women", [(0, "person")]),
+    ("a hot", []), ("", []), ("the doghouse", [])])
+def test_names_are_found_in_captions(caption, expected):
+    assert named(caption.split(), words_for(COCO)) == expected
+
+
+def test_category_that_is_not_cocos_is_named_by_itself_and_its_plural():
+    names = words_for(["ring", "cross"])
+    assert named("a red ring above two crosses".split(), names) == [(2, "ring"),
+                                                                    (5, "cross")]
+
+
+def test_no_word_names_two_categories():
+    categories = sorted(pointing.NAMES)
+    count = sum(len(words_for([category])) for category in categories)
+    assert len(words_for(categories)) == count
+
+
+def test_cells_inside_the_boxes():
+    """A box over the left upper quarter, another over a half cell beside it."""
+    share, middles, centre = covered([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60), 8)
+    assert share[:4, :4].tolist() == [[1] * 4] * 4
+    np.testing.assert_allclose(share[:4, 4], .5)
+    assert share[4:].sum() == share[:, 5:].sum() == 0
+    assert middles[:4, :4].all() and not middles[4:].any()
+    assert centre  # it lies on the corner of both
+
+
+def test_boxes_that_overlap_count_once():
+    share, _, _ = covered([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), 8)
+    assert share.max() == 1 and abs(share.sum() - (16 + 16 - 4)) < 1e-9
+
+
+def test_pointing_by_hand():
+    """A box over the left upper quarter of a 80 x 80 picture, 8 x 8 cells of 10."""
+    alphas = np.zeros((4, 64))
+    alphas[0, 3 * 8 + 3] = 1           # just inside
+    alphas[1, 3 * 8 + 4] = 1           # just outside
+    alphas[2] = 1 / 64                 # everywhere
+    alphas[3, 0] = 1                   # inside, but the word names nothing here
+    names = words_for(["ring", "cross"])
+    rows = point(["ring", "ring", "ring", "cross"], alphas, [("ring", (0, 0, 40, 40))],
+                 (80, 80), names)
+    # Peak in the box, evenly, centre (on its corner); mass, evenly, and at the centre,
+    # where four cells meet and one of them is inside
+    np.testing.assert_allclose(rows, [[1, .25, 1, 1, .25, .25], [0, .25, 1, 0, .25, .25],
+                                      [1, .25, 1, .25, .25, .25]], rtol=1e-6)
+    assert point(["cross"], alphas, [("ring", (0, 0, 9, 9))], (80, 80),
+                 names).shape == (0, 6)
+
+
+def test_map_that_moves_has_a_larger_distance():
+    alphas = np.array([[1, 0], [0, 1], [.5, .5], [.5, .5]])
+    assert changes(alphas).tolist() == [1, .5, 0]
+    assert changes(alphas[:1]).shape == (0,)
+
+
+def test_mean_is_of_words_and_interval_of_images():
+    groups = [np.ones((3, 1)), np.zeros((1, 1)), np.zeros((0, 1))] * 30
+    mean, low, high = means(groups)[:, 0]
+    assert mean == .75 and .6 < low < .75 < high < .9
+    same = means([np.full((2, 1), .4)] * 20)[:, 0]
+    np.testing.assert_allclose(same, .4)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """pointing.py on a run whose attention is always right, and on demand another."""
+    vocabulary = Vocabulary(["ring", "cross", "a", "red"], [0] * 8)
+    ids = {word: i for i, word in enumerate(vocabulary.index_word)}
+    words = np.array([[ids["a"], ids["red"], ids["ring"], END],
+                      [ids["a"], ids["cross"], END, 0]], np.int32)
+    alphas = np.full((2, 4, 64), 1 / 64, np.float32)
+    alphas[0, 2], alphas[1, 1] = np.eye(64)[9], np.eye(64)[62]
+    decoded = Decoded(np.array(["val/a.jpg", "val/b.jpg"]), np.array(["7", "8"]), words,
+                      np.array([4, 3], np.int32), alphas, np.zeros((2, 4), np.float32),
+                      np.ones((2, 4), np.float32))
+    content = {
+        "images": [{"id": i, "width": 160, "height": 80} for i in (7, 8)],
+        "categories": [{"id": 1, "name": "ring"}, {"id": 2, "name": "cross"}],
+        "annotations": [{"image_id": 7, "category_id": 1, "bbox": [20, 10, 20, 10]},
+                        {"image_id": 8, "category_id": 2, "bbox": [120, 70, 20, 10]}]}
+    (tmp_path / "data" / "annotations").mkdir(parents=True)
+    (tmp_path / "data" / "annotations" / "instances_val.json").write_text(
+        json.dumps(content))
+    os.makedirs(str(tmp_path / "run"))
+    fake = type("Run", (), {"folder": str(tmp_path / "run"), "vocabulary": vocabulary,
+                            "settings": {"data": str(tmp_path / "data")}})
+    monkeypatch.setattr(pointing, "read_run", lambda name: fake)
+    monkeypatch.setattr(pointing, "read_decoded", lambda *args: decoded)
+    monkeypatch.setattr(pointing, "start", lambda: None)
+
+    def command(*flags):
+        monkeypatch.setattr(sys, "argv", ["pointing.py", *flags])
+        before, status = signal.getsignal(signal.SIGTERM), 0
+        try:
+            cli.run(pointing.main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return (status,) + tuple(capsys.readouterr())
+    command.folder = tmp_path
+    return command
+
+
+def test_command_prints_and_keeps_the_score(run):
+    status, out, _ = run("--run", "a")
+    assert status == 0 and "on 2 words in the captions of 2 of 2 images" in out
+    found = json.loads((run.folder / "run" / "pointing_val.json").read_text())
+    assert found["peak"] == found["mass"] == [1, 1, 1]
+    assert found["peak_uniform"][0] == pytest.approx(1 / 64, abs=1e-4)
+    assert found["mass_uniform"][0] == pytest.approx(1 / 64, abs=1e-3)
+    assert found["peak_centre"][0] == 0 and found["categories"] == {"ring": 1,
+                                                                    "cross": 1}
+    assert found["change"][0] > .3
+    assert "100.0 (100.0 - 100.0)" in out
+
+
+def test_missing_boxes_and_captions_without_things_are_refused_in_one_line(run):
+    path = run.folder / "data" / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = content["annotations"][:0]
+    path.write_text(json.dumps(content))
+    status, _, errors = run()
+    assert status == 2 and errors.count("\n") == 1 and "nothing to score" in errors
+    path.unlink()
+    status, _, errors = run()
+    assert status == 2 and "instances_val.json" in errors
