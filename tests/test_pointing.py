@@ -75,7 +75,8 @@ def test_pointing_by_hand():
                  (80, 80), names)
     # Peak in the box, evenly, centre (on its corner); mass, evenly, and at the centre,
     # where four cells meet and one of them is inside
-    np.testing.assert_allclose(rows, [[1, .25, 1, 1, .25, .25], [0, .25, 1, 0, .25, .25],
+    np.testing.assert_allclose(rows, [[1, .25, 1, 1, .25, .25],
+                                      [0, .25, 1, 0, .25, .25],
                                       [1, .25, 1, .25, .25, .25]], rtol=1e-6)
     assert point(["cross"], alphas, [("ring", (0, 0, 9, 9))], (80, 80),
                  names).shape == (0, 6)
