@@ -394,7 +394,8 @@ CASES = {
         spoil=arrays("data/tokens/train.npz", vocabulary=lambda v: np.array("x")),
         words="does not belong to train.npz"),
     "word number too high": training(
-        spoil=arrays("data/tokens/train.npz", words=lambda w: w + np.int32(4000) * (w > 3)),
+        spoil=arrays("data/tokens/train.npz",
+                     words=lambda w: w + np.int32(4000) * (w > 3)),
         words="train.npz has words that are not in vocabulary.tsv"),
     "vocabulary not there": training(spoil=remove("data/tokens/vocabulary.tsv"),
                                      words="vocabulary.tsv"),
