@@ -17,6 +17,8 @@ Writes, below checkpoints/<run>/:
         nbest_<split>.json                    only with --n-best
 """
 import collections
+import contextlib
+import json
 import os
 import time
 
@@ -76,6 +78,24 @@ def read_decoded(path, vocabulary):
         raise cli.UserError(f"{path}: was decoded with another vocabulary; run "
                             "evaluate.py again")
     return decoded
+
+
+def read_scores(path):
+    """What `report` gave for a split. Raises cli.UserError if missing or damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        count = len(found["image_ids"])
+        if not (found["scores"] and all(
+                len(values) == count for values in found["of_each_image"].values())
+                and set(found["scores"]) == set(found["intervals"])
+                and set(found["habits"]) == set(found["habits_of_first_references"])):
+            raise ValueError
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no scores there; run evaluate.py")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise cli.UserError(f"{path}: damaged; run evaluate.py again")
+    return found
 
 
 def read_captions_of(folder, split):
@@ -228,9 +248,13 @@ def evaluate(args, run):
     written = [results, os.path.join(run.folder, f"scores_{args.split}.json"),
                decoded_path(run.folder, args.split)]
     atomic.write_json(written[1], summary)
-    if args.n_best:
-        written.append(os.path.join(run.folder, f"nbest_{args.split}.json"))
-        atomic.write_json(written[-1], {i: [
+    candidates = os.path.join(run.folder, f"nbest_{args.split}.json")
+    if not args.n_best:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(candidates)  # of an earlier beam
+    else:
+        written.append(candidates)
+        atomic.write_json(candidates, {i: [
             {"caption": run.vocabulary.decode(caption.words),
              "log_prob": round(float(caption.log_probs.sum()), 4)}
             for caption in beam[:args.n_best]] for i, beam in zip(ids, found)})

@@ -1,0 +1,196 @@
+"""After step 5: one HTML page to explore captions and attention in.
+
+    python report.py --run baseline
+    python report.py --run baseline --compare other     # two runs side by side
+
+The page holds everything itself: it opens from the disk, without a server or network.
+Scores with their intervals, habits, loss curves and settings stand above a gallery of
+images with generated and reference captions. Pointing at a word, or moving to it with
+the keyboard, shows where the model looked for it.
+
+Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote, nbest_<split>.json if there), the
+        images and the references
+Writes: checkpoints/<run>/report_<split>.html
+"""
+import base64
+import io
+import json
+import os
+
+import jinja2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import atomic
+import cli
+from evaluate import decoded_path, read_decoded, read_scores
+from plot_attention import load_picture, visible
+from tf_runtime import start
+from tokenize_captions import read_references, references_path
+from train import read_run
+
+TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
+SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # of each image, where there
+LONGEST_SIDE = 400   # pixels of a picture on the page
+QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
+
+
+def data_uri(content, kind):
+    """Bytes as an address that holds them itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def thumbnail(path):
+    """A picture as (data URI, width, height). Raises cli.UserError."""
+    image = Image.fromarray(load_picture(path))
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return (data_uri(buffer.getvalue(), "image/jpeg"),) + image.size
+
+
+def packed(alpha):
+    """Attention weights (L,) as base64 of one byte each, 255 for the largest."""
+    scaled = np.asarray(alpha) / max(float(np.max(alpha)), 1e-12)
+    return base64.b64encode(np.round(255 * scaled).astype(np.uint8).tobytes()).decode()
+
+
+class Told:
+    """What one run says about a split, by image id."""
+
+    def __init__(self, name, split):
+        """Raises cli.UserError where the run or its captions are missing or damaged."""
+        self.name, self.run = name, read_run(name)
+        folder = self.run.folder
+        self.decoded = read_decoded(decoded_path(folder, split), self.run.vocabulary)
+        self.scores = read_scores(os.path.join(folder, f"scores_{split}.json"))
+        self.row = {str(i): row for row, i in enumerate(self.decoded.image_ids)}
+        self.place = {i: n for n, i in enumerate(self.scores["image_ids"])}
+        self.beams = read_beams(os.path.join(folder, f"nbest_{split}.json"))
+
+    def summary(self):
+        """What the page says about the run as a whole."""
+        path = os.path.join(self.run.folder, "loss.png")
+        try:
+            with open(path, "rb") as file:
+                curves = data_uri(file.read(), "image/png")
+        except FileNotFoundError:
+            raise cli.UserError(f"{path}: missing; train.py draws it when it goes on")
+        settings = {key: json.dumps(value) if isinstance(value, dict) else value
+                    for key, value in self.run.settings.items()}
+        return {"name": self.name, "scores": self.scores, "curves": curves,
+                "settings": settings}
+
+    def caption(self, identity):
+        """What the page says about one image: for the template, and for its script."""
+        row = self.row[identity]
+        words = visible(self.decoded.words[row, :self.decoded.steps[row]],
+                        self.run.vocabulary)
+        T, each = len(words), self.scores["of_each_image"]
+        probabilities = np.exp(self.decoded.log_probs[row, :T].astype(float))
+        betas = None if self.run.settings["no_gate"] else [
+            round(float(beta), 3) for beta in self.decoded.betas[row, :T]]
+        return ({"words": words, "beam": self.beams.get(identity, []),
+                 "scores": {name: each[name][self.place[identity]] for name in SHOWN
+                            if name in each}},
+                {"maps": [packed(alpha) for alpha in self.decoded.alphas[row, :T]],
+                 "probabilities": [round(p, 3) for p in probabilities.tolist()],
+                 "betas": betas})
+
+
+def read_beams(path):
+    """{image id: list of {'caption', 'log_prob'}}; empty where there is no such file.
+
+    Raises cli.UserError where it is damaged.
+    """
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            beams = json.load(file)
+        for beam in beams.values():
+            for candidate in beam:
+                str(candidate["caption"]), float(candidate["log_prob"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise cli.UserError(f"{path}: damaged; run evaluate.py again")
+    return beams
+
+
+def make(told, data, references, split, count, seed):
+    """The page as str. told: list of one or two Told. data: folder of the images."""
+    identities = [i for i in told[0].row if all(i in other.row for other in told)]
+    if not identities:
+        raise cli.UserError(f"{told[0].name} and {told[1].name} have no image of "
+                            f"{split} in common")
+    chosen = np.random.RandomState(seed).permutation(len(identities))[:count]
+    cards, facts = [], []
+    for n in tqdm(sorted(chosen), desc="report", unit="image"):
+        i = identities[n]
+        name = str(told[0].decoded.images[told[0].row[i]])
+        picture, width, height = thumbnail(os.path.join(data, name))
+        captions = [run.caption(i) for run in told]
+        shown, first = captions[0][0]["scores"], captions[0][0]["words"]
+        cards.append({"name": name, "picture": picture, "width": width,
+                      "height": height, "references": references[i],
+                      "captions": [caption for caption, _ in captions]})
+        facts.append({"number": len(facts), "score": shown[SHOWN[0]],
+                      "length": len(first), "words": first, "name": name,
+                      "runs": [rest for _, rest in captions]})
+        if len(told) > 1:
+            facts[-1]["gain"] = captions[1][0]["scores"][SHOWN[0]] - shown[SHOWN[0]]
+    sortings = [("number up", "as they come"),
+                ("score down", f"{SHOWN[0]}, best first"),
+                ("score up", f"{SHOWN[0]}, worst first"),
+                ("length down", "longest first"), ("length up", "shortest first")]
+    if len(told) > 1:
+        sortings += [("gain down", f"gain of {told[1].name}"),
+                     ("gain up", f"gain of {told[0].name}")]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
+                                     autoescape=True, undefined=jinja2.StrictUndefined)
+    names = [name for name in told[0].scores["scores"]]
+    return environment.get_template("report.html").render(
+        runs=[run.summary() for run in told], cards=cards, data=facts, split=split,
+        total=len(identities), score_names=names, sortings=sortings,
+        score_key=SHOWN[0])
+
+
+def main():
+    args = arguments()
+    print("[after 5] report", flush=True)
+    start()
+    told = [Told(name, args.split) for name in [args.run] + (
+        [args.compare] if args.compare else [])]
+    settings = told[0].run.settings
+    references = read_references(references_path(args.tokens or settings["tokens"],
+                                                 args.split))
+    lost = [i for i in told[0].row if i not in references]
+    if lost:
+        raise cli.UserError(f"{args.tokens or settings['tokens']}: has no references "
+                            f"for image {lost[0]}; run evaluate.py again")
+    path = os.path.join(told[0].run.folder, f"report_{args.split}.html")
+    with cli.alone(told[0].run.folder):
+        page = make(told, args.data or settings["data"], references, args.split,
+                    args.count, args.seed)
+        with atomic.writing(path, "w", encoding="utf-8") as file:
+            file.write(page)
+    print(f"{os.path.getsize(path) / 1e6:.1f} MB; open {path}")
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    parser.add_argument("--compare", metavar="RUN", help="another run beside it")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
+                        help="which of the decoded splits")
+    parser.add_argument("--count", type=cli.number(int, at_least=1), default=200,
+                        help="images, drawn at random where there are more")
+    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+                        help="of the choice of images")
+    parser.add_argument("--data", help="default: that of the run")
+    parser.add_argument("--tokens", help="default: those of the run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,300 @@
+"""The report: what is on the page, and in a real browser what it does."""
+import json
+import os
+import re
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import evaluate
+import report
+import train
+from atomic import write_arrays, write_json
+from test_bad_input import World, made, refused  # noqa: F401
+from tokenize_captions import END
+
+HOSTILE = ("</script><script>window.hacked = 1</script>"
+           "<img src=x onerror='hacked = 2'> & \"")
+RUN = "checkpoints/a/"
+
+
+def write_run(name, captions, cell):
+    """Let a run have decoded these captions; word t of it looks at cell + t."""
+    run = train.read_run(name)
+    path = evaluate.decoded_path(run.folder, "val")
+    decoded = evaluate.read_decoded(path, run.vocabulary)
+    I, T = len(captions), max(map(len, captions)) + 1
+    words, alphas = np.zeros((I, T), np.int32), np.full((I, T, 64), .001, np.float32)
+    for i, caption in enumerate(captions):
+        words[i, :len(caption)] = run.vocabulary.encode(caption)
+        words[i, len(caption)] = END
+        for t in range(len(caption)):
+            alphas[i, t, (cell + t) % 64] = 1
+    write_arrays(path, dict(
+        decoded._asdict(), words=words, alphas=alphas, betas=np.full((I, T), .75),
+        steps=np.array([len(c) + 1 for c in captions], np.int32),
+        log_probs=np.full((I, T), np.log(.25), np.float32)))
+    scores = evaluate.read_scores(run.folder + "/scores_val.json")
+    scores["of_each_image"]["CIDEr"] = [30., 10., 40., 20.]
+    write_json(run.folder + "/scores_val.json", scores)
+
+
+@pytest.fixture
+def page(made, tmp_path, monkeypatch):  # noqa: F811
+    """A function that makes the report, with more flags, and returns its path."""
+    shutil.copytree(str(made), str(tmp_path / "w"))
+    world = World(tmp_path / "w", monkeypatch)
+    monkeypatch.setattr(report, "start", lambda: None)
+    monkeypatch.setitem(sys.modules["test_bad_input"].MAIN, "report.py", report.main)
+    monkeypatch.setitem(sys.modules["test_bad_input"].COMMANDS, "report.py",
+                        ("--run", "a"))
+    with open("data/tokens/references_val.json") as file:
+        references = json.load(file)
+    references[sorted(references)[0]][0] = HOSTILE
+    write_json("data/tokens/references_val.json", references)
+    shutil.copytree("checkpoints/a", "checkpoints/b")
+    write_run("a", [["red", "ring"], ["a", "blue", "cross"], [], ["red"] * 9], 9)
+    write_run("b", [["green", "square"]] * 4, 36)
+
+    def make(*flags):
+        assert world("report.py", "--run", "a", *flags) == 0
+        return os.path.join(os.getcwd(), RUN, "report_val.html")
+    make.world = world
+    return make
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def data_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)'
+                                r"</script>", text, re.S).group(1))
+
+
+def test_page_has_scores_curves_settings_captions_and_references(page):
+    text = read(page())
+    for words in ("BLEU-4 without brevity penalty", "CIDEr", "words a caption",
+                  "learning rate", "data:image/png;base64,", "4 of 4 images"):
+        assert words in text
+    assert text.count("<article") == text.count("data:image/jpeg;base64,") == 4
+    assert re.findall(r">(\w+)</button></li>", text)[:5] == ["red", "ring", "a", "blue",
+                                                             "cross"]
+
+
+def test_maps_come_as_bytes_with_the_peak_where_the_model_looked(page):
+    found = data_of(read(page()))
+    maps = [np.frombuffer(report.base64.b64decode(text), np.uint8)
+            for text in found[1]["runs"][0]["maps"]]
+    assert [int(np.argmax(m)) for m in maps] == [9, 10, 11]
+    assert all(m.max() == 255 and len(m) == 64 for m in maps)
+    assert found[1]["runs"][0]["probabilities"] == [.25] * 3
+    assert found[1]["runs"][0]["betas"] == [.75] * 3
+
+
+def test_hostile_captions_are_text(page):
+    text = read(page())
+    assert "<script>window.hacked" not in text and "<img src=x" not in text
+    assert "&lt;/script&gt;&lt;script&gt;window.hacked" in text
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    text = read(page())
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    assert "http" not in re.sub(r"http-equiv", "", text)
+    assert "default-src 'none'" in text
+
+
+def test_fewer_images_are_drawn_with_the_seed(page):
+    first, again, other = (read(page("--count", "2", "--seed", seed))
+                           for seed in ("0", "0", "3"))
+    assert first == again != other and first.count("<article") == 2
+
+
+def test_candidates_of_the_beam_are_listed(page):
+    decoded = evaluate.read_decoded(RUN + "attention_val.npz",
+                                    train.read_run("a").vocabulary)
+    write_json(RUN + "nbest_val.json", {str(decoded.image_ids[0]): [
+        {"caption": "red ring", "log_prob": -1.5},
+        {"caption": "blue ring", "log_prob": -2.25}]})
+    text = read(page())
+    assert "2 candidates of the\nbeam" in text and "(log p -2.25)" in text
+
+
+@pytest.mark.parametrize("flags, spoil, words", [
+    (("--compare", "none"), None, "no such run"),
+    (("--count", "0"), None, "at least 1"), ((), "loss.png", "loss.png"),
+    ((), "attention_val.npz", "run evaluate.py"),
+    ((), "scores_val.json", "run evaluate.py")])
+def test_what_is_not_there_is_refused_in_one_line(flags, spoil, words, page, capsys):
+    if spoil:
+        os.remove(RUN + spoil)
+    assert words in refused(page.world, capsys, "report.py", *flags)
+    assert not os.path.exists(RUN + "report_val.html")
+
+
+@pytest.mark.parametrize("name", ["scores_val.json", "nbest_val.json"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a": [{"caption": 1}]}'])
+def test_damaged_files_are_refused_in_one_line(name, content, page, capsys):
+    with open(RUN + name, "w") as file:
+        file.write(content)
+    assert name in refused(page.world, capsys, "report.py")
+
+
+# --- in a browser ---------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no chromium and chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu",
+                 "--disable-dev-shm-usage", "--window-size=1300,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(page, browser):
+    """A function that makes the report and opens it; no console error may come up."""
+    def open_it(*flags):
+        browser.get_log("browser")
+        browser.get("file://" + page(*flags))
+        return browser
+    yield open_it
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    assert browser.execute_script("return window.hacked") is None
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert all(name.startswith("data:") for name in loaded)
+
+
+def buttons(driver, caption):
+    return driver.find_elements_by_css_selector(".words")[
+        caption].find_elements_by_tag_name("button")
+
+
+def darkness(driver, caption):
+    """The opacity of the map over a card's picture in 8 x 8 cells; None without map."""
+    return driver.execute_script("""
+        const card = document.querySelectorAll(".words")[arguments[0]].closest(".card");
+        const canvas = card.querySelector("canvas");
+        if (canvas.dataset.word === undefined) return null;
+        const context = canvas.getContext("2d"), found = [];
+        for (let y = 0; y < 8; y++) for (let x = 0; x < 8; x++)
+            found.push(context.getImageData((x + .5) * canvas.width / 8,
+                (y + .5) * canvas.height / 8, 1, 1).data[3]);
+        return found;""", caption)
+
+
+def point_at(driver, button):
+    from selenium.webdriver.common.action_chains import ActionChains
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    ActionChains(driver).move_to_element(button).perform()
+
+
+def marked(driver):
+    return [b.text for b in driver.find_elements_by_css_selector(".words button.on")]
+
+
+def order(driver):
+    return [int(card.get_attribute("data-number")) for card in
+            driver.find_elements_by_css_selector(".card") if card.is_displayed()]
+
+
+def test_pointing_at_a_word_shows_where_the_model_looked(opened):
+    driver = opened()
+    assert darkness(driver, 1) is None and marked(driver) == []
+    for word, cell in ((1, 10), (2, 11)):
+        point_at(driver, buttons(driver, 1)[word])
+        found = darkness(driver, 1)
+        assert int(np.argmin(found)) == cell and found[cell] < 100 < 200 < found[50]
+        assert marked(driver) == [["a", "blue", "cross"][word]]
+    told = driver.find_elements_by_css_selector(".told")[1].text
+    assert told == "3 of 3: probability 0.25, gate 0.75, most at the upper"
+    point_at(driver, driver.find_element_by_css_selector("h1"))
+    assert marked(driver) == [] and darkness(driver, 1) is None
+
+
+def test_keyboard_alone_steps_through_a_caption(opened):
+    from selenium.webdriver.common.keys import Keys
+    driver = opened()
+    field = driver.find_element_by_css_selector("form button")
+    driver.execute_script("arguments[0].focus()", field)
+    field.send_keys(Keys.TAB)
+    assert marked(driver) == ["red"]
+    for key, word in ((Keys.ARROW_RIGHT, "ring"), (Keys.ARROW_RIGHT, "ring"),
+                      (Keys.ARROW_LEFT, "red"), (Keys.END, "ring")):
+        driver.switch_to.active_element.send_keys(key)
+        assert marked(driver) == [word]
+        assert driver.switch_to.active_element.get_attribute("aria-pressed") == "true"
+    driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert marked(driver) == []
+
+
+@pytest.mark.parametrize("value, expected", [
+    ("number up", [0, 1, 2, 3]), ("score down", [2, 0, 3, 1]),
+    ("score up", [1, 3, 0, 2]), ("length down", [3, 1, 0, 2]),
+    ("length up", [2, 0, 1, 3])])
+def test_cards_are_sorted(value, expected, opened):
+    driver = opened()
+    driver.find_element_by_css_selector(f"option[value='{value}']").click()
+    assert order(driver) == expected
+
+
+@pytest.mark.parametrize("field, text, expected", [
+    ("word", "red", [0, 3]), ("word", " CROSS ", [1]), ("word", "re", []),
+    ("low", "25", [0, 2]), ("high", "20", [1, 3]), ("short", "2", [0, 1, 3]),
+    ("long", "0", [2])])
+def test_cards_are_filtered(field, text, expected, opened):
+    driver = opened()
+    driver.find_element_by_id(field).send_keys(text)
+    assert order(driver) == expected
+    assert driver.find_element_by_id("count").text == f"{len(expected)} of 4 images"
+    driver.find_element_by_css_selector("button[type=reset]").click()
+    time.sleep(.2)
+    assert order(driver) == [0, 1, 2, 3]
+
+
+def test_two_runs_stand_side_by_side(opened):
+    driver = opened("--compare", "b")
+    captions = [[b.text for b in buttons(driver, i)] for i in range(4)]
+    assert captions == [["red", "ring"], ["green", "square"], ["a", "blue", "cross"],
+                        ["green", "square"]]
+    point_at(driver, buttons(driver, 3)[1])  # the other run's map on the same picture
+    assert int(np.argmin(darkness(driver, 3))) == 37
+    driver.find_element_by_css_selector("option[value='gain down']").click()
+    assert len(order(driver)) == 4
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1300])
+def test_page_fits_windows_of_any_width(width, opened):
+    driver = opened()
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
+    try:
+        assert driver.execute_script("return document.documentElement.scrollWidth "
+                                     "<= window.innerWidth")
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_picture_and_control_has_a_name_for_a_screen_reader(opened):
+    driver = opened()
+    assert driver.execute_script("""
+        return [...document.querySelectorAll("img")].every(image => image.alt)
+            && [...document.querySelectorAll("input, select")].every(
+                control => control.labels.length)
+            && [...document.querySelectorAll("article")].every(
+                card => card.getAttribute("aria-label"))""")
+    alts = [image.get_attribute("alt") for image in
+            driver.find_elements_by_css_selector(".picture img")]
+    assert any(HOSTILE in alt for alt in alts)
