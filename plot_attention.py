@@ -2,20 +2,24 @@
 
     python plot_attention.py --run baseline                     # some of the split
     python plot_attention.py --run baseline --images a.jpg      # of the split, by name
+    python plot_attention.py --run baseline --best 5 --worst 5  # by CIDEr
     python plot_attention.py --run baseline --picture mine.jpg  # a file of one's own
 
 As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
-the picture where the model looked. InceptionV3 saw the whole picture, stretched to a
-square, so that the 8 x 8 map covers all of it too. No display is needed.
+the picture where the model looked. Under it stand the word's probability and, where
+there is one, the gate beta (section 4.2.1). InceptionV3 saw the whole picture,
+stretched to a square, so that the 8 x 8 map covers all of it too. No display is needed.
 
 Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture the
         weights of the run and the network that made its features
-Writes: checkpoints/<run>/attention/<image>.png
+Writes: checkpoints/<run>/attention/<image>.png, .pdf or .svg
 """
 import os
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import get_cmap
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
@@ -23,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 import atomic
 import cli
 from decode import beam_search
-from evaluate import decoded_path, read_decoded
+from evaluate import decoded_path, read_decoded, read_scores
 from extract_features import SHAPE, extractor, read_image
 from tf_runtime import device_errors, start
 from tokenize_captions import END
@@ -32,6 +36,9 @@ from train import read_run
 LONGEST_SIDE = 480   # pixels of the picture in the figure
 COLUMNS = 5          # pictures in a row, the whole picture among them
 TITLE = .3           # inches for the word above a picture
+NOTE = .16           # inches for its probability below
+FORMATS = ("png", "pdf", "svg")
+COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError,
               Image.DecompressionBombError)
 
@@ -50,8 +57,16 @@ def upsample(alpha, size):
     return np.clip(smooth, 0, None) / max(smooth.max(), 1e-12)
 
 
-def overlay(picture, heat):
-    """Light over dark: uint8 (H, W, 3) and a map (H, W) -> uint8 (H, W, 3)."""
+def overlay(picture, heat, colours="light"):
+    """A picture uint8 (H, W, 3) with a map (H, W) over it -> uint8 (H, W, 3).
+
+    colours: 'light', the paper's light over dark, or the name of a colour map of
+    matplotlib, which is laid over the picture in grey.
+    """
+    if colours != "light":
+        grey = picture.mean(axis=2, keepdims=True)
+        return (.45 * grey + .55 * 255 * get_cmap(colours)(heat)[:, :, :3]).astype(
+            np.uint8)
     heat = heat[:, :, None]
     light = picture * (.25 + .75 * heat)
     return (light + (255 - light) * .15 * heat).astype(np.uint8)
@@ -75,52 +90,88 @@ def load_picture(path):
                             "JPEG or PNG")
 
 
-def draw(picture, words, alphas, path):
+def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light"):
     """Write one figure: the picture with its caption, then a map for every word.
 
-    picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L).
+    picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
+    ending, .png, .pdf or .svg, is the format. notes: list of T str to stand under the
+    maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
     """
     height, width = picture.shape[:2]
-    columns = min(COLUMNS, len(words) + 1)
+    columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
     cell = 2.2 * np.array([1, height / width]) / max(1, (height / width) ** .5)
     cell = np.maximum(cell, .6)
     caption = " ".join(words) or "(an empty caption)"
     lines = -(-len(caption) // int(9 * columns * cell[0]))  # 9 letters an inch
-    heading = .15 + .2 * lines
-    row = cell[1] + TITLE
+    heading, footing = .15 + .2 * lines, NOTE if notes else 0
+    row = cell[1] + TITLE + footing
     figure = Figure(figsize=(columns * cell[0], rows * row + heading))
     canvas = FigureCanvasAgg(figure)
     share = 1 / np.tile(figure.get_size_inches(), 2)  # figure's units in an inch
-    cells = [(picture, "")]
-    for alpha, word in zip(alphas, words):
-        cells.append((overlay(picture, upsample(alpha, (width, height))), word))
-    for i, (pixels, title) in enumerate(cells):
+    cells = [(picture, "", "")]
+    for alpha, word, note in zip(alphas, words, notes or [""] * len(words)):
+        heat = upsample(alpha, (width, height))
+        cells.append((overlay(picture, heat, colours), word, note))
+    for i, (pixels, title, note) in enumerate(cells):
         y, x = divmod(i, columns)
-        axes = figure.add_axes(share * (x * cell[0] + .04, (rows - 1 - y) * row + .04,
-                                        cell[0] - .08, cell[1] - .04))
+        axes = figure.add_axes(share * (
+            x * cell[0] + .04, (rows - 1 - y) * row + .04 + footing, cell[0] - .08,
+            cell[1] - .04))
         axes.imshow(pixels, interpolation="bilinear")
-        axes.set_title(title.replace("$", r"\$"), fontsize=11, pad=3)
+        axes.set_title(_plain(title), fontsize=11, pad=3)
         axes.axis("off")
-    figure.text(.012, 1 - .5 * heading / figure.get_figheight(),
-                caption.replace("$", r"\$"), fontsize=12, va="center", ha="left",
-                wrap=True)
+        if note:
+            axes.text(.5, -.03 / cell[1], _plain(note), fontsize=7.5, color="#555555",
+                      ha="center", va="top", transform=axes.transAxes)
+    figure.text(.012, 1 - .5 * heading / figure.get_figheight(), _plain(caption),
+                fontsize=12, va="center", ha="left", wrap=True)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with atomic.writing(path) as file:
-        canvas.print_figure(file, dpi=130, format="png", facecolor="white")
+    kind = os.path.splitext(path)[1][1:]
+    # Without the time of day: the same figure is the same file.
+    extra = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
+    with atomic.writing(path) as file, rc_context({"svg.hashsalt": "attention"}):
+        canvas.print_figure(file, dpi=130, format=kind, facecolor="white", **extra)
 
 
-def choose(decoded, wanted, count, seed):
-    """Indices of the images to draw: those named, else `count` drawn at random."""
-    names = [os.path.basename(str(image)) for image in decoded.images]
-    missing = [name for name in wanted or () if name not in names]
-    if missing:
-        raise cli.UserError(f"{missing[0]}: not among the {len(names)} decoded images "
-                            "of this split; for a file of your own use --picture")
-    if wanted:
-        return [names.index(name) for name in wanted]
-    chosen = np.random.RandomState(seed).permutation(len(names))[:count]
-    return sorted(int(i) for i in chosen)
+def _plain(text):
+    """Text that matplotlib takes for nothing but text."""
+    return text.replace("$", r"\$")
+
+
+def notes_of(log_probs, betas, gate):
+    """What stands under each map: p(word), and beta where there is a gate."""
+    return [f"p {np.exp(p):.2f}" + (f"   \u03b2 {beta:.2f}" if gate else "")
+            for p, beta in zip(log_probs, betas)]
+
+
+def choose(decoded, args, folder):
+    """Indices of the images to draw, as the flags say.
+
+    By name (--images), by id (--ids), the --best and --worst by CIDEr, else --count at
+    random. folder: the run's. Raises cli.UserError where an image is not there.
+    """
+    for wanted, there, what in (
+            (args.images, [os.path.basename(str(name)) for name in decoded.images],
+             "--images"), (args.ids, decoded.image_ids.tolist(), "--ids")):
+        missing = [name for name in wanted or () if name not in there]
+        if missing:
+            raise cli.UserError(f"{what} {missing[0]}: not among the {len(there)} "
+                                "decoded images of this split; for a file of your own "
+                                "use --picture")
+        if wanted:
+            return [there.index(name) for name in wanted]
+    if args.best or args.worst:
+        path = os.path.join(folder, f"scores_{args.split}.json")
+        found = read_scores(path)
+        row = {str(i): n for n, i in enumerate(decoded.image_ids)}
+        if not set(found["image_ids"]) <= set(row):
+            raise cli.UserError(f"{path}: of other images; run evaluate.py again")
+        ranked = sorted(zip(found["of_each_image"]["CIDEr"], found["image_ids"]))
+        order = [row[i] for _, i in reversed(ranked)]
+        return order[:args.best or 0] + order[len(order) - (args.worst or 0):]
+    chosen = np.random.RandomState(args.seed).permutation(len(decoded.images))
+    return sorted(int(i) for i in chosen[:args.count])
 
 
 def visible(words, vocabulary):
@@ -132,15 +183,14 @@ def draw_split(run, args):
     """Draw images of the split; return the paths of the figures."""
     decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
     drawn = []
-    for i in choose(decoded, args.images, args.count, args.seed):
+    for i in choose(decoded, args, run.folder):
         name = str(decoded.images[i])
         picture = load_picture(os.path.join(args.data or run.settings["data"], name))
         words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
-        path = os.path.join(run.folder, "attention",
-                            os.path.splitext(os.path.basename(name))[0] + ".png")
-        draw(picture, words, decoded.alphas[i, :len(words)], path)
-        print(f"{path}: {' '.join(words)}", flush=True)
-        drawn.append(path)
+        notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
+                         not run.settings["no_gate"])
+        drawn.append(_figure(run, args, os.path.basename(name), picture, words,
+                             decoded.alphas[i, :len(words)], notes))
     return drawn
 
 
@@ -154,12 +204,21 @@ def draw_own(run, args):
         maps = maps.reshape(1, -1, SHAPE[-1])
         caption = beam_search(run.model, maps, args.beam)[0][0]
         words = visible(caption.words, run.vocabulary)
-        path = os.path.join(run.folder, "attention", "own_" + os.path.splitext(
-            os.path.basename(source))[0] + ".png")
-        draw(picture, words, caption.alphas[:len(words)], path)
-        print(f"{path}: {' '.join(words)}", flush=True)
-        drawn.append(path)
+        gate = caption.betas is not None
+        notes = notes_of(caption.log_probs[:len(words)],
+                         caption.betas if gate else np.ones(len(words)), gate)
+        drawn.append(_figure(run, args, "own_" + os.path.basename(source), picture,
+                             words, caption.alphas[:len(words)], notes))
     return drawn
+
+
+def _figure(run, args, name, picture, words, alphas, notes):
+    """Draw one figure into the run's folder, say so, and return its path."""
+    path = os.path.join(run.folder, "attention",
+                        f"{os.path.splitext(name)[0]}.{args.format}")
+    draw(picture, words, alphas, path, notes, args.layout, args.colours)
+    print(f"{path}: {' '.join(words)}", flush=True)
+    return path
 
 
 def main():
@@ -176,16 +235,27 @@ def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--split", choices=("train", "val"), default="val",
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
                         help="which of the decoded splits")
     parser.add_argument("--images", nargs="+", metavar="NAME",
                         help="file names of the split (default: --count at random)")
+    parser.add_argument("--ids", nargs="+", metavar="ID", help="COCO's image ids")
+    parser.add_argument("--best", type=positive, metavar="N",
+                        help="the N images of the highest CIDEr; also with --worst")
+    parser.add_argument("--worst", type=positive, metavar="N",
+                        help="the N images of the lowest CIDEr")
     parser.add_argument("--picture", nargs="+", metavar="FILE",
                         help="any image files instead: captioned and drawn")
     parser.add_argument("--count", type=positive, default=8, help="images to draw")
     parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
                         help="of the choice of images")
     parser.add_argument("--beam", type=positive, default=3, help="width, for --picture")
+    parser.add_argument("--layout", choices=("grid", "strip"), default="grid",
+                        help="rows of five, or all in one row")
+    parser.add_argument("--colours", choices=COLOURS, default="light",
+                        help="light over dark as in the paper, or a colour map")
+    parser.add_argument("--format", choices=FORMATS, default="png",
+                        help="of the figures")
     parser.add_argument("--data", help="default: that of the run")
     parser.add_argument("--features", help="of --picture's network; default: the run's")
     return parser.parse_args()

@@ -9,6 +9,7 @@ from PIL import Image
 
 import cli
 import plot_attention as pa
+from atomic import write_json
 from evaluate import Decoded
 from tokenize_captions import END, Vocabulary
 from train import Run
@@ -172,6 +173,38 @@ def test_figure_shows_the_attention_it_was_given(tmp_path):
     assert changed.min() > first.shape[1] * .45  # the map, not the picture beside it
 
 
+@pytest.mark.parametrize("kind, begin", [("png", b"\x89PNG"), ("pdf", b"%PDF"),
+                                         ("svg", b"<?xml")])
+def test_figure_of_any_format_is_the_same_file_each_time(kind, begin, tmp_path):
+    contents = []
+    for name in "ab":
+        path = str(tmp_path / f"{name}.{kind}")
+        pa.draw(noise(30, 20), ["a", "cat"], some_alphas(2), path, ["p 0.5", "p 1"])
+        with open(path, "rb") as file:
+            contents.append(file.read())
+    assert contents[0].startswith(begin) and contents[0] == contents[1]
+
+
+def test_strip_is_one_row_and_notes_need_room(tmp_path):
+    sizes = []
+    for name, options in (("grid", {}), ("strip", {"layout": "strip"}),
+                          ("notes", {"notes": ["p 0.12"] * 9})):
+        path = str(tmp_path / f"{name}.png")
+        pa.draw(noise(40, 40), ["a"] * 9, some_alphas(9), path, **options)
+        sizes.append(drawn(path).shape[:2])
+    grid, strip, notes = sizes
+    assert strip[0] < grid[0] < notes[0] and strip[1] == 2 * grid[1]
+
+
+@pytest.mark.parametrize("colours", pa.COLOURS)
+def test_map_in_other_colours_still_shows_where_the_peak_is(colours):
+    heat = np.zeros((4, 6), np.float32)
+    heat[1, 2] = 1
+    seen = pa.overlay(np.full((4, 6, 3), 120, np.uint8), heat, colours).astype(int)
+    elsewhere = seen[heat == 0]
+    assert (elsewhere == elsewhere[0]).all() and (seen[1, 2] != elsewhere[0]).any()
+
+
 def test_no_display_and_no_backend_are_needed(tmp_path):
     path = str(tmp_path / "a.png")
     environment = dict(os.environ, MPLBACKEND="TkAgg", PYTHONPATH=ROOT)
@@ -194,18 +227,41 @@ DECODED = Decoded(np.array(["val/a.jpg", "val/b.png", "val/c.jpg"]),
                   np.ones((3, 4), np.float32))
 
 
-def test_images_are_chosen_by_name_in_the_order_asked_for():
-    assert pa.choose(DECODED, ["c.jpg", "a.jpg"], 1, 0) == [2, 0]
-    with pytest.raises(cli.UserError, match="^x.jpg: .*--picture"):
-        pa.choose(DECODED, ["a.jpg", "x.jpg"], 1, 0)
+@pytest.fixture
+def chosen(tmp_path, monkeypatch):
+    """The images that flags choose, in a run with scores."""
+    each = {"CIDEr": [20., 5., 90.]}
+    write_json(str(tmp_path / "scores_val.json"), {
+        "scores": {"CIDEr": 1.}, "intervals": {"CIDEr": [0., 2.]}, "habits": {},
+        "habits_of_first_references": {}, "image_ids": ["1", "2", "3"],
+        "of_each_image": each})
+
+    def choose(*flags, decoded=DECODED):
+        monkeypatch.setattr(sys, "argv", ["plot_attention.py", *flags])
+        return pa.choose(decoded, pa.arguments(), str(tmp_path))
+    return choose
 
 
-def test_images_are_drawn_at_random_without_repetition():
+@pytest.mark.parametrize("flags, expected", [
+    (("--images", "c.jpg", "a.jpg"), [2, 0]), (("--ids", "2", "1"), [1, 0]),
+    (("--best", "1"), [2]), (("--worst", "1"), [1]), (("--best", "2"), [2, 0]),
+    (("--best", "1", "--worst", "2"), [2, 0, 1]), ((), [0, 1, 2])])
+def test_images_are_chosen_as_the_flags_say(flags, expected, chosen):
+    assert chosen(*flags) == expected
+
+
+@pytest.mark.parametrize("flags", [("--images", "a.jpg", "x.jpg"), ("--ids", "9")])
+def test_image_that_was_not_decoded_is_named(flags, chosen):
+    with pytest.raises(cli.UserError, match=f"^{flags[0]} {flags[-1]}: .*--picture"):
+        chosen(*flags)
+
+
+def test_images_are_drawn_at_random_without_repetition(chosen):
     many = DECODED._replace(images=np.array([f"{i}.jpg" for i in range(50)]))
-    first, again, other = (pa.choose(many, None, 9, seed) for seed in (1, 1, 2))
+    first, again, other = (chosen("--count", "9", "--seed", seed, decoded=many)
+                           for seed in ("1", "1", "2"))
     assert first == again != other
     assert len(set(first)) == 9 and set(first) < set(range(50))
-    assert pa.choose(DECODED, None, 8, 0) == [0, 1, 2]
 
 
 def test_split_is_drawn_with_the_words_before_the_end(tmp_path, monkeypatch, capsys):
@@ -216,13 +272,15 @@ def test_split_is_drawn_with_the_words_before_the_end(tmp_path, monkeypatch, cap
     calls = []
     real = pa.draw
     monkeypatch.setattr(pa, "draw", lambda *args: calls.append(args) or real(*args))
-    run = Run(str(tmp_path), {"data": str(tmp_path / "data")}, VOCABULARY, None, [])
+    run = Run(str(tmp_path), {"data": str(tmp_path / "data"), "no_gate": False},
+              VOCABULARY, None, [])
     monkeypatch.setattr(sys, "argv", ["plot_attention.py"])
     paths = pa.draw_split(run, pa.arguments())
     assert paths == [str(tmp_path / "attention" / f"{name}.png") for name in "abc"]
     assert capsys.readouterr().out.splitlines() == [
         f"{paths[0]}: a cat", f"{paths[1]}: ", f"{paths[2]}: a dog a cat"]
-    for i, (picture, words, alphas, path) in enumerate(calls):
+    for i, (picture, words, alphas, path, notes, *_) in enumerate(calls):
+        assert notes == ["p 1.00   \u03b2 1.00"] * len(words)
         assert len(words) == len(alphas) == [2, 0, 4][i]
         np.testing.assert_array_equal(alphas, DECODED.alphas[i, :len(words)])
         assert drawn(path).size

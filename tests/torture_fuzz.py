@@ -107,14 +107,19 @@ def attention(folder):
                                          words)
 
 
+def scored(folder):
+    return lambda: evaluate.read_scores(folder + "/checkpoints/a/scores_val.json")
+
+
 READERS = {"data/annotations/captions_train.json": captions,
            "data/annotations/instances_train.json": boxes,
            "data/tokens/vocabulary.tsv": vocabulary, "data/tokens/val.npz": tokens,
            "data/tokens/references_val.json": references,
            "data/features/val/scene_000002.png.npy": features,
            "checkpoints/a/settings.json": settings, "checkpoints/a/best.npz": weights,
-           "checkpoints/a/vocabulary.tsv": settings, "checkpoints/a/split.json": split,
-           "checkpoints/a/attention_val.npz": attention}
+           "checkpoints/a/split.json": split,
+           "checkpoints/a/attention_val.npz": attention,
+           "checkpoints/a/scores_val.json": scored}
 
 
 def too_long(signum, frame):
