@@ -26,6 +26,7 @@ demo: env
 	$(PY) score_scenes.py --run demo
 	$(PY) pointing.py --run demo
 	$(PY) plot_attention.py --run demo
+	$(PY) report.py --run demo
 
 test: env
 	$(PY) -m pytest
