@@ -21,7 +21,8 @@ demo: env
 	$(PY) draw_scenes.py --data demo/data
 	$(PY) extract_features.py --data demo/data --weights random
 	$(PY) tokenize_captions.py --data demo/data
-	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256
+	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256 \
+		--dropout 0.5
 	$(PY) evaluate.py --run demo
 	$(PY) score_scenes.py --run demo
 	$(PY) pointing.py --run demo
@@ -32,7 +33,7 @@ test: env
 	$(PY) -m pytest
 
 torture: env
-	$(PY) -m pytest -m fault --tally tests tests/torture_*.py
+	$(PY) -m pytest -m fault --tally -o python_files="test_*.py torture_*.py"
 
 bench: env
 	$(PY) benchmarks/bench.py

@@ -726,7 +726,7 @@ def arguments():
                         help="m, and D: size of word embeddings and annotation vectors")
     parser.add_argument("--units", type=positive, default=512,
                         help="n, and A: size of the GRU and of the attention")
-    parser.add_argument("--dropout", type=share, default=.5,
+    parser.add_argument("--dropout", type=share, default=.3,
                         help="share of annotation channels, of embeddings and of the "
                              "deep output left out (section 4.3)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import struct
 import sys
 import zlib
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
 import download_coco
 import draw_scenes
 import evaluate
@@ -26,6 +24,7 @@ import extract_features
 import plot_attention
 import tokenize_captions
 import train
+from commands import exit_status
 from extract_features import SHAPE
 from tf_runtime import tf
 
@@ -60,14 +59,7 @@ class World:
     def __call__(self, script, *flags):
         """The exit status of a command."""
         self.monkeypatch.setattr(sys, "argv", [script, *flags])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            cli.run(MAIN[script])
-        except SystemExit as end:
-            return end.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return 0
+        return exit_status(MAIN[script])
 
     def files(self):
         """{path: digest} of all files, and {path: None} of all folders."""

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import cli
 import evaluate
 import scores
 import train
+from commands import exit_status
 from decode import Caption, decode_files
 from extract_features import SHAPE, feature_path, read_features
 from tokenize_captions import END, Vocabulary
@@ -76,14 +76,7 @@ class Place:
     def __call__(self, *flags):
         """Evaluate `small`: (exit status, stdout, stderr)."""
         self.monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", "small", *flags])
-        before, status = signal.getsignal(signal.SIGTERM), 0
-        try:
-            cli.run(evaluate.main)
-        except SystemExit as end:
-            status = end.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return (status,) + tuple(self.capsys.readouterr())
+        return (exit_status(evaluate.main),) + tuple(self.capsys.readouterr())
 
 
 @pytest.fixture
@@ -148,6 +141,13 @@ def test_command_writes_captions_attention_and_scores(place):
         assert run.vocabulary.decode(decoded.words[i]) == result["caption"]
         np.testing.assert_allclose(decoded.alphas[i, :steps].sum(1), 1, rtol=1e-4)
         assert (decoded.alphas[i, steps:] == 0).all()
+
+
+def test_candidates_of_an_earlier_beam_do_not_stay(place, no_java):
+    assert place("--beam", "2", "--n-best", "2")[0] == 0
+    assert run_file(place, "nbest_val.json").exists()
+    assert place()[0] == 0
+    assert not run_file(place, "nbest_val.json").exists()
 
 
 def test_captions_are_those_of_one_image_at_a_time(place, no_java):

@@ -2,7 +2,6 @@
 import io
 import json
 import os
-import signal
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 import cli
 import extract_features as ef
+from commands import exit_status
 from tf_runtime import tf
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
@@ -295,14 +295,7 @@ class Folder:
             self.monkeypatch.setattr(ef, "inception", lambda *args: red)
         self.monkeypatch.setattr(sys, "argv", ["extract_features.py", "--data",
                                                str(self.path)] + list(flags))
-        before, status = signal.getsignal(signal.SIGTERM), 0
-        try:
-            cli.run(ef.main)
-        except SystemExit as end:
-            status = end.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return (status,) + tuple(self.capsys.readouterr())
+        return (exit_status(ef.main),) + tuple(self.capsys.readouterr())
 
     def feature(self, name):
         return str(self.path / "features" / "val" / f"{name}.npy")

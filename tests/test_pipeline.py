@@ -14,7 +14,7 @@ from score_scenes import names_all, read_scenes
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("download_coco.py", "extract_features.py", "tokenize_captions.py",
            "train.py", "evaluate.py", "plot_attention.py", "draw_scenes.py",
-           "score_scenes.py", "pointing.py")
+           "score_scenes.py", "pointing.py", "report.py")
 
 
 def command(folder, script, *flags):
@@ -41,7 +41,8 @@ def outputs(tmp_path_factory):
              ("plot_attention.py", "--run", "toy", "--count", "2"),
              ("plot_attention.py", "--run", "toy", "--picture",
               "drawn/val/scene_000001.png"),
-             ("score_scenes.py", "--run", "toy"), ("pointing.py", "--run", "toy")]
+             ("score_scenes.py", "--run", "toy"), ("pointing.py", "--run", "toy"),
+             ("report.py", "--run", "toy")]
     found = {"folder": folder}
     for script, *flags in steps:
         found[script] = found.get(script, "") + command(folder, script, *flags)
@@ -106,6 +107,13 @@ def test_figures_of_the_demo_are_printed_with_their_baselines(outputs):
             value, low, high = found[name + baseline]
             assert 0 <= low <= value <= high <= 1
             assert f"{100 * value:.1f}" in outputs["pointing.py"]
+
+
+def test_report_of_the_run_is_one_page_with_all_its_captions(outputs):
+    folder = outputs["folder"] / "checkpoints" / "toy"
+    assert "open checkpoints/toy/report_val.html" in outputs["report.py"]
+    assert (folder / "report_val.html").read_text(encoding="utf-8").count(
+        "<article") == 8
 
 
 def test_figures_of_the_split_and_of_a_picture_of_ones_own_are_drawn(outputs):

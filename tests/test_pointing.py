@@ -1,14 +1,13 @@
 """The pointing score by hand: words that name things, boxes, baselines, intervals."""
 import json
 import os
-import signal
 import sys
 
 import numpy as np
 import pytest
 
-import cli
 import pointing
+from commands import exit_status
 from evaluate import Decoded
 from pointing import changes, covered, means, named, plural, point, words_for
 from tokenize_captions import END, Vocabulary
@@ -125,14 +124,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def command(*flags):
         monkeypatch.setattr(sys, "argv", ["pointing.py", *flags])
-        before, status = signal.getsignal(signal.SIGTERM), 0
-        try:
-            cli.run(pointing.main)
-        except SystemExit as end:
-            status = end.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return (status,) + tuple(capsys.readouterr())
+        return (exit_status(pointing.main),) + tuple(capsys.readouterr())
     command.folder = tmp_path
     return command
 

@@ -12,6 +12,7 @@ from PIL import Image
 import cli
 import train
 from atomic import write_arrays, write_json
+from commands import exit_status
 from extract_features import SHAPE, feature_path
 from model import Batch, Captioner, Sizes, loss
 from tf_runtime import AdamOptimizer, RMSPropOptimizer, tf
@@ -313,14 +314,7 @@ class Runs:
             "train.py", "--data", "data", "--run", run, "--epochs", str(epochs),
             "--embedding", "7", "--units", "11", "--batch-size", "4",
             *(() if "--select" in flags else ("--select", "loss")), *flags])
-        before, status = signal.getsignal(signal.SIGTERM), 0
-        try:
-            cli.run(train.main)
-        except SystemExit as end:
-            status = end.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return (status,) + tuple(self.capsys.readouterr())
+        return (exit_status(train.main),) + tuple(self.capsys.readouterr())
 
     def file(self, run, name):
         return os.path.join("checkpoints", run, name)

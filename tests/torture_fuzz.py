@@ -83,8 +83,11 @@ def features(folder):
 
     def read():
         sound = extract_features.is_sound(path)
-        extract_features.read_features(path)
-        assert sound
+        try:
+            extract_features.read_features(path)
+        except cli.UserError:
+            assert not sound, "step 2 would leave alone what step 4 cannot read"
+            raise
     return read
 
 
