@@ -1,6 +1,6 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
 # make test    the tests
-# make torture kills, full disks, bad input, fuzzing: half an hour, a table of faults
+# make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
 # make lint    flake8
 # make clean   removes the demo's files and caches; make distclean: .venv too

@@ -22,7 +22,8 @@ def pytest_configure(config):
 
 def pytest_runtest_setup(item):
     # A fault is a test's marker `fault(kind)`; a test may try many (`faults`).
-    for marker in item.iter_markers("fault"):
+    marker = item.get_closest_marker("fault")
+    if marker:
         item.user_properties.append(("fault", marker.args[0]))
 
 
