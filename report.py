@@ -148,11 +148,10 @@ def make(told, data, references, split, count, seed):
                      ("gain up", f"gain of {told[0].name}")]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
-    names = [name for name in told[0].scores["scores"]]
     return environment.get_template("report.html").render(
         runs=[run.summary() for run in told], cards=cards, data=facts, split=split,
-        total=len(identities), score_names=names, sortings=sortings,
-        score_key=SHOWN[0])
+        total=len(identities), score_names=list(told[0].scores["scores"]),
+        sortings=sortings, score_key=SHOWN[0])
 
 
 def main():

@@ -246,11 +246,10 @@ class Captions:
         """
         self.tokens = tokens
         self.paths = [feature_path(features, str(name)) for name in tokens.images]
-        there = np.array([os.path.exists(path) for path in self.paths])
-        sound = np.array([exists and is_sound(path)
-                          for path, exists in zip(self.paths, there)])
-        self.missing = int((~there).sum())
-        self.bad = [self.paths[i] for i in np.flatnonzero(there & ~sound)]
+        sound = np.array([is_sound(path) for path in self.paths])
+        unsound = [self.paths[i] for i in np.flatnonzero(~sound)]
+        self.bad = [path for path in unsound if os.path.exists(path)]
+        self.missing = len(unsound) - len(self.bad)
         self.captions = np.flatnonzero(sound[tokens.image_of])
         if not len(self.captions):
             raise cli.UserError(f"{features}: no features of the images in "
@@ -457,6 +456,12 @@ def train_epoch(trainer, captions, progress, args, save):
     if done:
         random.set_state(("MT19937", progress.random[:-1], int(progress.random[-1])))
     begin = saved = time.time()
+
+    def reached(batch):
+        _, keys, position, *_ = random.get_state()
+        return Progress(progress.history, batch, total, words,
+                        progress.seconds + time.time() - begin, checksum,
+                        np.append(keys, np.uint32(position)))
     with cli.interrupts_wait() as asked_to_stop, tqdm(
             total=len(captions.captions), initial=sum(map(len, order[:done])),
             desc=f"epoch {epoch}/{args.epochs}", unit="caption") as bar:
@@ -468,18 +473,14 @@ def train_epoch(trainer, captions, progress, args, save):
                     f"epoch {epoch}, batch {i + 1} of {len(order)}: {error}; "
                     + captions.culprit(order[i]) + "the last checkpoint is sound")
             total, words = total + value * N, words + N
-            _, keys, position, *_ = random.get_state()
-            progress = Progress(progress.history, i + 1, total, words,
-                                progress.seconds, checksum,
-                                np.append(keys, np.uint32(position)))
             bar.update(len(batch.lengths))
             bar.set_postfix(loss=f"{total / words:.3f}", refresh=False)
             if asked_to_stop() or time.time() - saved > 60 * args.save_minutes:
                 saved = time.time()
-                save(progress._replace(seconds=progress.seconds + saved - begin))
+                save(reached(i + 1))
             if asked_to_stop():
                 raise KeyboardInterrupt
-    return progress._replace(seconds=progress.seconds + time.time() - begin)
+    return reached(len(order))
 
 
 def write_log(folder, history):
