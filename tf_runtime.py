@@ -72,6 +72,9 @@ Variable = tf.contrib.eager.Variable if hasattr(tf, "contrib") else tf.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = v1.py_func
+# 1.9 has it under its older name only.
+unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
+                        or tf.unsorted_segment_sum)
 
 
 def start():

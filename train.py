@@ -43,7 +43,8 @@ from decode import decode_files
 from extract_features import SHAPE, feature_path, is_sound, read_features
 from model import Batch, Captioner, Masks, Sizes, loss
 from tf_runtime import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
-                        device_errors, device_name, event_writer, start, tf)
+                        device_errors, device_name, event_writer, start, tf,
+                        unsorted_segment_sum)
 from tokenize_captions import (read_references, read_tokens, read_vocabulary,
                                references_path)
 
@@ -349,8 +350,7 @@ class Trainer:
                                            *(Masks(*masks),) if masks else ())
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
-            tf.unsorted_segment_sum(gradient.values, gradient.indices,
-                                    variable.shape[0])
+            unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
             if isinstance(gradient, tf.IndexedSlices) else gradient
             for gradient, variable in zip(tape.gradient(total, variables), variables)]
         gradients, norm = tf.clip_by_global_norm(gradients, self.clip)
