@@ -483,16 +483,20 @@ def train_epoch(trainer, captions, progress, args, save):
     return reached(len(order))
 
 
-def write_log(folder, history):
-    """log.csv and loss.png from the whole history: they never contradict it."""
+def write_log(folder, history, dropout):
+    """log.csv and loss.png from the whole history: they never contradict it.
+
+    dropout: whether the training loss was measured with it; the curve then says so.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, sorted(history[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
         file.write(text.getvalue())
+    training = "training (with dropout)" if dropout else "training"
     panels = [("cross-entropy (nats a word)",
-               (("train_loss", "#4477aa", "training (with dropout)"),
+               (("train_loss", "#4477aa", training),
                 ("val_loss", "#ee6677", "validation")))]
     if "val_cider" in history[0]:
         panels.append(("score of validation captions (%)",
@@ -663,7 +667,7 @@ def train(args, folder, splits, vocabulary, judge):
     make_slots(model, optimizer)
     progress = resume(folder, model, optimizer)
     if progress.history:  # whatever ended the run may have done so before this
-        write_log(folder, progress.history)
+        write_log(folder, progress.history, args.dropout > 0)
     trainer = Trainer(model, optimizer, args.penalty, args.dropout, args.clip,
                       splits["train"].frequent(args.batch_size))
     events = event_writer(folder)
@@ -700,7 +704,7 @@ def train(args, folder, splits, vocabulary, judge):
             save_checkpoint(os.path.join(folder, "best.npz"), model, optimizer,
                             progress)
         save(progress)
-        write_log(folder, history)
+        write_log(folder, history, args.dropout > 0)
         events(epoch, train_loss=train_loss, val_loss=val_loss,
                captions_per_second=speed, **judged)
         told = "".join(f", {name} {judged[key]:.1f}" for name, key in
