@@ -2,6 +2,7 @@
 # make test    the tests
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
+# make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
 # make lint    flake8
 # make clean   removes the demo's files and caches; make distclean: .venv too
 #
@@ -9,7 +10,7 @@
 # Python to make it with.
 PY = .venv/bin/python
 
-.PHONY: help env demo test torture bench lint clean distclean
+.PHONY: help env demo test torture bench horovod lint clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -37,6 +38,15 @@ torture: env
 
 bench: env
 	$(PY) benchmarks/bench.py
+
+# Horovod finds MPI and TensorFlow while it is built. With CUDA and NCCL, have its sums
+# made on the GPUs: make horovod HOROVOD_GPU_ALLREDUCE=NCCL
+horovod: env
+	$(PY) -m pip install --no-deps -r requirements-horovod.txt
+	CC=$${CC:-gcc} CXX=$${CXX:-g++} CXXFLAGS=-std=c++11 HOROVOD_WITH_TENSORFLOW=1 \
+	HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITHOUT_GLOO=1 \
+		$(PY) -m pip install --no-deps --no-build-isolation horovod==0.19.5
+	.venv/bin/horovodrun --check-build
 
 lint: env
 	$(PY) -m flake8

@@ -21,6 +21,8 @@ except ImportError:  # Windows
     fcntl = None
 
 STEPS = 6
+rank = None  # number of this process where there are several (see ranks.py)
+HEAD_START = 3  # seconds in which process 0 can say what is wrong for all of them
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 PAUSE, LONGEST_PAUSE = 5, 600  # seconds before the first restart, and at most
 
@@ -90,16 +92,17 @@ def interrupts_wait():
 
 
 @contextlib.contextmanager
-def alone(folder):
+def alone(folder, part="", wait=False):
     """Make `folder` and hold it while the block runs: no second one of this script.
 
-    Raises UserError where another process holds it. The lock dies with the process,
-    however that ends.
+    part: of the script's work, if only that must not be done twice. wait: until the
+    other has done it. Raises UserError where another process holds it. The lock dies
+    with the process, however that ends.
     """
     os.makedirs(folder, exist_ok=True)
     script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    path = os.path.join(folder, f".{script}.lock")
-    with _lock(path, folder) as file:
+    path = os.path.join(folder, f".{script}{part}.lock")
+    with _lock(path, folder, wait) as file:
         file.truncate(0)
         file.write(f"{script} (process {os.getpid()} on {socket.gethostname()})\n")
         file.flush()
@@ -109,13 +112,13 @@ def alone(folder):
             os.remove(path)
 
 
-def _lock(path, folder):
+def _lock(path, folder, wait):
     """Open and lock the file `path`, which its last holder may remove meanwhile."""
     while True:
         file = open(path, "a+")
         try:
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     return file
@@ -148,6 +151,9 @@ def restarted(restarts, last_on_cpu=False):
     """
     if not restarts:
         return False
+    if rank is not None:
+        raise UserError("--restarts is for one process; where there are several, have "
+                        "the launcher start all of them again")
     child = None
 
     def pass_on(signum, frame):
@@ -195,6 +201,8 @@ def next_step(*words):
 
 def warn(message):
     """Print one line to stderr, without breaking a progress bar on its line."""
+    if rank:  # process 0 says the same
+        return
     from tqdm import tqdm
     tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
 
@@ -272,11 +280,22 @@ def _end_of_imports(kind, error, trace):
         print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
         os._exit(130)
     sys.__excepthook__(kind, error, trace)
+    if rank is not None:
+        os._exit(1)
 
 
 sys.excepthook = _end_of_imports
 
 
 def _stop(message, status):
+    if rank:
+        # Mostly all processes have met the same thing, and the launcher ends this one
+        # as soon as process 0 has spoken.
+        time.sleep(HEAD_START)
+        message = f"{message} (process {rank})"
     print(message, file=sys.stderr, flush=True)
+    if rank is not None:
+        # At its usual exit a process waits for the others, which may wait for it.
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)

@@ -8,14 +8,21 @@ The network sees 299 x 299 pixels and gives (8, 8, 2048) numbers: L = 64 annotat
 vectors of 2048 (section 3.1.1 of the paper, with InceptionV3 in VGG's place). They are
 computed once, since the CNN is frozen. Run again, it makes only what is missing.
 
+Several processes share the images: with Horovod, or each started by itself, anywhere
+that sees the same folders, as one of N with --shard 1/N to --shard N/N. The features
+are the same bytes however they are shared.
+
 Reads:  <data>/annotations/captions_<split>.json and <data>/<split>/<file name>
 Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
         <features>/extractor.json            which weights made them
         <features>/calibration.npz           only for --weights random
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
+                                             (with --shard: .._I_of_N.txt)
 """
+import argparse
 import collections
 import concurrent.futures
+import glob
 import json
 import os
 import socket
@@ -26,6 +33,7 @@ from tqdm import tqdm
 
 import atomic
 import cli
+import ranks
 from download_coco import read_captions, read_karpathy, splits
 from tf_runtime import compiled, device_errors, py_function, start, tf
 
@@ -264,17 +272,22 @@ def batches(paths, batch_size):
         yield index.numpy(), pixels, [e.decode() for e in errors.numpy()]
 
 
-def extract(split, names, data, features, forward, batch_size, dtype):
-    """Write the missing features of one split. Returns the list of (name, error)."""
+def extract(split, names, data, features, forward, batch_size, dtype, part=(0, 1)):
+    """Write the missing features of one split, or of a part of it.
+
+    part: (i, N): only every N-th batch, from the i-th on. Returns (name, error) of
+    each image that was skipped, and how many images the part has.
+    """
+    # Always the same batches, if only for one image of them: the last digits of its
+    # features depend on its place in a batch, and shall not on where a run was stopped.
+    groups = [names[i:i + batch_size] for i in range(0, len(names), batch_size)]
+    groups = groups[part[0]::part[1]]
+    names = [name for group in groups for name in group]
     paths = {name: feature_path(features, name) for name in names}
     missing = {name for name in names if not is_sound(paths[name], dtype)}
     if len(missing) < len(names):
         print(f"{split}: {len(names) - len(missing)} of {len(names)} images are done")
-    # Always the same batches, if only for one image of them: the last digits of its
-    # features depend on its place in a batch, and shall not on where a run was stopped.
-    todo = [name for i in range(0, len(names), batch_size)
-            for name in names[i:i + batch_size]
-            if not missing.isdisjoint(names[i:i + batch_size])]
+    todo = [name for group in groups if not missing.isdisjoint(group) for name in group]
     bad = []
 
     def write(names, output, errors):
@@ -293,7 +306,8 @@ def extract(split, names, data, features, forward, batch_size, dtype):
 
     # The disk is waited for while the network works on the next batch. Whatever ends
     # the loop, a batch that was handed over is written to its end.
-    with tqdm(total=len(missing), desc=split, unit="image", disable=not todo) as bar, \
+    with tqdm(total=len(missing), desc=split, unit="image",
+              disable=not todo or ranks.rank > 0) as bar, \
             concurrent.futures.ThreadPoolExecutor(1) as writer:
         sources, written = [os.path.join(data, name) for name in todo], None
         for indices, pixels, errors in batches(sources, batch_size) if todo else ():
@@ -303,7 +317,7 @@ def extract(split, names, data, features, forward, batch_size, dtype):
             written = writer.submit(write, [todo[i] for i in indices], output, errors)
         if written:
             written.result()
-    return bad
+    return bad, len(names)
 
 
 def sample_images(data, split, names, seed):
@@ -367,6 +381,7 @@ def claim(features, made):
 
 
 def main():
+    ranks.start()
     args = arguments()
     if cli.restarted(args.restarts, args.last_on_cpu):
         return
@@ -384,46 +399,95 @@ def main():
         groups = {split: read_captions(args.data, split) for split in wanted}
     names = collections.OrderedDict(
         (split, [image.path for image in groups[split]]) for split in wanted)
+    if args.shard and ranks.size > 1:
+        raise cli.UserError("--shard is for processes that are started one by one; "
+                            "these share the images by themselves")
     start()
-    with cli.alone(features), device_errors(args.batch_size):
+    with ranks.alone(features, shard_suffix(args)), device_errors(args.batch_size):
         extract_splits(args, features, names)
     cli.next_step("python", "tokenize_captions.py", "--data", args.data)
 
 
 def extract_splits(args, features, names):
     """Make the features of all splits; names: {split: paths below args.data}."""
-    wanted = list(names)
-    new = claim(features, {"weights": args.weights, "seed": args.seed,
-                           "dtype": args.dtype})
     if args.weights == "random":
         print("untrained weights: for trying things out, not for results")
-    calibration = os.path.join(features, "calibration.npz")
-    try:
-        forward = inception(
-            args.weights, lambda: sample_images(args.data, wanted[0], names[wanted[0]],
-                                                args.seed), calibration, args.seed)
-    except BaseException:  # no network: leave the folder to other weights
-        if new and not os.path.exists(calibration):
-            os.remove(os.path.join(features, "extractor.json"))
-        raise
-    for split in wanted:
-        bad = extract(split, names[split], args.data, features, forward,
-                      args.batch_size, np.dtype(args.dtype))
-        report = os.path.join(features, f"unreadable_{split}.txt")
-        if bad:
-            with atomic.writing(report, "w", encoding="utf-8") as file:
-                file.writelines(f"{name}\t{error}\n" for name, error in bad)
-            cli.warn(f"{split}: {len(bad)} of {len(names[split])} images skipped, "
-                     f"listed in {report}")
-        elif os.path.exists(report):
-            os.remove(report)
-        if len(bad) > args.max_bad * len(names[split]):
+    if ranks.rank == 0:
+        forward = network(args, features, names)
+    ranks.gather(None)  # weights are downloaded, or calibrated, by the first one only
+    if ranks.rank:
+        forward = network(args, features, names)
+    part, suffix = args.shard or (ranks.rank, ranks.size), shard_suffix(args)
+    for split in names:
+        bad, count = extract(split, names[split], args.data, features, forward,
+                             args.batch_size, np.dtype(args.dtype), part)
+        bad = [row for rows in ranks.gather(bad) for row in rows]
+        count = sum(ranks.gather(count))
+        if ranks.rank == 0:
+            list_unreadable(features, split, suffix, bad, count)
+        if len(bad) > args.max_bad * count:
             raise cli.UserError(
-                f"{report}: {len(bad)} of {len(names[split])} images could not be "
-                f"used, more than --max-bad {args.max_bad:g} allows; mend them or "
-                "raise it")
-        print(f"{split}: features of {len(names[split]) - len(bad)} images in "
-              f"{features}, each {SHAPE} {args.dtype}")
+                f"{unreadable_path(features, split, suffix)}: {len(bad)} of {count} "
+                f"images could not be used, more than --max-bad {args.max_bad:g} "
+                "allows; mend them or raise it")
+        print(f"{split}: features of {count - len(bad)} images in {features}, each "
+              f"{SHAPE} {args.dtype}")
+
+
+def network(args, features, names):
+    """`inception` for this folder, which process 0 claims for its weights."""
+    split = next(iter(names))
+    calibration = os.path.join(features, "calibration.npz")
+
+    def build():
+        return inception(args.weights, lambda: sample_images(
+            args.data, split, names[split], args.seed), calibration, args.seed)
+    if ranks.rank == 0:
+        # Shards come at the same time: the first of them makes what is of all.
+        with cli.alone(features, "_network", wait=True):
+            new = claim(features, {"weights": args.weights, "seed": args.seed,
+                                   "dtype": args.dtype})
+            try:
+                if new or args.weights == "random" and not os.path.exists(calibration):
+                    return build()
+            except BaseException:  # no network: leave the folder to other weights
+                if new and not os.path.exists(calibration):
+                    os.remove(os.path.join(features, "extractor.json"))
+                raise
+    return build()
+
+
+def shard_suffix(args):
+    """What tells the files of this shard from those of others; '' without --shard."""
+    return "_{}_of_{}".format(args.shard[0] + 1, args.shard[1]) if args.shard else ""
+
+
+def unreadable_path(features, split, suffix=""):
+    """The list of a split's images that were skipped; suffix: of a shard."""
+    return os.path.join(features, f"unreadable_{split}{suffix}.txt")
+
+
+def list_unreadable(features, split, suffix, bad, count):
+    """Write the list of (name, error) of `count` images; remove what it replaces."""
+    path = unreadable_path(features, split, suffix)
+    if bad:
+        with atomic.writing(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{name}\t{error}\n" for name, error in bad)
+        cli.warn(f"{split}: {len(bad)} of {count} images skipped, listed in {path}")
+    elif os.path.exists(path):
+        os.remove(path)
+    if not suffix:  # all images were looked at, those of former shards too
+        for old in glob.glob(unreadable_path(glob.escape(features), glob.escape(split),
+                                             "_*_of_*")):
+            os.remove(old)
+
+
+def shard(text):
+    """An argparse type: 'I/N' -> (I - 1, N)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1/4, the first of four")
+    return int(number) - 1, int(count)
 
 
 def arguments():
@@ -440,6 +504,9 @@ def arguments():
                         help="on disk; float16 takes half the space (256 KB an image)")
     parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=16,
                         help="images a forward pass")
+    parser.add_argument("--shard", type=shard, metavar="I/N",
+                        help="only the I-th of N shares of the images; other machines "
+                             "make the others (default: all images)")
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of unreadable images tolerated")
     parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,

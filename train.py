@@ -7,6 +7,11 @@ written inside an epoch (--save-minutes) and on Ctrl-C: the weights become those
 run that was never stopped. Batches hold captions of like length, as in section 4.3 of
 the paper, so that little is padding.
 
+    horovodrun -np 4 python train.py --data data --run baseline
+
+shares every batch among four processes, and gives what one would have given; so a run
+can also go on with another number of them.
+
 Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
@@ -38,6 +43,7 @@ from tqdm import tqdm
 
 import atomic
 import cli
+import ranks
 import scores
 from decode import decode_files
 from extract_features import SHAPE, feature_path, is_sound, read_features
@@ -55,20 +61,19 @@ OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 # What makes a run another model: it cannot change when the run goes on.
 FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
          "penalty", "no_gate", "no_state", "initial_state", "optimizer",
-         "learning_rate", "decay", "clip", "select", "val_images", "seed")
+         "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
+         "val_images", "seed")
 # --select: the figure of the log, and whether the lowest or the highest is the best.
 SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
           "cider": ("val_cider", max)}
 Run = collections.namedtuple("Run", "folder settings vocabulary model history")
-Progress = collections.namedtuple("Progress", "history batch total words seconds order "
-                                              "random")
+Progress = collections.namedtuple("Progress", "history batch total words seconds order")
 Progress.__doc__ = """How far a run has come.
 
 history: a list of dicts, one for each finished epoch. The others are about the epoch
 after those: batch: int, its batches done; total, words: cross-entropy in nats, and real
 words, summed over these; seconds: float, spent; order: int, checksum of the order of
-its captions; random: uint32 (625,), state of the generator of dropout, (0,) before its
-first batch.
+its captions.
 """
 
 
@@ -135,7 +140,7 @@ def build(settings):
 
 def begin_epoch(history):
     """The Progress of a run that has finished the epochs of this history."""
-    return Progress(history, 0, 0., 0, 0., 0, np.zeros(0, np.uint32))
+    return Progress(history, 0, 0., 0, 0., 0)
 
 
 def save_checkpoint(path, model, optimizer, progress):
@@ -146,9 +151,7 @@ def save_checkpoint(path, model, optimizer, progress):
     arrays = {name: weight.numpy() for name, weight in model.weights.items()}
     arrays.update(("optimizer/" + name, slot.numpy())
                   for name, slot in slots(model, optimizer).items())
-    counts = progress._asdict()
-    arrays["random"] = counts.pop("random")
-    arrays["progress"] = np.array(json.dumps(counts))
+    arrays["progress"] = np.array(json.dumps(progress._asdict()))
     atomic.write_arrays(path, arrays)
 
 
@@ -165,7 +168,7 @@ def load_checkpoint(path, model, optimizer=None):
     try:
         with atomic.load_arrays(path) as file:
             arrays = {name: file[name] for name in targets}
-            progress = read_progress(str(file["progress"]), file["random"])
+            progress = read_progress(str(file["progress"]))
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
                             "its first epoch")
@@ -185,19 +188,17 @@ def load_checkpoint(path, model, optimizer=None):
     return progress
 
 
-def read_progress(text, random):
-    """The Progress in a checkpoint: its JSON and its array. Raises ValueError, KeyError
-    or TypeError where it is none.
+def read_progress(text):
+    """The Progress in a checkpoint's JSON. Raises ValueError, KeyError or TypeError
+    where it is none.
     """
-    found = Progress(random=random, **json.loads(text))
+    found = Progress(**json.loads(text))
     if not (isinstance(found.history, list)
             and all(row["epoch"] == i for i, row in enumerate(found.history, 1))
             and all(type(n) is int and n >= 0
                     for n in (found.batch, found.words, found.order))
             and all(type(x) in (int, float) and np.isfinite(x)
-                    for x in (found.total, found.seconds))
-            and random.dtype == np.uint32
-            and random.shape == ((625,) if found.batch else (0,))):
+                    for x in (found.total, found.seconds))):
         raise ValueError
     return found
 
@@ -276,27 +277,78 @@ class Captions:
         return full if random is None else [full[i]
                                             for i in random.permutation(len(full))]
 
-    def frequent(self, batch_size):
-        """The lengths of which an epoch has at least WORTH_COMPILING full batches."""
-        lengths, counts = np.unique(self.tokens.lengths[self.captions],
-                                    return_counts=True)
-        return set(lengths[counts // batch_size >= WORTH_COMPILING].tolist())
+    def deal(self, order, processes):
+        """Whose each image is in an epoch of these batches: int (images,).
 
-    def load(self, numbers):
-        """Read one batch: caption numbers -> Batch, as numpy arrays.
+        An image's captions stand in several batches. Each image in turn goes to the
+        process that has fewest words so far in those: then all have about as much to
+        do in every batch, and each image is read by one process only.
+        """
+        image_of, lengths = self.tokens.image_of, self.tokens.lengths
+        stands_in = collections.defaultdict(list)
+        for i, numbers in enumerate(order):
+            for number in numbers:
+                stands_in[image_of[number]].append((i, lengths[number]))
+        owners = np.zeros(len(self.paths), np.int32)
+        loads = np.zeros((len(order), processes))
+        for image, places in stands_in.items():
+            batches, words = zip(*places)
+            owners[image] = loads[list(batches)].sum(axis=0).argmin()
+            np.add.at(loads[:, owners[image]], list(batches), words)
+        return owners
+
+    def shapes(self, order):
+        """What the step is worth compiling for: a set of (captions, words of each).
+
+        Batches of one length have a shape; at least WORTH_COMPILING must have it.
+        """
+        lengths = [self.tokens.lengths[numbers] for numbers in order if len(numbers)]
+        counts = collections.Counter((len(n), int(n[0])) for n in lengths
+                                     if n[0] == n[-1])
+        return {shape for shape, count in counts.items() if count >= WORTH_COMPILING}
+
+    def rows(self, numbers):
+        """Which features a batch has, and which of them each caption: two int arrays.
 
         Where the lengths differ, captions of one image share its features. Where they
         do not, hardly any image comes twice, and each caption brings its own: such
         batches then have one shape, and the training step is compiled for it.
         """
-        lengths = self.tokens.lengths[numbers]
-        images, image_of = self.tokens.image_of[numbers], np.arange(len(numbers))
+        lengths, images = self.tokens.lengths[numbers], self.tokens.image_of[numbers]
         if lengths[0] != lengths[-1]:
-            images, image_of = np.unique(images, return_inverse=True)
+            return np.unique(images, return_inverse=True)
+        return images, np.arange(len(numbers))
+
+    def load(self, numbers):
+        """Read one batch: caption numbers -> Batch, as numpy arrays; None for none."""
+        if not len(numbers):
+            return None
+        lengths = self.tokens.lengths[numbers]
+        images, image_of = self.rows(numbers)
         maps = np.stack([read_features(self.paths[i]) for i in images])
         return Batch(maps.reshape(len(images), -1, SHAPE[-1]),
                      image_of.astype(np.int32),
                      self.tokens.words[numbers, :lengths[0] + 1], lengths)
+
+    def masks(self, numbers, rate, sizes, *seed):
+        """Dropout's factors for one batch: model.Masks, as numpy arrays.
+
+        sizes: model.Sizes. seed: ints. An image's masks depend on them and the image
+        only, a caption's on them and the caption: not on the rest of the batch, nor on
+        what was drawn before.
+        """
+        def keep(key, *shape):
+            return np.random.RandomState([*seed, *key]).random_sample(shape) >= rate
+        lengths, m = self.tokens.lengths[numbers], sizes.embedding
+        images, _ = self.rows(numbers)
+        a = np.stack([keep((0, i), 1, sizes.annotation) for i in images])
+        words = np.zeros((lengths[0], len(numbers), 2 * m), np.bool_)
+        for row, number in enumerate(numbers):
+            words[:lengths[row], row] = keep((1, number), lengths[row], 2 * m)
+        # The real words by step, then by caption
+        words = words[np.arange(lengths[0])[:, None] < lengths]
+        a, words = (np.float32(x) / np.float32(1 - rate) for x in (a, words))
+        return Masks(a, *np.split(words, 2, axis=1))
 
     def culprit(self, numbers):
         """Why a batch gave no finite loss, as far as its files tell: words for a line.
@@ -309,13 +361,22 @@ class Captions:
                         "extract_features.py again; ")
         return "try a smaller --learning-rate or --clip in a new --run; "
 
-    def batches(self, order):
-        """Yield a Batch for each array of `order`; the next ones are read meanwhile."""
+    def load_to_train(self, numbers, rate, sizes, *seed):
+        """`load` and the `masks` of the batch, () without dropout."""
+        masks = rate and len(numbers)
+        return self.load(numbers), (self.masks(numbers, rate, sizes, *seed)
+                                    if masks else ())
+
+    def batches(self, order, load=None):
+        """Yield a Batch for each array of `order`; the next ones are read meanwhile.
+
+        load: a function to call on each array in place of `self.load`.
+        """
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             ahead = collections.deque()
             try:
                 for numbers in order:
-                    ahead.append(pool.submit(self.load, numbers))
+                    ahead.append(pool.submit(load or self.load, numbers))
                     if len(ahead) > 3:
                         yield ahead.popleft().result()
                 while ahead:
@@ -330,77 +391,97 @@ class Captions:
 class Trainer:
     """What one training step needs besides the batch."""
 
-    def __init__(self, model, optimizer, penalty=0., dropout=0., clip=5., compiled=()):
-        """penalty, dropout, clip: see the command's flags. compiled: the lengths whose
-        full batches are frequent enough to compile the step for them.
+    def __init__(self, model, optimizer, penalty=0., clip=5.):
+        """penalty, clip: see the command's flags.
+
+        shapes: those that the step is compiled for, (captions, words of each).
         """
-        self.model, self.optimizer = model, optimizer
-        self.penalty, self.dropout, self.clip = penalty, dropout, clip
-        self.lengths_to_compile, self.compiled = set(compiled), {}
+        self.model, self.optimizer, self.penalty = model, optimizer, penalty
+        self.shapes, self.compiled = set(), {}
+        self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
 
-    def gradients(self, batch, *masks):
-        """Loss, cross-entropy, the gradients clipped by their global norm, and it.
+    def gradients(self, batch, share, *masks):
+        """Loss, cross-entropy, and the gradients in the order of model.weights.
 
-        batch: Batch; masks: those of model.Masks, or none. Returns two scalars, a list
-        of tensors in the order of model.weights, and a scalar.
+        batch: Batch. share: a factor on all of them, float32 (). masks: those of
+        model.Masks, or none. Returns a list of tensors.
         """
         variables = list(self.model.weights.values())
         with tf.GradientTape() as tape:
             total, cross_entropy, _ = loss(self.model, batch, self.penalty,
                                            *(Masks(*masks),) if masks else ())
+            total = share * total
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
             unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
             if isinstance(gradient, tf.IndexedSlices) else gradient
             for gradient, variable in zip(tape.gradient(total, variables), variables)]
-        gradients, norm = tf.clip_by_global_norm(gradients, self.clip)
-        return total, cross_entropy, gradients, norm
+        return [total, share * cross_entropy] + gradients
 
     def gradients_for(self, batch):
         """`gradients` for batches of this shape; compiled where that is worth it."""
         image_of, lengths = batch.image_of, batch.lengths  # all that a shape keeps
 
-        def plain(features, words, *masks):
-            return self.gradients(Batch(features, image_of, words, lengths), *masks)
-        C = int(lengths[0])
-        if (C not in self.lengths_to_compile or lengths[-1] != C
+        def plain(features, words, *arguments):
+            return self.gradients(Batch(features, image_of, words, lengths), *arguments)
+        shape = (len(lengths), int(lengths[0]))
+        if (shape not in self.shapes or lengths[-1] != lengths[0]
                 or len(batch.features) != len(lengths)):
             return plain
-        shape = (batch.features.shape, C)
         if shape not in self.compiled:
             self.compiled[shape] = compiled(plain)
         return self.compiled[shape]
 
-    def step(self, batch, random=None):
-        """One step on a Batch of numpy arrays: (cross-entropy in nats a word, N).
+    def summed(self, batch, masks=(), N=None, asked_to_stop=bool):
+        """The loss, cross-entropy and gradients of a batch that processes share.
 
-        random: np.random.RandomState for dropout. Raises FloatingPointError where the
-        loss or the gradients are not finite; the weights are as before the step then.
+        batch: Batch of numpy arrays, this process's captions; None where it has none.
+        masks: Masks of numpy arrays, or none. N: words of the whole batch.
+        asked_to_stop: a function; how many processes it is true for comes first.
+
+        Each process divides the sum over its words by all words, so the sum over the
+        processes is the average over words, however unevenly they are shared.
         """
-        N = int(batch.lengths.sum())
-        arguments = [tf.constant(batch.features), tf.constant(batch.words)]
-        if self.dropout:
-            m, D = self.model.sizes.embedding, self.model.sizes.annotation
-            for shape in Masks((len(batch.features), 1, D), (N, m), (N, m)):
-                keep = random.random_sample(shape) >= self.dropout
-                arguments.append(
-                    tf.constant(keep.astype(np.float32) / (1 - self.dropout)))
-        total, cross_entropy, gradients, norm = self.gradients_for(batch)(*arguments)
+        dtype = self.model.E.dtype.base_dtype
+        if batch is None:
+            mine = [tf.zeros((), dtype), tf.zeros((), dtype)] + [
+                tf.zeros_like(weight) for weight in self.model.weights.values()]
+        else:
+            words = int(batch.lengths.sum())
+            mine = self.gradients_for(batch)(
+                tf.constant(batch.features), tf.constant(batch.words),
+                tf.constant(words / (N or words), dtype), *map(tf.constant, masks))
+        return ranks.total([tf.constant(float(asked_to_stop()), dtype)] + mine)
+
+    def step(self, batch, masks=(), N=None, asked_to_stop=bool):
+        """One step: the cross-entropy in nats a word, and whether to stop after it.
+
+        The arguments are those of `summed`. Raises FloatingPointError where the loss
+        or the gradients are not finite; the weights are as before the step then.
+        """
+        stop, total, cross_entropy, *gradients = self.summed(batch, masks, N,
+                                                             asked_to_stop)
+        gradients, norm = self.clip(*gradients)
         for name, value in (("loss", total), ("gradient norm", norm)):
             if not np.isfinite(value.numpy()):
                 raise FloatingPointError(f"the {name} is {float(value.numpy())}")
         self.optimizer.apply_gradients(zip(gradients, self.model.weights.values()))
-        return float(cross_entropy.numpy()), N
+        return float(cross_entropy.numpy()), bool(stop.numpy())
 
 
 def validate(model, captions, batch_size):
-    """Cross-entropy of a split in nats a real word, without dropout or penalty."""
+    """Cross-entropy of a split in nats a real word, without dropout or penalty.
+
+    Processes take the batches by turns.
+    """
     total, words = 0., 0
-    for batch in captions.batches(captions.epoch(batch_size)):
+    order = captions.epoch(batch_size)
+    for batch in captions.batches(order[ranks.rank::ranks.size]):
         batch = batch._replace(features=tf.constant(batch.features))
         _, cross_entropy, N = loss(model, batch)
         total, words = total + float(cross_entropy.numpy()) * N, words + N
-    return total / words
+    total, words = zip(*ranks.gather((total, words)))
+    return sum(total) / sum(words)
 
 
 class Judge:
@@ -420,12 +501,18 @@ class Judge:
         """BLEU-4 and CIDEr of greedy captions in percent; words as the vocabulary's.
 
         The tokenizer is not the COCO tools', which takes seconds to start: evaluate.py
-        gives the figures to report.
+        gives the figures to report. Processes share the images; process 0 scores them.
         """
-        found = decode_files(model, self.paths, batch_size, quiet=True)
-        texts = {i: self.vocabulary.decode(beam[0].words)
-                 for i, beam in zip(self.ids, found)}
-        averages = scores.averages(scores.score(texts, self.references, java=False))
+        mine = slice(ranks.rank, None, ranks.size)
+        found = decode_files(model, self.paths[mine], batch_size, quiet=True)
+        shares = ranks.gather({i: self.vocabulary.decode(beam[0].words)
+                               for i, beam in zip(self.ids[mine], found)})
+        averages = None
+        if ranks.rank == 0:
+            texts = {i: text for share in shares for i, text in share.items()}
+            averages = scores.averages(scores.score(texts, self.references, java=False))
+            averages = {name: float(value) for name, value in averages.items()}
+        averages = ranks.from_first(averages)
         return {"val_bleu4": round(averages["BLEU-4"], 3),
                 "val_cider": round(averages["CIDEr"], 3)}
 
@@ -437,48 +524,75 @@ def waited(history, select):
     return len(values) - 1 - values.index(best(values))
 
 
-def train_epoch(trainer, captions, progress, args, save):
+def rate(args, epoch, done):
+    """The learning rate when the share `done` of this epoch (from 1) is done.
+
+    It grows with the batch where --base-batch-size is given, and rises to its height in
+    the first --warm-up epochs (Goyal et al. 2017).
+    """
+    height = args.learning_rate * args.decay ** (epoch - 1)
+    if args.base_batch_size:
+        height *= args.batch_size / args.base_batch_size
+    return height * min(1, (epoch - 1 + done) / (args.warm_up or 1e-9))
+
+
+def train_epoch(trainer, learning_rate, captions, progress, args, save):
     """Train to the end of the epoch that `progress` stands in; return the new Progress.
 
-    save: a function that keeps a Progress; called every args.save_minutes, and before
-    KeyboardInterrupt is raised. The order and dropout depend on the seed and the epoch
-    only, so that a run that was stopped and goes on is the run that was never stopped.
+    learning_rate: the optimizer's Variable. save: a function that keeps a Progress;
+    called every args.save_minutes, and before KeyboardInterrupt is raised. The order
+    and dropout depend on the seed and the epoch only, so that a run that was stopped
+    and goes on is the run that was never stopped.
     """
     epoch = len(progress.history) + 1
-    random = np.random.RandomState([args.seed, epoch])
-    order = captions.epoch(args.batch_size, random)
+    order = captions.epoch(args.batch_size, np.random.RandomState([args.seed, epoch]))
     checksum = zlib.crc32(np.concatenate(order))
+    if len(set(ranks.gather(checksum))) > 1:
+        raise cli.UserError(f"{args.features}: the processes see different files "
+                            "there; give all hosts the same folder")
     if progress.batch and progress.order != checksum:
         cli.warn(f"the images with features are not those of before: epoch {epoch} "
                  "begins anew")
         progress = begin_epoch(progress.history)
+    mine = order
+    if ranks.size > 1:
+        owners = captions.deal(order, ranks.size)
+        mine = [numbers[owners[captions.tokens.image_of[numbers]] == ranks.rank]
+                for numbers in order]
+    trainer.shapes = captions.shapes(mine)
     done, total, words = progress[1:4]
-    if done:
-        random.set_state(("MT19937", progress.random[:-1], int(progress.random[-1])))
     begin = saved = time.time()
 
+    def load(numbers):
+        return captions.load_to_train(numbers, args.dropout, trainer.model.sizes,
+                                      args.seed, epoch)
+
     def reached(batch):
-        _, keys, position, *_ = random.get_state()
         return Progress(progress.history, batch, total, words,
-                        progress.seconds + time.time() - begin, checksum,
-                        np.append(keys, np.uint32(position)))
+                        progress.seconds + time.time() - begin, checksum)
     with cli.interrupts_wait() as asked_to_stop, tqdm(
             total=len(captions.captions), initial=sum(map(len, order[:done])),
-            desc=f"epoch {epoch}/{args.epochs}", unit="caption") as bar:
-        for i, batch in enumerate(captions.batches(order[done:]), done):
+            desc=f"epoch {epoch}/{args.epochs}", unit="caption",
+            disable=ranks.rank > 0) as bar:
+        for i, (batch, masks) in enumerate(captions.batches(mine[done:], load), done):
+            N = int(captions.tokens.lengths[order[i]].sum())
+            learning_rate.assign(rate(args, epoch, (i + 1) / len(order)))
             try:
-                value, N = trainer.step(batch, random)
+                value, stop = trainer.step(batch, masks, N, asked_to_stop)
             except FloatingPointError as error:
                 raise cli.UserError(
                     f"epoch {epoch}, batch {i + 1} of {len(order)}: {error}; "
                     + captions.culprit(order[i]) + "the last checkpoint is sound")
+            if ranks.size == 1:  # nobody else must know: a signal of just now counts
+                stop = asked_to_stop()
             total, words = total + value * N, words + N
-            bar.update(len(batch.lengths))
+            bar.update(len(order[i]))
             bar.set_postfix(loss=f"{total / words:.3f}", refresh=False)
-            if asked_to_stop() or time.time() - saved > 60 * args.save_minutes:
+            if stop or time.time() - saved > 60 * args.save_minutes:
                 saved = time.time()
                 save(reached(i + 1))
-            if asked_to_stop():
+            if stop:
+                ranks.gather(None)  # process 0 has saved
                 raise KeyboardInterrupt
     return reached(len(order))
 
@@ -559,7 +673,20 @@ def commit():
 
 
 def resume(folder, model, optimizer):
-    """Load the newest sound checkpoint and return its Progress; else a new run's."""
+    """Load the newest sound checkpoint and return its Progress; else a new run's.
+
+    Process 0 reads, the others get from it what it has found.
+    """
+    found = begin_epoch([])
+    if ranks.rank == 0:
+        found = load_newest(folder, model, optimizer)
+    ranks.copy_first(list(model.weights.values())
+                     + list(slots(model, optimizer).values()))
+    return Progress(*ranks.from_first(found))
+
+
+def load_newest(folder, model, optimizer):
+    """`resume` of a process by itself."""
     for name in ("newest", "previous"):
         path = os.path.join(folder, name + ".npz")
         if os.path.exists(path):
@@ -576,7 +703,9 @@ def resume(folder, model, optimizer):
 
 
 def keep(folder, model, optimizer, progress):
-    """Save the newest checkpoint, and keep the one before it."""
+    """Save the newest checkpoint, and keep the one before it; process 0 does it."""
+    if ranks.rank:
+        return
     newest, previous = (os.path.join(folder, name + ".npz")
                         for name in ("newest", "previous"))
     if os.path.exists(newest):
@@ -609,6 +738,7 @@ def report_bad(folder, splits, most):
 
 
 def main():
+    ranks.start()
     args = arguments()
     if cli.restarted(args.restarts, args.last_on_cpu):
         return
@@ -639,8 +769,9 @@ def main():
                       vocabulary, args.val_images, args.seed)
     folder = os.path.join(RUNS, args.run)
     start()
-    with cli.alone(folder), device_errors(args.batch_size):
-        report_bad(folder, splits, args.max_bad)
+    with ranks.alone(folder), device_errors(args.batch_size):
+        if ranks.rank == 0:
+            report_bad(folder, splits, args.max_bad)
         train(args, folder, splits, vocabulary, judge)
     cli.next_step("python", "evaluate.py", "--run", args.run)
 
@@ -655,22 +786,24 @@ def train(args, folder, splits, vocabulary, judge):
                   hidden=args.units, attention=args.units)
     settings = dict(vars(args), sizes=sizes._asdict(), device=device_name(),
                     vocabulary_digest=vocabulary.digest(), commit=commit(),
-                    versions={"tensorflow": tf.__version__, "numpy": np.__version__})
-    claim(folder, settings, {name: captions.tokens.images.tolist()
-                             for name, captions in splits.items()})
-    with open(os.path.join(args.tokens, "vocabulary.tsv"), "rb") as source, \
-            atomic.writing(os.path.join(folder, "vocabulary.tsv")) as copy:
-        copy.write(source.read())
+                    versions={"tensorflow": tf.__version__, "numpy": np.__version__},
+                    processes=ranks.size)
+    events = None
+    if ranks.rank == 0:
+        claim(folder, settings, {name: captions.tokens.images.tolist()
+                                 for name, captions in splits.items()})
+        with open(os.path.join(args.tokens, "vocabulary.tsv"), "rb") as source, \
+                atomic.writing(os.path.join(folder, "vocabulary.tsv")) as copy:
+            copy.write(source.read())
+        events = event_writer(folder)
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")
     optimizer = OPTIMIZERS[args.optimizer](learning_rate)
     make_slots(model, optimizer)
     progress = resume(folder, model, optimizer)
-    if progress.history:  # whatever ended the run may have done so before this
+    if progress.history and events:  # what ended the run may have done so before this
         write_log(folder, progress.history, args.dropout > 0)
-    trainer = Trainer(model, optimizer, args.penalty, args.dropout, args.clip,
-                      splits["train"].frequent(args.batch_size))
-    events = event_writer(folder)
+    trainer = Trainer(model, optimizer, args.penalty, args.clip)
 
     def save(progress):
         keep(folder, model, optimizer, progress)
@@ -682,8 +815,8 @@ def train(args, folder, splits, vocabulary, judge):
             print(f"no better for {args.patience} epochs (--patience): that is all")
             break
         begin = time.time()
-        learning_rate.assign(args.learning_rate * args.decay ** (epoch - 1))
-        progress = train_epoch(trainer, splits["train"], progress, args, save)
+        progress = train_epoch(trainer, learning_rate, splits["train"], progress, args,
+                               save)
         save(progress)  # validation can take long, and fail
         train_loss = progress.total / progress.words
         speed = len(splits["train"].captions) / progress.seconds
@@ -694,19 +827,20 @@ def train(args, folder, splits, vocabulary, judge):
                 + splits["val"].culprit(splits["val"].captions)
                 + "the last checkpoint is sound")
         judged = judge(model, args.batch_size) if judge else {}
-        history = history + [dict(
+        history = history + [ranks.from_first(dict(
             judged, epoch=epoch, train_loss=train_loss, val_loss=val_loss,
             captions_per_second=round(speed, 1),
-            seconds=round(time.time() - begin, 1))]
+            seconds=round(time.time() - begin, 1)))]
         progress = begin_epoch(history)
-        if waited(history, args.select) == 0:
+        if events and waited(history, args.select) == 0:
             # Before the newest: it must not be missing when the run goes on from there
             save_checkpoint(os.path.join(folder, "best.npz"), model, optimizer,
                             progress)
         save(progress)
-        write_log(folder, history, args.dropout > 0)
-        events(epoch, train_loss=train_loss, val_loss=val_loss,
-               captions_per_second=speed, **judged)
+        if events:
+            write_log(folder, history, args.dropout > 0)
+            events(epoch, train_loss=train_loss, val_loss=val_loss,
+                   captions_per_second=speed, **judged)
         told = "".join(f", {name} {judged[key]:.1f}" for name, key in
                        (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider")) if judged)
         print(f"epoch {epoch}: training loss {train_loss:.4f}, validation loss "
@@ -726,7 +860,8 @@ def arguments():
                         help="folder of step 2 (default: <data>/features)")
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
     parser.add_argument("--epochs", type=positive, default=20, help="in all")
-    parser.add_argument("--batch-size", type=positive, default=64, help="captions")
+    parser.add_argument("--batch-size", type=positive, default=64,
+                        help="captions of a step, of all processes together")
     parser.add_argument("--embedding", type=positive, default=256,
                         help="m, and D: size of word embeddings and annotation vectors")
     parser.add_argument("--units", type=positive, default=512,
@@ -747,6 +882,11 @@ def arguments():
                         help="the paper takes rmsprop for Flickr8k, adam for COCO")
     parser.add_argument("--learning-rate", type=cli.number(float, above=0),
                         default=1e-3, help="of the optimizer")
+    parser.add_argument("--base-batch-size", type=positive,
+                        help="the batch size that --learning-rate is meant for: a "
+                             "larger batch takes larger steps in proportion")
+    parser.add_argument("--warm-up", type=cli.number(float, above=0), metavar="EPOCHS",
+                        help="in which the learning rate rises from 0 to its height")
     parser.add_argument("--decay", type=cli.number(float, above=0, at_most=1),
                         default=1., help="factor on the learning rate after each epoch")
     parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,

@@ -158,25 +158,27 @@ def bench_train(folder, rows):
     tokens = make_tokens(2000, random)
     make_features(folder, 2000, random)
     captions = Captions("train", tokens, folder)
-    trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3), dropout=.5,
-                      compiled=captions.frequent(64))
+    trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3))
     make_slots(trainer.model, trainer.optimizer)
     published = Published(SIZES.vocabulary)
     order = captions.epoch(64, np.random.RandomState(1))
     whole = [numbers for numbers in order if len(numbers) == 64]
+    trainer.shapes = captions.shapes(order)
+
+    def load(numbers):
+        return captions.load_to_train(numbers, .5, SIZES, 0)
     # Compile what an epoch would compile, timing the first batch of a new process.
-    first = captions.load(next(
+    first = load(next(
         numbers for numbers in whole
         if tokens.lengths[numbers[0]] == 12 == tokens.lengths[numbers[-1]]))
-    first_batch = seconds(lambda: trainer.step(first, random))
-    ordinary = np.median([seconds(lambda: trainer.step(first, random))
-                          for _ in range(5)])
+    first_batch = seconds(lambda: trainer.step(*first))
+    ordinary = np.median([seconds(lambda: trainer.step(*first)) for _ in range(5)])
     rows["first batch, time against an ordinary one"] = (first_batch / ordinary,) * 3
     shapes = {}
     for numbers in whole:
         shapes.setdefault(tuple(sorted(set(tokens.lengths[numbers]))), numbers)
-    for batch in captions.batches(list(shapes.values())):
-        trainer.step(batch, random)
+    for batch in captions.batches(list(shapes.values()), load):
+        trainer.step(*batch)
 
     place = [0]
 
@@ -184,8 +186,8 @@ def bench_train(folder, rows):
         chosen = [whole[(place[0] + i) % len(whole)] for i in range(batches)]
         place[0] += batches
         work = sum(flops(captions.load(numbers)) for numbers in chosen)
-        took = seconds(lambda: [trainer.step(batch, random)
-                                for batch in captions.batches(chosen)])
+        took = seconds(lambda: [trainer.step(*batch)
+                                for batch in captions.batches(chosen, load)])
         return 64 * batches / took, work / took
 
     def theirs():
@@ -200,7 +202,8 @@ def bench_train(folder, rows):
 
     def pipeline(batches=60):
         chosen = [whole[i % len(whole)] for i in range(batches)]
-        return 64 * batches / seconds(lambda: [None for _ in captions.batches(chosen)])
+        return 64 * batches / seconds(
+            lambda: [None for _ in captions.batches(chosen, load)])
 
     mine, product, others, read = alternate(ours, matrix_product, theirs, pipeline)
     speeds = [speed for speed, _ in mine]
@@ -302,13 +305,14 @@ def train_on(images, folder):
     start()
     random = np.random.RandomState(0)
     captions = Captions("train", make_tokens(images, random), folder)
-    trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3), dropout=.5,
-                      compiled=captions.frequent(64))
+    trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3))
     make_slots(trainer.model, trainer.optimizer)
     order = [numbers for epoch in range(3)
              for numbers in captions.epoch(64, np.random.RandomState(epoch))]
-    for batch in captions.batches(order[:100]):
-        trainer.step(batch, random)
+    trainer.shapes = captions.shapes(order[:len(order) // 3])
+    for batch in captions.batches(order[:100], lambda numbers: captions.load_to_train(
+            numbers, .5, SIZES, 0)):
+        trainer.step(*batch)
     print(peak_memory())
 
 

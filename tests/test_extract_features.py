@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -418,6 +419,57 @@ def test_features_too_large_for_float16_are_not_written(folder):
     assert not os.path.exists(folder.feature("2.png"))
     with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
         assert file.read() == "val/2.png\tits features are not finite in float16\n"
+
+
+def files_of(folder):
+    """{name: bytes} of everything below a folder."""
+    found = {}
+    for here, _, names in os.walk(str(folder)):
+        for name in names:
+            path = os.path.join(here, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, str(folder))] = file.read()
+    return found
+
+
+def test_shards_make_what_one_run_makes(folder):
+    folder.fill(20)
+    folder.spoil("7.png", "19.png")
+    flags = ("--batch-size", "3", "--max-bad", "1")
+    assert folder.run(*flags)[0] == 0
+    whole = files_of(folder.path / "features")
+    shutil.rmtree(str(folder.path / "features"))
+    shown = []
+    for i in (3, 1, 2):
+        folder.asked = []
+        status, out, _ = folder.run(*flags, "--shard", f"{i}/3")
+        assert status == 0
+        shown.append(folder.asked)
+    # Batches 0, 3 and 6 of 3 pictures are the first shard's
+    assert [x / 10 for x in shown[1]] == [0, 1, 2, 9, 10, 11, 18, 0]
+    sharded = files_of(folder.path / "features")
+    listed = [sharded.pop(f"unreadable_val_{i}_of_3.txt") for i in (1, 3)]
+    assert b"".join(listed[::-1]) == whole.pop("unreadable_val.txt")
+    assert sharded == whole
+    assert folder.run(*flags)[0] == 0   # all that is left to do: bad pictures
+    assert sorted(name for name in os.listdir(str(folder.path / "features"))
+                  if name.startswith("unreadable")) == ["unreadable_val.txt"]
+
+
+def test_share_of_bad_images_is_that_of_the_shard(folder):
+    folder.fill(20)
+    folder.spoil("7.png")
+    flags = ("--batch-size", "1", "--max-bad", ".1", "--shard")
+    assert folder.run(*flags, "1/4")[0] == 0
+    assert "1 of 5 images could not be used" in refusal(folder.run(*flags, "4/4"))
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/", "/4", "a/b", "-1/4",
+                                   "1/4/2"])
+def test_shard_that_there_cannot_be_is_refused(shard, folder):
+    folder.fill(3)
+    assert "--shard" in refusal(folder.run("--shard=" + shard))
+    assert not os.path.exists(str(folder.path / "features"))
 
 
 @pytest.mark.parametrize("flags", [("--dtype", "float32"), ("--weights", "random"),

@@ -175,13 +175,7 @@ def test_validation_weighs_words_and_not_batches(features):
 # --- checkpoints ----------------------------------------------------------------------
 
 HISTORY = [{"epoch": 1, "val_loss": 2.5}, {"epoch": 2, "val_loss": 2.25}]
-INSIDE = train.Progress(HISTORY, 3, 1.25, 17, .5, 99,
-                        np.arange(625, dtype=np.uint32))
-
-
-def same(a, b):
-    """Whether two Progresses are the same."""
-    return a[:-1] == b[:-1] and a.random.tolist() == b.random.tolist()
+INSIDE = train.Progress(HISTORY, 3, 1.25, 17, .5, 99)
 
 
 @pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
@@ -191,7 +185,7 @@ def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
     train.save_checkpoint(path, model, optimizer, INSIDE)
     other, other_optimizer = model_and_optimizer(2, kind, steps=1)
     before = values(train.slots(other, other_optimizer))
-    assert same(train.load_checkpoint(path, other, other_optimizer), INSIDE)
+    assert train.load_checkpoint(path, other, other_optimizer) == INSIDE
     assert equal(values(other.weights), values(model.weights))
     slots = values(train.slots(model, optimizer))
     assert equal(values(train.slots(other, other_optimizer)), slots)
@@ -221,7 +215,7 @@ def test_model_alone_can_be_loaded(tmp_path):
     model, optimizer = model_and_optimizer(1, steps=1)
     train.save_checkpoint(path, model, optimizer, INSIDE)
     other = Captioner(SIZES, seed=2)
-    assert same(train.load_checkpoint(path, other), INSIDE)
+    assert train.load_checkpoint(path, other) == INSIDE
     assert equal(values(other.weights), values(model.weights))
 
 
@@ -286,25 +280,30 @@ def test_making_the_slots_changes_neither_weights_nor_the_first_steps(kind):
 
 # --- runs -----------------------------------------------------------------------------
 
+def write_data(tmp_path):
+    """Tokens and features of TRAIN and VAL in data/; returns the features' folder."""
+    features, tokens = str(tmp_path / "data" / "features"), tmp_path / "data" / "tokens"
+    tokens.mkdir(parents=True)
+    with open(str(tokens / "vocabulary.tsv"), "w") as file:
+        file.write("index\tword\tcount\n")
+        file.writelines(f"{i}\t{word}\t{VOCABULARY.counts[i]}\n"
+                        for i, word in enumerate(VOCABULARY.index_word))
+    for split in (TRAIN, VAL):
+        name = os.path.dirname(split.images[0])
+        write_arrays(str(tokens / (name + ".npz")), split._asdict())
+        write_features(features, split)
+        write_json(references_path(str(tokens), name), {
+            i: [VOCABULARY.decode(row[1:]) for row in
+                split.words[split.image_of == int(i)]] for i in split.image_ids})
+    return features
+
+
 class Runs:
     """A tokenized data set on disk, and the command run on it inside this process."""
 
     def __init__(self, tmp_path, monkeypatch, capsys):
         self.path, self.monkeypatch, self.capsys = tmp_path, monkeypatch, capsys
-        self.features = str(tmp_path / "data" / "features")
-        tokens = tmp_path / "data" / "tokens"
-        tokens.mkdir(parents=True)
-        with open(str(tokens / "vocabulary.tsv"), "w") as file:
-            file.write("index\tword\tcount\n")
-            file.writelines(f"{i}\t{word}\t{VOCABULARY.counts[i]}\n"
-                            for i, word in enumerate(VOCABULARY.index_word))
-        for split in (TRAIN, VAL):
-            name = os.path.dirname(split.images[0])
-            write_arrays(str(tokens / (name + ".npz")), split._asdict())
-            write_features(self.features, split)
-            write_json(references_path(str(tokens), name), {
-                i: [VOCABULARY.decode(row[1:]) for row in
-                    split.words[split.image_of == int(i)]] for i in split.image_ids})
+        self.features = write_data(tmp_path)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(train, "start", lambda: None)
 
@@ -585,11 +584,16 @@ def test_missing_features_of_a_whole_split_are_refused(runs):
 
 # --- the compiled step ----------------------------------------------------------------
 
-def test_only_lengths_with_many_full_batches_are_compiled(features):
+def test_only_shapes_of_many_batches_are_compiled(features, monkeypatch):
+    monkeypatch.setattr(train, "WORTH_COMPILING", 3)
     captions = train.Captions("train", TRAIN, features)
     lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
-    assert captions.frequent(1) == set(lengths[counts >= train.WORTH_COMPILING])
-    assert captions.frequent(12) == set()
+    shapes = {(1, n) for n in lengths[counts >= 3]}
+    assert 0 < len(shapes) < len(lengths)
+    assert captions.shapes(captions.epoch(1)) == shapes
+    assert captions.shapes(captions.epoch(12)) == set()
+    none = np.zeros(0, np.int64)
+    assert captions.shapes(captions.epoch(1) + [none] * 9) == shapes
 
 
 @pytest.mark.parametrize("dropout", [0., .5])
@@ -601,18 +605,20 @@ def test_compiled_step_is_the_plain_step(dropout, penalty):
     words[:, 0], words[:, -1] = START, END
     lengths = np.full(5, 7, np.int32)
     found = []
-    for lengths_to_compile in ((), (7,)):
+    for shapes in (set(), {(5, 7)}):
         model, optimizer = model_and_optimizer(seed=2)
-        trainer = train.Trainer(model, optimizer, penalty, dropout, 5.,
-                                lengths_to_compile)
+        trainer = train.Trainer(model, optimizer, penalty)
+        trainer.shapes = shapes
         noise = np.random.RandomState(9)
         losses = []
         for i in range(3):
+            masks = [(noise.random_sample(shape) >= dropout) / np.float32(1 - dropout)
+                     for shape in ((5, 1, 3), (35, 5), (35, 5)) if dropout]
             maps = np.random.RandomState(i).uniform(0, 2, (5, 64, SHAPE[-1]))
             losses.append(trainer.step(Batch(
                 maps.astype(np.float16), np.arange(5, dtype=np.int32), words, lengths),
-                noise)[0])
-        assert len(trainer.compiled) == len(lengths_to_compile)
+                masks)[0])
+        assert len(trainer.compiled) == len(shapes)
         found.append((losses, values(model.weights)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for name, value in found[0][1].items():
@@ -670,20 +676,74 @@ def test_training_stops_when_nothing_gets_better(runs, monkeypatch):
     assert status == 0 and runs.arrays("a")["epoch"].tolist() == [1, 2, 3, 4, 5]
 
 
-def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, monkeypatch):
-    rates = []
-    real = train.train_epoch
+def rates_of(monkeypatch):
+    """A list that the learning rate of every step is added to."""
+    rates, real = [], train.Trainer.step
 
     def spy(trainer, *args):
         rates.append(float(trainer.optimizer._lr.numpy()))
         return real(trainer, *args)
-    monkeypatch.setattr(train, "train_epoch", spy)
+    monkeypatch.setattr(train.Trainer, "step", spy)
+    return rates
+
+
+def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, monkeypatch):
+    rates = rates_of(monkeypatch)
     flags = ("--decay", ".5", "--learning-rate", ".02")
     assert runs("whole", 3, *flags)[0] == 0
-    assert rates == pytest.approx([.02, .01, .005])
+    expected = np.repeat([.02, .01, .005], BATCHES)
+    assert rates == pytest.approx(expected)
     assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
-    assert rates[3:] == pytest.approx([.02, .01, .005])
+    assert rates[len(expected):] == pytest.approx(expected)
     assert equal(runs.arrays("parts"), runs.arrays("whole"))
+
+
+def test_learning_rate_grows_with_the_batch_and_warms_up(runs, monkeypatch):
+    rates = rates_of(monkeypatch)
+    flags = ("--base-batch-size", "2", "--warm-up", "2", "--learning-rate", ".01",
+             "--decay", ".5")
+    assert runs("a", 3, *flags)[0] == 0
+    rise = np.arange(1, 2 * BATCHES + 1) / (2 * BATCHES)
+    height = np.repeat([.02, .01, .005], BATCHES)
+    assert rates == pytest.approx(height * np.append(rise, np.ones(BATCHES)))
+
+
+# --- dropout --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_masks_of_a_caption_do_not_depend_on_its_batch(alike, features):
+    captions = train.Captions("train", TRAIN, features)
+    order = captions.epoch(3)
+    numbers = next(batch for batch in order
+                   if (len(set(TRAIN.lengths[batch])) == 1) == alike)
+    together = captions.masks(numbers, .5, SIZES, 7, 1)
+    D, m = SIZES.annotation, SIZES.embedding
+    images, image_of = captions.rows(numbers)
+    lengths = TRAIN.lengths[numbers]
+    assert together.a.shape == (len(images), 1, D)
+    assert together.Ey.shape == together.o.shape == (lengths.sum(), m)
+    steps, row_of = np.nonzero(np.arange(lengths[0])[:, None] < lengths)
+    for row, number in enumerate(numbers):
+        alone = captions.masks(np.array([number]), .5, SIZES, 7, 1)
+        np.testing.assert_array_equal(alone.a[0], together.a[image_of[row]])
+        np.testing.assert_array_equal(alone.Ey, together.Ey[row_of == row])
+        np.testing.assert_array_equal(alone.o, together.o[row_of == row])
+    assert steps.tolist() == sorted(steps)
+
+
+def test_masks_leave_out_the_share_that_is_asked_for_and_change_with_the_seed(features):
+    captions = train.Captions("train", TRAIN, features)
+    sizes = SIZES._replace(annotation=500, embedding=700)
+    numbers = captions.epoch(11)[0]
+    found = captions.masks(numbers, .3, sizes, 7, 1)
+    for mask in found:
+        assert mask.dtype == np.float32
+        np.testing.assert_allclose(np.unique(mask), [0, 1 / .7], rtol=1e-6)
+        assert abs((mask == 0).mean() - .3) < .03
+    assert (found.Ey != found.o).any()
+    for seed in ((8, 1), (7, 2)):
+        for mask, other in zip(found, captions.masks(numbers, .3, sizes, *seed)):
+            assert .3 < (mask != other).mean() < .5   # of independent ones .42 differ
 
 
 # --- interruptions --------------------------------------------------------------------
@@ -695,9 +755,9 @@ def on_step(monkeypatch, number, action):
     """Have `action(step function)` take the place of the training step `number`."""
     real, count = train.Trainer.step, [0]
 
-    def step(self, batch, random=None):
+    def step(self, *arguments):
         count[0] += 1
-        run = lambda: real(self, batch, random)  # noqa: E731
+        run = lambda: real(self, *arguments)  # noqa: E731
         return action(run) if count[0] == number else run()
     monkeypatch.setattr(train.Trainer, "step", step)
 

@@ -1,0 +1,130 @@
+"""Several processes, with Horovod: which of them this is, and what all of them hold.
+
+`start()` is called first thing in main(). Where the script was not started by
+horovodrun, mpirun or srun, `size` stays 1, every function gives back what it got, and
+Horovod is never imported. Process 0 alone prints and writes; what the others know, it
+knows too.
+"""
+import contextlib
+import json
+import os
+import sys
+
+import numpy as np
+
+import cli
+from tf_runtime import tf
+
+rank, size = 0, 1  # number of this process, and how many there are
+# Where the launchers say how many processes they have started
+COUNTS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+NUMBERS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+horovod = None
+
+
+def start():
+    """Find the other processes of this run, and take one GPU of the host for this one.
+
+    Raises cli.UserError where there should be others, but they cannot be reached.
+    """
+    global rank, size, horovod
+    started = max(map(_number, COUNTS))
+    if started <= 1:
+        return
+    cli.rank = max(map(_number, NUMBERS))
+    try:
+        import horovod.tensorflow as horovod
+        horovod.init()
+    except ImportError as error:
+        raise cli.UserError(f"this is one of {started} processes, but Horovod cannot "
+                            f"be imported ({error}): run `make horovod`, or start one "
+                            "process only")
+    if horovod.size() != started:
+        raise cli.UserError(f"this is one of {started} processes, but MPI sees "
+                            f"{horovod.size()}; with SLURM: srun --mpi=pmix or pmi2, "
+                            "as your MPI was built")
+    cli.rank = rank = horovod.rank()
+    size = started
+    if rank:
+        sys.stdout = open(os.devnull, "w")
+    # All of TensorFlow sees one GPU then, whatever it does there.
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = gpus.split(",") if gpus else [str(i) for i in range(horovod.local_size())]
+    if len(gpus) > 1:  # with one, the launcher has chosen already
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[horovod.local_rank() % len(gpus)]
+
+
+def total(tensors):
+    """The sum of each tensor over all processes; tensors: list, of one dtype.
+
+    They travel as one vector: one latency for all, and the same order of additions in
+    every step, whatever arrives first.
+    """
+    if size == 1:
+        return tensors
+    shapes = [tensor.shape.as_list() for tensor in tensors]
+    with _together():
+        summed = horovod.allreduce(
+            tf.concat([tf.reshape(tensor, (-1,)) for tensor in tensors], 0),
+            op=horovod.Sum)
+    parts = tf.split(summed, [int(np.prod(shape)) for shape in shapes])
+    return [tf.reshape(part, shape) for part, shape in zip(parts, shapes)]
+
+
+def copy_first(variables):
+    """Give these variables the values that they have in process 0."""
+    if size > 1:
+        with _together():
+            for variable in variables:
+                variable.assign(horovod.broadcast(variable.read_value(), 0))
+
+
+def gather(value):
+    """[value of process 0, of process 1, ...] in all of them.
+
+    value: whatever JSON can hold; it comes back as JSON gives it (tuples as lists).
+    """
+    if size == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    with _together():
+        lengths = horovod.allgather(tf.constant([len(text)])).numpy()
+        texts = horovod.allgather(tf.constant(text)).numpy()
+    ends = np.cumsum(lengths)
+    return [json.loads(texts[end - length:end].tobytes().decode())
+            for end, length in zip(ends, lengths)]
+
+
+def from_first(value=None):
+    """Process 0's value, in all processes; see `gather`."""
+    return gather(value if rank == 0 else None)[0]
+
+
+def any(flag):
+    """Whether `flag` is true in any process, and all of them have come here."""
+    return bool(flag) if size == 1 else True in gather(bool(flag))
+
+
+@contextlib.contextmanager
+def alone(folder, part=""):
+    """cli.alone of process 0, for all of them."""
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(cli.alone(folder, part))
+        yield
+
+
+def _number(variable):
+    """The number in an environment variable; 0 where there is none."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdigit() else 0
+
+
+@contextlib.contextmanager
+def _together():
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise cli.UserError("another process of this run has ended "
+                            f"({cli.one_line(error.message)[:160]}); its own line "
+                            "says why")

@@ -1,0 +1,84 @@
+"""Some training steps, to be started by mpirun: losses and gradients into argv[1].
+
+The shares are uneven on purpose: most images are process 0's, and in some batches a
+process has nothing.
+"""
+import os
+import sys
+import tempfile
+
+import numpy as np
+
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+
+import ranks  # noqa: E402
+import train  # noqa: E402
+from atomic import write_arrays  # noqa: E402
+from model import Captioner, Sizes  # noqa: E402
+from extract_features import SHAPE, feature_path  # noqa: E402
+from test_train import VOCABULARY, tokens_of  # noqa: E402
+
+SIZES = Sizes(vocabulary=len(VOCABULARY), features=2048, annotation=9, embedding=9,
+              hidden=11, attention=13)
+TOKENS = tokens_of("train", [(5, 2, 3), (4, 4), (1, 5), (3, 3, 2), (7,), (2, 6)])
+
+
+class Captions(train.Captions):
+    def __init__(self):
+        self.tokens = TOKENS
+        self.captions = np.arange(len(TOKENS.lengths))
+
+
+def plan(processes):
+    """The batches, and whose each image is."""
+    order = Captions().epoch(4, np.random.RandomState(3))
+    owners = np.array([0, 0, 0, min(1, processes - 1), processes - 1, 0])
+    return order, owners
+
+
+def write_features(folder):
+    """Small ones: attention is then neither saturated nor blind."""
+    random = np.random.RandomState(6)
+    os.makedirs(os.path.join(folder, "train"))
+    for name in TOKENS.images:
+        np.save(feature_path(folder, name),
+                random.uniform(0, .3, SHAPE).astype(np.float16))
+
+
+def main(path):
+    ranks.start()
+    train.start()
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_features(folder)
+        for dtype, penalty, dropout, compiled in (
+                ("float64", 0, 0, 0), ("float64", .7, .5, 1), ("float32", .7, .5, 1)):
+            captions = train.Captions("train", TOKENS, folder)
+            order, owners = plan(ranks.size)
+            # Other first weights in each process; those of process 0 count.
+            model = Captioner(SIZES, seed=1 + ranks.rank, dtype=dtype)
+            optimizer = train.OPTIMIZERS["adam"](.01)
+            train.make_slots(model, optimizer)
+            ranks.copy_first(list(model.weights.values()))
+            trainer = train.Trainer(model, optimizer, penalty, clip=.5)
+            mine = [n[owners[TOKENS.image_of[n]] == ranks.rank] for n in order]
+            if compiled:
+                trainer.shapes = {(len(n), int(TOKENS.lengths[n[0]]))
+                                  for n in mine if len(n)}
+            for i, numbers in enumerate(order):
+                batch, masks = captions.load_to_train(mine[i], dropout, SIZES, 5)
+                masks = [mask.astype(dtype) for mask in masks]
+                N = int(TOKENS.lengths[numbers].sum())
+                label = f"{dtype}_{dropout}_{i}"
+                _, loss, cross_entropy, *gradients = trainer.summed(batch, masks, N)
+                found["loss_" + label] = loss.numpy()
+                found["cross_entropy_" + label] = cross_entropy.numpy()
+                for name, gradient in zip(model.weights, gradients):
+                    found[f"gradient_{label}_{name}"] = np.array(gradient.numpy())
+                trainer.step(batch, masks, N)
+    if ranks.rank == 0:
+        write_arrays(path, found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

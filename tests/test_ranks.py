@@ -1,0 +1,327 @@
+"""What several processes promise: the same run, however many share it."""
+import collections
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import ranks
+import train
+from atomic import write_json
+from test_extract_features import files_of
+from test_train import TRAIN, tokens_of, write_data
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+several = pytest.mark.skipif(
+    not (importlib.util.find_spec("horovod") and shutil.which("mpirun")),
+    reason="needs Horovod and mpirun (make horovod)")
+
+
+def mpirun(processes, *command):
+    """The command line that starts so many on this machine, whatever its cores."""
+    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
+            "-np", str(processes), "-x", "HOROVOD_CYCLE_TIME=1", sys.executable,
+            *command]
+
+
+def finish(command, cwd, timeout=240):
+    """(exit status, stdout, stderr) of a command."""
+    done = subprocess.run(command, cwd=str(cwd), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=timeout)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+# --- dealing out ----------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Captions of 600 images, five each, without real features."""
+    random = np.random.RandomState(0)
+    tokens = tokens_of("train", [tuple(8 + random.poisson(2.5, 5)) for _ in range(600)])
+    captions = object.__new__(train.Captions)
+    captions.tokens, captions.paths = tokens, [""] * 600
+    captions.captions = np.arange(3000)
+    return captions
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_every_image_is_one_process_s_and_all_have_as_much_to_do(processes, many):
+    order = many.epoch(64, np.random.RandomState(0))
+    owners = many.deal(order, processes)
+    assert owners.shape == (600,) and set(owners) == set(range(processes))
+    words = np.array([[many.tokens.lengths[n[owners[many.tokens.image_of[n]] == rank]]
+                       .sum() for rank in range(processes)] for n in order])
+    assert words.sum() == many.tokens.lengths.sum()
+    # Every step waits for the process that has most to do in it.
+    waste = words.max(axis=1).sum() / (words.sum() / processes)
+    chance = np.random.RandomState(1).randint(processes, size=600)
+    by_chance = np.array([[many.tokens.lengths[n[chance[many.tokens.image_of[n]] == r]]
+                           .sum() for r in range(processes)] for n in order])
+    assert waste <= 1 + .6 * (by_chance.max(axis=1).sum()
+                              / (words.sum() / processes) - 1)
+
+
+def test_images_without_captions_in_the_epoch_do_no_harm(many):
+    order = many.epoch(64)[:1]
+    assert many.deal(order, 2).shape == (600,)
+
+
+# --- by itself ------------------------------------------------------------------------
+
+def test_one_process_gives_back_what_it_got():
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert ranks.gather({"a": 1}) == [{"a": 1}] and ranks.from_first(5) == 5
+    tensors = [object()]
+    assert ranks.total(tensors) is tensors
+
+
+@pytest.mark.parametrize("variables", [
+    {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+    {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}])
+@pytest.mark.parametrize("script", ["train.py", "extract_features.py"])
+def test_several_processes_without_horovod_are_refused_in_one_line(variables, script,
+                                                                   tmp_path):
+    (tmp_path / "horovod").mkdir()
+    (tmp_path / "horovod" / "__init__.py").write_text("raise ImportError('not here')")
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, script)], cwd=str(tmp_path),
+        env=dict(os.environ, PYTHONPATH=str(tmp_path), **variables),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    line = done.stderr.decode().strip()
+    assert "\n" not in line and "make horovod" in line and "not here" in line
+    assert sorted(os.listdir(str(tmp_path))) == ["horovod"]
+
+
+@several
+def test_processes_that_mpi_does_not_know_of_are_refused(tmp_path):
+    """As with srun without --mpi: each would think that it is alone."""
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "train.py")], cwd=str(tmp_path),
+        env=dict(os.environ, SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="0"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert "one of 4 processes, but MPI sees 1" in done.stderr.decode()
+
+
+# --- the same mathematics -------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """{processes: the arrays that ranks_steps.py has written}."""
+    folder = tmp_path_factory.mktemp("steps")
+    found = {}
+    for processes in (1, 2, 4):
+        status, _, errors = finish(
+            mpirun(processes, os.path.join(ROOT, "tests", "ranks_steps.py"),
+                   f"{processes}.npz"), folder)
+        assert status == 0, errors
+        with np.load(str(folder / f"{processes}.npz"), allow_pickle=False) as file:
+            found[processes] = {name: file[name] for name in file.files}
+    return found
+
+
+def distance(ours, plain):
+    """Of two arrays, relative to the second."""
+    return np.linalg.norm((ours - plain).ravel()) / np.linalg.norm(plain.ravel())
+
+
+@several
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_step_has_the_loss_and_gradients_of_one_process(processes, steps):
+    one, shared = steps[1], steps[processes]
+    assert sorted(one) == sorted(shared)
+    kinds = collections.Counter(tuple(name.split("_")[:2]) for name in one)
+    assert set(kinds) == {("loss", "float64"), ("loss", "float32"),
+                          ("cross", "entropy"), ("gradient", "float64"),
+                          ("gradient", "float32")}
+    for name in one:
+        if name.startswith("gradient_float32"):
+            continue  # those that nearly cancel out have few digits by themselves
+        limit = 1e-9 if one[name].dtype == np.float64 else 1e-5
+        assert distance(shared[name], one[name]) < limit, name
+    labels = {tuple(name.split("_")[:4]) for name in one
+              if name.startswith("gradient_float32")}
+    assert len(labels) == 4
+    for label in labels:
+        ours, plain = (np.concatenate([arrays[name].ravel() for name in sorted(arrays)
+                                       if tuple(name.split("_")[:4]) == label])
+                       for arrays in (shared, one))
+        assert distance(ours, plain) < 1e-5, label
+
+
+@several
+def test_the_shares_of_those_steps_were_uneven_and_some_empty():
+    shares = steps_shares(4)
+    assert (shares == 0).any() and (shares.max(axis=1) > 2 * shares.min(axis=1)).all()
+
+
+def steps_shares(processes):
+    """Words of each process in each batch of ranks_steps.py: (batches, processes)."""
+    import ranks_steps
+    order, owners = ranks_steps.plan(processes)
+    tokens = ranks_steps.TOKENS
+    return np.array([[tokens.lengths[n[owners[tokens.image_of[n]] == rank]].sum()
+                      for rank in range(processes)] for n in order])
+
+
+# --- whole runs -----------------------------------------------------------------------
+
+TRAINING = (os.path.join(ROOT, "train.py"), "--embedding", "7", "--units", "11",
+            "--batch-size", "4", "--val-images", "3", "--learning-rate", ".003",
+            "--run")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the runs `one`, of one process, and `two`, of two."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_data(folder)
+    arguments = (*TRAINING, "one", "--epochs", "3")
+    status, out, errors = finish([sys.executable, *arguments], folder)
+    assert status == 0, errors
+    status, out, errors = finish(mpirun(2, *TRAINING, "two", "--epochs", "3"), folder)
+    assert status == 0, errors
+    assert out.count("[4/6] train") == out.count("epoch 3:") == 1  # of process 0 only
+    assert errors.count("epoch 1/3:   0%") == 1
+    return folder
+
+
+def arrays_of(folder, run, name="newest"):
+    """The arrays of a checkpoint, and its history but for times."""
+    path = str(folder / "checkpoints" / run / (name + ".npz"))
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files if key != "progress"}
+        history = json.loads(str(file["progress"]))["history"]
+    return arrays, [{key: value for key, value in row.items()
+                     if key not in ("seconds", "captions_per_second")}
+                    for row in history]
+
+
+def assert_same_run(folder, ours, plain):
+    arrays, history = arrays_of(folder, plain)
+    others, other_history = arrays_of(folder, ours)
+    assert len(history) == len(other_history)
+    for row, other in zip(history, other_history):
+        assert other == pytest.approx(row, rel=1e-4)
+    weights = [name for name in arrays if "/" not in name and name != "random"]
+    assert len(weights) > 15
+    for name in weights:  # Adam turns the last digits of a gradient into larger ones
+        np.testing.assert_allclose(others[name], arrays[name], atol=1e-3, err_msg=name)
+
+
+@several
+def test_run_of_two_processes_is_the_run_of_one(trained):
+    assert_same_run(trained, "two", "one")
+    folders = [sorted(name for name in os.listdir(str(trained / "checkpoints" / run))
+                      if not name.startswith("events")) for run in ("one", "two")]
+    assert folders[0] == folders[1]
+    with open(str(trained / "checkpoints" / "two" / "log.csv")) as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    with open(str(trained / "checkpoints" / "two" / "settings.json")) as file:
+        assert json.load(file)["processes"] == 2
+
+
+@several
+@pytest.mark.parametrize("first, second", [(2, 1), (1, 3)])
+def test_run_goes_on_with_another_number_of_processes(first, second, trained):
+    run = f"from_{first}_to_{second}"
+    for processes, epochs in ((first, 1), (second, 3)):
+        arguments = (*TRAINING, run, "--epochs", str(epochs))
+        status, out, errors = finish(mpirun(processes, *arguments), trained)
+        assert status == 0, errors
+    assert "after epoch 1" in out
+    assert_same_run(trained, run, "one")
+
+
+@several
+def test_bad_input_is_told_once_and_ends_all_processes(tmp_path):
+    write_data(tmp_path)
+    path = str(tmp_path / "data" / "features" / (TRAIN.images[2] + ".npy"))
+    array = np.load(path)
+    array[:] = np.nan
+    np.save(path, array)
+    begin = time.time()
+    status, _, errors = finish(mpirun(2, *TRAINING, "a", "--epochs", "1"), tmp_path)
+    assert status == 2 and time.time() - begin < 120
+    assert "Traceback" not in errors
+    assert errors.count("train.py: epoch 1, batch ") == 1 and "is not finite" in errors
+
+
+def start(command, folder):
+    return subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.time() + seconds
+    while not os.path.exists(path):
+        assert process.poll() is None, process.communicate()[0].decode()
+        assert time.time() < end, f"{path} did not appear"
+        time.sleep(.05)
+
+
+def workers(process):
+    """The process numbers of the training processes below an mpirun."""
+    psutil = pytest.importorskip("psutil")
+    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)
+            if any("train.py" in word for word in child.cmdline())]
+
+
+@several
+@pytest.mark.parametrize("signum, status", [(signal.SIGKILL, 128 + 9),
+                                            (signal.SIGTERM, 130)])
+def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, trained):
+    run = f"ended_by_{int(signum)}"
+    arguments = (*TRAINING, run, "--save-minutes", "1e-9", "--epochs")
+    process = start(mpirun(2, *arguments, "1000"), trained)
+    wait_for(str(trained / "checkpoints" / run / "best.npz"), process)
+    victims = workers(process)
+    assert len(victims) == 2
+    os.kill(max(victims), signum)
+    begin = time.time()
+    out = process.communicate(timeout=60)[0].decode()
+    assert time.time() - begin < 60 and process.returncode == status, out
+    assert "Traceback" not in out
+    epochs = len(arrays_of(trained, run)[1])
+    assert epochs >= 1
+    done, out, errors = finish(mpirun(2, *arguments, str(epochs + 1)), trained)
+    assert done == 0, errors
+    assert f"after epoch {epochs}" in out
+    one = f"one_beside_{run}"
+    assert finish([sys.executable, *TRAINING, one, "--epochs", str(epochs + 1)],
+                  trained)[0] == 0
+    assert_same_run(trained, run, one)
+
+
+# --- features -------------------------------------------------------------------------
+
+@several
+def test_features_of_two_processes_are_the_bytes_of_one(tmp_path):
+    arguments = (os.path.join(ROOT, "extract_features.py"), "--weights", "random",
+                 "--batch-size", "2", "--data", "data", "--max-bad", "1", "--features")
+    draw = os.path.join(ROOT, "draw_scenes.py")
+    assert finish([sys.executable, draw, "--data", "data", "--train", "5", "--val",
+                   "3"], tmp_path)[0] == 0
+    (tmp_path / "data" / "train" / "broken.jpg").write_bytes(b"no picture")
+    path = str(tmp_path / "data" / "annotations" / "captions_train.json")
+    with open(path, encoding="utf-8") as file:
+        annotations = json.load(file)
+    annotations["images"].append({"id": 99999, "file_name": "broken.jpg"})
+    write_json(path, annotations)
+    status, _, errors = finish([sys.executable, *arguments, "one"], tmp_path)
+    assert status == 0, errors
+    status, out, errors = finish(mpirun(2, *arguments, "two"), tmp_path)
+    assert status == 0, errors
+    assert out.count("train: features of 5 images") == 1
+    one, two = (files_of(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 5 + 3 + 3 and one == two
+    assert one["unreadable_train.txt"].startswith(b"train/broken.jpg\t")
