@@ -362,10 +362,11 @@ class Captions:
         return "try a smaller --learning-rate or --clip in a new --run; "
 
     def load_to_train(self, numbers, rate, sizes, *seed):
-        """`load` and the `masks` of the batch, () without dropout."""
-        masks = rate and len(numbers)
-        return self.load(numbers), (self.masks(numbers, rate, sizes, *seed)
-                                    if masks else ())
+        """`load` and the `masks` of the batch, () where there are none."""
+        masks = ()
+        if rate and len(numbers):
+            masks = self.masks(numbers, rate, sizes, *seed)
+        return self.load(numbers), masks
 
     def batches(self, order, load=None):
         """Yield a Batch for each array of `order`; the next ones are read meanwhile.
@@ -394,7 +395,7 @@ class Trainer:
     def __init__(self, model, optimizer, penalty=0., clip=5.):
         """penalty, clip: see the command's flags.
 
-        shapes: those that the step is compiled for, (captions, words of each).
+        Its `shapes` are those that the step is compiled for: Captions.shapes.
         """
         self.model, self.optimizer, self.penalty = model, optimizer, penalty
         self.shapes, self.compiled = set(), {}
@@ -533,7 +534,9 @@ def rate(args, epoch, done):
     height = args.learning_rate * args.decay ** (epoch - 1)
     if args.base_batch_size:
         height *= args.batch_size / args.base_batch_size
-    return height * min(1, (epoch - 1 + done) / (args.warm_up or 1e-9))
+    if args.warm_up:
+        height *= min(1, (epoch - 1 + done) / args.warm_up)
+    return height
 
 
 def train_epoch(trainer, learning_rate, captions, progress, args, save):

@@ -28,8 +28,7 @@ several = pytest.mark.skipif(
 def mpirun(processes, *command):
     """The command line that starts so many on this machine, whatever its cores."""
     return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
-            "-np", str(processes), "-x", "HOROVOD_CYCLE_TIME=1", sys.executable,
-            *command]
+            "-np", str(processes), sys.executable, *command]
 
 
 def finish(command, cwd, timeout=240):
