@@ -27,7 +27,8 @@ from tqdm import tqdm
 import atomic
 import cli
 from download_coco import read_captions, read_karpathy, splits
-from tf_runtime import compiled, device_errors, py_function, start, tf
+from tf_runtime import (compiled, device_errors, py_function, start, take_no_mask,
+                        tf)
 
 SIZE = 299                # InceptionV3's input, pixels
 SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
@@ -215,6 +216,7 @@ def fold_batch_norm(model):
         if layer["class_name"] == "BatchNormalization":
             layer["class_name"] = "Activation"
             layer["config"] = {"name": layer["config"]["name"], "activation": "linear"}
+            take_no_mask(layer)
     folded = tf.keras.Model.from_config(config)
     pairs = zip(_in_order(model, tf.keras.layers.Conv2D),
                 _in_order(model, tf.keras.layers.BatchNormalization))

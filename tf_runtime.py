@@ -12,7 +12,7 @@ import sys
 
 import cli
 
-OLDEST, NEWEST = (1, 9), (1, 15)  # first and last supported minor version
+OLDEST, TOO_NEW = (1, 9), (3, 0)  # the versions from the one to before the other
 BASELINE = "1.10.0"
 # What TensorFlow's errors say when the device is to blame, by their texts
 OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT_OF_ME"
@@ -37,8 +37,8 @@ def _load():
             _refuse(f"TensorFlow cannot load a CUDA library ({text[-120:]}): "
                     + CUDA_ADVICE)
         _refuse(f"TensorFlow cannot be imported ({text[-120:]}): run `make env`, or "
-                "`pip install --no-deps -r requirements-cpu.txt` (requirements.txt for "
-                "a GPU) on Python 3.6")
+                "`pip install --no-deps -r requirements-cpu.txt` on Python 3.6 (for a "
+                "GPU or another Python: README.md, \"Versions\")")
     complaint = unsupported(tensorflow.__version__)
     if complaint:
         _refuse(complaint)
@@ -52,10 +52,10 @@ def unsupported(version):
         return (f"TensorFlow {version} is too old: 1.9 or newer is required, "
                 f"{BASELINE} is the tested baseline (pip install --no-deps -r "
                 "requirements.txt)")
-    if (major, minor) > NEWEST:
+    if (major, minor) >= TOO_NEW:
         return (f"TensorFlow {version} is newer than this project supports (1.9 to "
-                f"1.15): install {BASELINE} on Python 3.6 (pip install --no-deps -r "
-                "requirements.txt)")
+                "2.x): make env, or pip install --no-deps -r one of the lists in "
+                "README.md, \"Versions\"")
     return None
 
 
@@ -144,6 +144,15 @@ def compiled(function):
     if hasattr(tf, "function"):
         return tf.function(function)
     return tf.contrib.eager.defun(function)
+
+
+def take_no_mask(layer):
+    """Remove from a layer's configuration, as a Keras model gives it, that it is called
+    with `mask=None`: so does Keras 3 batch norms, but an Activation takes no mask.
+    """
+    for node in layer["inbound_nodes"]:
+        if isinstance(node, dict):  # Keras 3; before, a list with the same meaning
+            node["kwargs"].pop("mask", None)
 
 
 def event_writer(folder):

@@ -134,7 +134,7 @@ class Network:
         random = np.random.RandomState(2)
         for norm in ef._in_order(self.model, tf.keras.layers.BatchNormalization):
             norm.beta.assign(random.normal(0, .3, norm.beta.shape.as_list()))
-        self.h5 = str(folder / "weights.h5")
+        self.h5 = str(folder / "my.weights.h5")  # the ending that Keras 3 wants
         self.model.save_weights(self.h5)
         self.pictures = blocks(2, seed=3)
         self.features = self(self.pictures)
