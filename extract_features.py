@@ -27,8 +27,8 @@ from tqdm import tqdm
 import atomic
 import cli
 from download_coco import read_captions, read_karpathy, splits
-from tf_runtime import (compiled, device_errors, py_function, start, take_no_mask,
-                        tf)
+from tf_runtime import (compiled, device_errors, load_weights, py_function, start,
+                        take_no_mask, tf)
 
 SIZE = 299                # InceptionV3's input, pixels
 SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
@@ -143,9 +143,10 @@ def trained(weights):
         raise cli.UserError(f"{weights}: no such weights file; " + other)
     model = _architecture()
     try:
-        model.load_weights(weights)
+        load_weights(model, weights)
     except (OSError, ValueError, KeyError) as error:
-        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({error})"
+        said = cli.one_line(error)[:200]  # Keras 3 lists all layers
+        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({said})"
                             "; " + other)
     return model
 

@@ -9,6 +9,7 @@ import ctypes
 import os
 import re
 import sys
+import tempfile
 
 import cli
 
@@ -153,6 +154,22 @@ def take_no_mask(layer):
     for node in layer["inbound_nodes"]:
         if isinstance(node, dict):  # Keras 3; before, a list with the same meaning
             node["kwargs"].pop("mask", None)
+
+
+def load_weights(model, path):
+    """Put the weights in an .h5 file, in the format of Keras 2 or of Keras 3, into the
+    model. Raises OSError, ValueError or KeyError where it holds no such weights.
+
+    Keras 3 goes by the ending of the name, whatever the file holds. It is shown the
+    file under a name that fits.
+    """
+    import h5py
+    with h5py.File(path, "r") as file:
+        old = "layer_names" in file.attrs or "model_weights" in file
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, "old.h5" if old else "new.weights.h5")
+        os.symlink(os.path.abspath(path), name)
+        model.load_weights(name)
 
 
 def event_writer(folder):

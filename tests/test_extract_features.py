@@ -172,6 +172,15 @@ def test_weights_of_a_file_give_the_features_of_the_model_that_saved_them(networ
         assert same(features, network.features[-len(pixels):])
 
 
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path):
+    other = tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=(2,))])
+    path = str(tmp_path / "other.weights.h5")
+    other.save_weights(path)
+    with pytest.raises(cli.UserError, match="not InceptionV3 weights") as error:
+        ef.trained(path)
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
 def test_random_network_is_standardised_and_comes_back_from_its_file(network):
     def never():
         raise AssertionError("there is a calibration file")

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import tf_runtime
@@ -78,3 +79,24 @@ def test_memory_of_a_tensor_is_used_again_and_not_asked_of_the_system_anew():
         tf.square(x)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert faults < 20 * 2048 / 4
+
+
+@pytest.mark.parametrize("save", ["save", "save_weights"])
+@pytest.mark.parametrize("name", ["w.h5", "w.weights.h5", "weights", "w.keras"])
+def test_weights_are_read_whatever_the_name_of_their_file(save, name, tmp_path):
+    layers = tf_runtime.tf.keras.layers
+
+    def model():
+        return tf_runtime.tf.keras.Sequential([
+            layers.Dense(5, input_shape=(3,)), layers.Dense(2)])
+    first, second = model(), model()
+    weights = [np.arange(array.size, dtype=np.float32).reshape(array.shape)
+               for array in first.get_weights()]
+    first.set_weights(weights)
+    # save() writes the format of Keras 2, and save_weights() that of the Keras at hand.
+    path = str(tmp_path / ("a.h5" if save == "save" else "a.weights.h5"))
+    getattr(first, save)(path)
+    os.rename(path, str(tmp_path / name))
+    tf_runtime.load_weights(second, str(tmp_path / name))
+    for read, written in zip(second.get_weights(), weights):
+        np.testing.assert_array_equal(read, written)
