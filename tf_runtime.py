@@ -72,7 +72,7 @@ v1 = getattr(tf.compat, "v1", tf)  # 1.9 and 1.10 have no tf.compat.v1
 Variable = tf.contrib.eager.Variable if hasattr(tf, "contrib") else tf.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
-py_function = v1.py_func
+py_function = getattr(tf, "numpy_function", v1.py_func)
 # 1.9 has it under its older name only.
 unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
                         or tf.unsorted_segment_sum)
@@ -81,6 +81,8 @@ unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
 def start():
     """Switch eager execution on, let GPU memory grow on demand, say what is used."""
     keep_memory()
+    # Not a warning for each shape of batch that a function is compiled for.
+    v1.logging.set_verbosity(v1.logging.ERROR)
     config = v1.ConfigProto()
     config.gpu_options.allow_growth = True  # do not take the whole card at once
     # Nothing may ask TensorFlow for its mode before this: asking settles the config.
@@ -154,6 +156,11 @@ def take_no_mask(layer):
     for node in layer["inbound_nodes"]:
         if isinstance(node, dict):  # Keras 3; before, a list with the same meaning
             node["kwargs"].pop("mask", None)
+
+
+def variable_of(weight):
+    """A layer's weight as TensorFlow's variable, which Keras 3 wraps into its own."""
+    return weight.value if isinstance(weight.value, tf.Variable) else weight
 
 
 def load_weights(model, path):
