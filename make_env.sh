@@ -42,6 +42,11 @@ look_at() {
     [ -x "$found" ]
 }
 
+# Whether Python $1 can make environments: on Debian, venv is a package of its own.
+makes_environments() {
+    "$1" -c 'import venv, ensurepip, ssl, zlib' </dev/null >/dev/null 2>&1
+}
+
 # Whether Python version $1 is one of those to use.
 is_wanted() {
     case " $wanted " in
@@ -87,9 +92,9 @@ candidates() {
 }
 
 # Sets $version and $found: PYTHON, or else the first candidate of the version that
-# stands foremost in $wanted.
+# stands foremost in $wanted; one that cannot make environments only if there is no other.
 find_python() {
-    local candidate name seen=' ' first=${wanted%% *}
+    local candidate seen=' ' lame='' first=${wanted%% *}
     if [ -n "${PYTHON:-}" ]; then
         candidate=$(type -P -- "$PYTHON") \
             || fail "PYTHON=$PYTHON: there is no such program; supported are $supported"
@@ -100,14 +105,16 @@ find_python() {
         return
     fi
     while IFS= read -r candidate; do
-        if look_at "$candidate" && is_wanted "$version"; then
-            if [ "$version" = "$first" ]; then
-                return
-            fi
-            case $seen in
-                *" $version="*) ;;
-                *) seen+="$version=$found"$'\n ' ;;
-            esac
+        look_at "$candidate" && is_wanted "$version" || continue
+        case $seen in
+            *" $version="*) continue ;;
+        esac
+        if ! makes_environments "$found"; then
+            lame=${lame:-$version=$found}
+        elif [ "$version" = "$first" ]; then
+            return
+        else
+            seen+="$version=$found"$'\n '
         fi
     done < <(candidates)
     for version in $wanted; do
@@ -117,6 +124,10 @@ find_python() {
                 return ;;
         esac
     done
+    if [ -n "$lame" ]; then
+        version=${lame%%=*} found=${lame#*=}
+        return
+    fi
     printf '%s\n' >&2 \
         "make_env.sh: no Python for $venv found. It can be made with (64 bit)" \
         "$supported." \
@@ -218,7 +229,7 @@ main() {
     fi
     if [ ! -e "$venv" ]; then
         find_python
-        "$found" -c 'import venv, ensurepip, ssl, zlib' 2>/dev/null || fail \
+        makes_environments "$found" || fail \
             "$found cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$version-venv"
         echo "making $venv with $found"
         mkdir "$venv"

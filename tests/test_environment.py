@@ -224,6 +224,22 @@ def test_one_that_does_not_run_is_passed_over(find, tmp_path):
 
 
 @needs_bash
+def test_one_that_cannot_make_environments_is_the_last_choice(run, find, tmp_path):
+    path = program(tmp_path / "bin" / "python3.13", "case $* in",
+                   f"*version_info*) echo 3.13; echo '{tmp_path}/bin/python3.13' ;;",
+                   "*ensurepip*) exit 1 ;;", "esac")
+    assert_found(find(), path)
+    shutil.copy(os.path.join(ROOT, "make_env.sh"), str(tmp_path))
+    error = refused(run(script=str(tmp_path / "make_env.sh")))
+    assert "sudo apt-get install python3.13-venv" in error and error.count("\n") == 1
+    assert not (tmp_path / ".venv").exists()
+    assert_found(find(), path)
+    older = python(tmp_path / "home" / ".pyenv" / "versions" / "3.7.1" / "bin"
+                   / "python", "3.7")
+    assert_found(find(), older)
+
+
+@needs_bash
 @pytest.mark.parametrize("version, place", [
     ("3.6", ".pyenv/versions/3.6.15"), ("3.6", "miniconda3/envs/tf"),
     ("3.6", "anaconda3"), ("3.6", ".conda/envs/a b"),
