@@ -1,22 +1,28 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
 # make test    the tests
+# make test-1.9, test-1.15, test-2   the tests, or those in TESTS=, with another
+#                                    TensorFlow, which stands in .venv-1.9, ...
+# make test-versions                 these three, one after the other
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
 # make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
 # make lint    flake8
 # make clean   removes the demo's files and caches; make distclean: .venv too
 #
-# Each of them first makes .venv (make_env.sh); PYTHON=/path/to/python3.6 names the
-# Python to make it with.
+# Each of them first makes .venv (make_env.sh); PYTHON=/path/to/python names the Python
+# to make it with.
 PY = .venv/bin/python
 
-.PHONY: help env demo test torture bench horovod lint clean distclean
+.PHONY: help env demo test test-versions torture bench horovod lint clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 env:
 	@./make_env.sh
+
+env-%:
+	@./make_env.sh $*
 
 demo: env
 	$(PY) draw_scenes.py --data demo/data
@@ -32,6 +38,12 @@ demo: env
 
 test: env
 	$(PY) -m pytest
+
+test-%:
+	@./make_env.sh $*
+	.venv-$*/bin/python -m pytest $(TESTS)
+
+test-versions: test-1.9 test-1.15 test-2
 
 torture: env
 	$(PY) -m pytest -m fault --tally -o python_files="test_*.py torture_*.py"
@@ -55,4 +67,4 @@ clean:
 	rm -rf demo checkpoints/demo .pytest_cache __pycache__ tests/__pycache__
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-*

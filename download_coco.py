@@ -146,6 +146,8 @@ def receive(url, partial, size, progress):
         total = size if length is None else have + int(length)
         if size not in (None, total):
             raise cli.UserError(f"{url}: has {total} bytes, not {size}; see --mirror")
+        # What arrives of a broken transfer is kept; its length is looked at below.
+        answer.raw.enforce_content_length = False
         with open(partial, "ab" if have else "wb") as file, tqdm(
                 total=total, initial=have, unit="B", unit_scale=True,
                 desc=os.path.basename(url), disable=not progress) as bar:

@@ -35,7 +35,8 @@ import atomic
 import cli
 import ranks
 from download_coco import read_captions, read_karpathy, splits
-from tf_runtime import compiled, device_errors, py_function, start, tf
+from tf_runtime import (compiled, device_errors, load_weights, py_function, start,
+                        take_no_mask, tf)
 
 SIZE = 299                # InceptionV3's input, pixels
 SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
@@ -150,9 +151,10 @@ def trained(weights):
         raise cli.UserError(f"{weights}: no such weights file; " + other)
     model = _architecture()
     try:
-        model.load_weights(weights)
+        load_weights(model, weights)
     except (OSError, ValueError, KeyError) as error:
-        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({error})"
+        said = cli.one_line(error)[:200]  # Keras 3 lists all layers
+        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({said})"
                             "; " + other)
     return model
 
@@ -223,6 +225,7 @@ def fold_batch_norm(model):
         if layer["class_name"] == "BatchNormalization":
             layer["class_name"] = "Activation"
             layer["config"] = {"name": layer["config"]["name"], "activation": "linear"}
+            take_no_mask(layer)
     folded = tf.keras.Model.from_config(config)
     pairs = zip(_in_order(model, tf.keras.layers.Conv2D),
                 _in_order(model, tf.keras.layers.BatchNormalization))

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# Makes .venv, the environment that `make demo`, `make test` and `make lint` use.
+# Makes .venv, the environment that `make demo`, `make test` and `make lint` use, or
+# brings it up to date. Ends with a line that says which Python and TensorFlow it holds.
 #
-#   ./make_env.sh          make .venv, or bring it up to date; nothing to do: no output
-#   ./make_env.sh --find   only print the Python 3.6 that would be used
+#   ./make_env.sh          .venv: Python 3.6 with TensorFlow 1.10; where there is no 3.6,
+#                          the newest supported Python with the TensorFlow that suits it
+#   ./make_env.sh 1.9      .venv-1.9, beside it; also 1.10, 1.15 and 2
+#   ./make_env.sh --find   only print the Python that would be used for .venv
 #
-# PYTHON=/path/to/python chooses the interpreter. Exit status 2: no Python 3.6 to use.
+# PYTHON=/path/to/python chooses the interpreter. Exit status 2: none to use.
 #
 # While .venv/incomplete exists, .venv is being written: it is made anew after an
 # interruption. .venv/requirements.txt is the list that was installed last.
 set -euo pipefail
+
+supported="Python 3.6 (TensorFlow 1.10), 3.7 (1.15) and 3.10 to 3.13 (2.21)"
 
 fail() {
     printf 'make_env.sh: %s\n' "$1" >&2
@@ -37,17 +42,36 @@ look_at() {
     [ -x "$found" ]
 }
 
-try() {
-    look_at "$1" && [ "$version" = 3.6 ]
+# Whether Python $1 can make environments: on Debian, venv is a package of its own.
+makes_environments() {
+    "$1" -c 'import venv, ensurepip, ssl, zlib' </dev/null >/dev/null 2>&1
+}
+
+# Whether Python version $1 is one of those to use.
+is_wanted() {
+    case " $wanted " in
+        *" $1 "*) ;;
+        *) return 1 ;;
+    esac
+}
+
+# The lists of packages for Python version $1: one, or that for a GPU and that without.
+lists() {
+    case $venv:$1 in
+        *-1.9:*) echo requirements-1.9.txt ;;
+        *:3.6) echo requirements.txt requirements-cpu.txt ;;
+        *:3.7) echo requirements-1.15.txt ;;
+        *) echo requirements-2.txt ;;
+    esac
 }
 
 # Candidates, one a line, those that cost least first.
 candidates() {
     local name folder line
-    for name in python3.6 python3 python; do
+    for name in python3.6 python3.1{3,2,1,0} python3.7 python3 python; do
         type -aP "$name" || true
     done
-    for folder in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.6*; do
+    for folder in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.{6,1[0-3],7}*; do
         printf '%s\n' "$folder/bin/python"
     done
     if [ -n "${CONDA_PREFIX:-}" ]; then
@@ -67,26 +91,48 @@ candidates() {
     fi
 }
 
-# Sets $found.
+# Sets $version and $found: PYTHON, or else the first candidate of the version that
+# stands foremost in $wanted; one that cannot make environments only if there is no other.
 find_python() {
-    local candidate
+    local candidate seen=' ' lame='' first=${wanted%% *}
     if [ -n "${PYTHON:-}" ]; then
         candidate=$(type -P -- "$PYTHON") \
-            || fail "PYTHON=$PYTHON: there is no such program; give a Python 3.6"
-        look_at "$candidate" || fail "PYTHON=$PYTHON does not run; give a Python 3.6"
-        [ "$version" = 3.6 ] \
-            || fail "PYTHON=$PYTHON is Python $version; TensorFlow 1.10 needs Python 3.6"
+            || fail "PYTHON=$PYTHON: there is no such program; supported are $supported"
+        look_at "$candidate" \
+            || fail "PYTHON=$PYTHON does not run; supported are $supported"
+        is_wanted "$version" \
+            || fail "PYTHON=$PYTHON is Python $version; $venv can be made with $supported"
         return
     fi
     while IFS= read -r candidate; do
-        if try "$candidate"; then
+        look_at "$candidate" && is_wanted "$version" || continue
+        case $seen in
+            *" $version="*) continue ;;
+        esac
+        if ! makes_environments "$found"; then
+            lame=${lame:-$version=$found}
+        elif [ "$version" = "$first" ]; then
             return
+        else
+            seen+="$version=$found"$'\n '
         fi
     done < <(candidates)
+    for version in $wanted; do
+        case $seen in
+            *" $version="*)
+                found=${seen#*" $version="} found=${found%%$'\n'*}
+                return ;;
+        esac
+    done
+    if [ -n "$lame" ]; then
+        version=${lame%%=*} found=${lame#*=}
+        return
+    fi
     printf '%s\n' >&2 \
-        "make_env.sh: no Python 3.6 found. TensorFlow 1.10 runs on Python 3.6 (64 bit) and" \
-        "no newer one. Looked on PATH and among pyenv's versions and conda's environments." \
-        "Get it in one of these ways, then run the same command again:" \
+        "make_env.sh: no Python for $venv found. It can be made with (64 bit)" \
+        "$supported." \
+        "Looked on PATH and among pyenv's versions and conda's environments." \
+        "Get one in one of these ways, then run the same command again:" \
         "  pyenv:   pyenv install 3.6.15" \
         "  conda:   conda create -n python36 python=3.6" \
         "  Ubuntu:  sudo add-apt-repository ppa:deadsnakes/ppa" \
@@ -109,13 +155,13 @@ for name in ("libcuda.so.1", "libcudart.so.9.0", "libcublas.so.9.0", "libcufft.s
 PROBE
 }
 
-# pip in .venv, quietly: its output goes to .venv/install.log, and on a terminal one line
+# pip in $venv, quietly: its output goes to $venv/install.log, and on a terminal one line
 # shows which of the $1 packages it has come to.
 run_pip() {
     local total=$1 count=0 word rest
     shift
     PIP_USER=no PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
-        .venv/bin/python -m pip "$@" 2>&1 | tee -a .venv/install.log \
+        "$venv/bin/python" -m pip "$@" 2>&1 | tee -a "$venv/install.log" \
         | while read -r word rest; do
             [ -t 1 ] || continue
             case $word in
@@ -127,9 +173,9 @@ run_pip() {
         done || {
             clear_line
             # Nothing was replaced yet (no network, say): what was there is still whole.
-            grep -q '^Installing collected' .venv/install.log || rm -f .venv/incomplete
-            tail -n 15 .venv/install.log | cut -c 1-500 >&2
-            fail "pip failed (above; all of it: .venv/install.log); the same command tries again" 1
+            grep -q '^Installing collected' "$venv/install.log" || rm -f "$venv/incomplete"
+            tail -n 15 "$venv/install.log" | cut -c 1-500 >&2
+            fail "pip failed (above; all of it: $venv/install.log); the same command tries again" 1
         }
     clear_line
 }
@@ -140,54 +186,92 @@ clear_line() {
     fi
 }
 
+# The last line: what list $1 has put into $venv, which holds Python $2.
+say_which() {
+    local pin choice="make PYTHON=/path/to/python ..."
+    pin=$(grep -m 1 '^tensorflow.*==' "$1")
+    if [ "$2" = 3.6 ]; then
+        choice="another Python: $choice"
+    else
+        choice="the baseline, TensorFlow 1.10, needs Python 3.6: $choice"
+    fi
+    echo "$venv: Python $2, ${pin/==/ } ($1); $choice"
+}
+
 main() {
-    local list lacking other size
+    local list lacking='' size other='' pip holds=''
+    if look_at "$venv/bin/python"; then
+        holds=$version
+    fi
+    if [ -n "${PYTHON:-}" ]; then
+        find_python  # a PYTHON that cannot be used is said even if $venv is there
+        wanted=$version
+    fi
     # Made before, by this script, and the list has not changed since: nothing to do.
-    if [ -f .venv/requirements.txt ] && [ ! -e .venv/incomplete ] && try .venv/bin/python; then
-        for list in requirements.txt requirements-cpu.txt; do
-            if [ "$(<"$list")" = "$(<.venv/requirements.txt)" ]; then
+    if is_wanted "$holds" && [ -f "$venv/requirements.txt" ] && [ ! -e "$venv/incomplete" ]
+    then
+        for list in $(lists "$holds"); do
+            if [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ]; then
+                say_which "$list" "$holds"
                 return
             fi
         done
     fi
-    trap 'clear_line; fail "stopped; the same command makes .venv anew" 130' INT TERM
+    trap 'clear_line; fail "stopped; the same command makes $venv anew" 130' INT TERM
 
-    if [ -e .venv/incomplete ] || { [ -f .venv/requirements.txt ] && ! try .venv/bin/python; }; then
-        rm -rf .venv
+    if [ -e "$venv/incomplete" ]; then
+        rm -rf "$venv"
+    elif [ -e "$venv" ] && ! is_wanted "$holds"; then
+        [ -f "$venv/requirements.txt" ] || fail \
+            "$venv is there, but not of this script's making, and holds ${holds:+Python }${holds:-no Python}; move it away and try again"
+        echo "$venv holds ${holds:+Python }${holds:-no Python}: it is made anew"
+        rm -rf "$venv"
     fi
-    if [ ! -e .venv ]; then
+    if [ ! -e "$venv" ]; then
         find_python
-        "$found" -c 'import venv, ensurepip, ssl, zlib' 2>/dev/null || fail \
-            "$found cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python3.6-venv"
-        echo "making .venv with $found"
-        mkdir .venv
-        : >.venv/incomplete
-        "$found" -m venv .venv || fail "$found -m venv failed (above)" 1
-    elif ! try .venv/bin/python; then
-        fail ".venv is there, but holds no Python 3.6; move it away and try again"
+        makes_environments "$found" || fail \
+            "$found cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$version-venv"
+        echo "making $venv with $found"
+        mkdir "$venv"
+        : >"$venv/incomplete"
+        "$found" -m venv "$venv" || fail "$found -m venv failed (above)" 1
+        holds=$version
     fi
 
-    : >.venv/incomplete
-    : >.venv/install.log
-    lacking=$(missing_library .venv/bin/python)
-    if [ -z "$lacking" ]; then
-        list=requirements.txt other=tensorflow size=450
-        echo "GPU build of TensorFlow: CUDA 9.0 and cuDNN 7 are here"
-    else
-        list=requirements-cpu.txt other=tensorflow-gpu size=260
-        echo "CPU build of TensorFlow: $lacking does not load (the GPU build needs CUDA 9.0 and cuDNN 7)"
+    : >"$venv/incomplete"
+    : >"$venv/install.log"
+    list=$(lists "$holds") size=260
+    case $list in
+        *-1.15.txt) size=330 ;;
+        *-2.txt) size=490 ;;
+    esac
+    if [ "$list" != "${list#* }" ]; then
+        lacking=$(missing_library "$venv/bin/python")
+        if [ -z "$lacking" ]; then
+            list=${list% *} other=tensorflow size=450
+            echo "GPU build of TensorFlow: CUDA 9.0 and cuDNN 7 are here"
+        else
+            list=${list#* } other=tensorflow-gpu size=260
+            echo "CPU build of TensorFlow: $lacking does not load (the GPU build needs CUDA 9.0 and cuDNN 7)"
+        fi
     fi
     echo "installing $list (the first time: $size MB to download, 1 to 3 minutes)"
-    run_pip 2 install pip==21.3.1 wheel==0.37.1
-    run_pip 1 uninstall --yes "$other"
+    # The head of the list says which pip takes it.
+    pip=$(sed -n 's/^#.* pip install \(pip==.*\)/\1/p' "$list")
+    # shellcheck disable=SC2086
+    run_pip 2 install $pip
+    if [ -n "$other" ]; then
+        run_pip 1 uninstall --yes "$other"
+    fi
     run_pip "$(grep -c '^[^#].*==' "$list")" install --no-deps -r "$list"
-    .venv/bin/python -c 'import tensorflow' >>.venv/install.log 2>&1 || {
-        grep -iE 'error|illegal' .venv/install.log | tail -n 3 | cut -c 1-500 >&2 || true
-        fail "TensorFlow is installed but does not import (.venv/install.log); a common cause is a processor without AVX, or an incomplete CUDA 9.0" 1
+    "$venv/bin/python" -c 'import tensorflow' >>"$venv/install.log" 2>&1 || {
+        grep -iE 'error|illegal' "$venv/install.log" | tail -n 3 | cut -c 1-500 >&2 || true
+        fail "TensorFlow is installed but does not import ($venv/install.log); a common cause is a processor without AVX, or an incomplete CUDA 9.0" 1
     }
-    cp "$list" .venv/requirements.txt
-    rm .venv/incomplete
-    echo ".venv is ready after $SECONDS s"
+    cp "$list" "$venv/requirements.txt"
+    rm "$venv/incomplete"
+    echo "$venv is ready after $SECONDS s"
+    say_which "$list" "$holds"
 }
 
 case ${PYTHON:-} in
@@ -197,11 +281,18 @@ esac
 case $0 in
     */*) cd "${0%/*}" ;;
 esac
-if [ -n "${PYTHON:-}" ] && [ "${1:-}" != --find ]; then
-    (find_python)  # a PYTHON that cannot be used is said even if .venv is there
-fi
+# The Python versions to use, the best first, and the folder to make.
+wanted='3.6 3.13 3.12 3.11 3.10 3.7' venv=.venv-${1:-}
 case ${1:-} in
-    "") main ;;
-    --find) find_python; printf '%s\n' "$found" ;;
-    *) fail "usage: ./make_env.sh [--find]" ;;
+    ''|--find) venv=.venv ;;
+    1.9|1.10) wanted='3.6' supported="Python 3.6" ;;
+    1.15) wanted='3.7' supported="Python 3.7" ;;
+    2) wanted='3.13 3.12 3.11 3.10' supported="Python 3.10 to 3.13" ;;
+    *) fail "usage: ./make_env.sh [1.9 | 1.10 | 1.15 | 2 | --find]" ;;
 esac
+if [ "${1:-}" = --find ]; then
+    find_python
+    printf '%s\n' "$found"
+else
+    main
+fi

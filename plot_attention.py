@@ -19,7 +19,7 @@ import os
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import get_cmap
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
@@ -65,8 +65,8 @@ def overlay(picture, heat, colours="light"):
     """
     if colours != "light":
         grey = picture.mean(axis=2, keepdims=True)
-        return (.45 * grey + .55 * 255 * get_cmap(colours)(heat)[:, :, :3]).astype(
-            np.uint8)
+        coloured = ScalarMappable(cmap=colours).cmap(heat)[:, :, :3]
+        return (.45 * grey + .55 * 255 * coloured).astype(np.uint8)
     heat = heat[:, :, None]
     light = picture * (.25 + .75 * heat)
     return (light + (255 - light) * .15 * heat).astype(np.uint8)
@@ -129,7 +129,8 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
     os.makedirs(os.path.dirname(path), exist_ok=True)
     kind = os.path.splitext(path)[1][1:]
     # Without the time of day: the same figure is the same file.
-    extra = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
+    date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
+    extra = {"metadata": {date: None}} if date else {}
     with atomic.writing(path) as file, rc_context({"svg.hashsalt": "attention"}):
         canvas.print_figure(file, dpi=130, format=kind, facecolor="white", **extra)
 

@@ -9,10 +9,11 @@ import ctypes
 import os
 import re
 import sys
+import tempfile
 
 import cli
 
-OLDEST, NEWEST = (1, 9), (1, 15)  # first and last supported minor version
+OLDEST, TOO_NEW = (1, 9), (3, 0)  # the versions from the one to before the other
 BASELINE = "1.10.0"
 # What TensorFlow's errors say when the device is to blame, by their texts
 OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT_OF_ME"
@@ -37,8 +38,8 @@ def _load():
             _refuse(f"TensorFlow cannot load a CUDA library ({text[-120:]}): "
                     + CUDA_ADVICE)
         _refuse(f"TensorFlow cannot be imported ({text[-120:]}): run `make env`, or "
-                "`pip install --no-deps -r requirements-cpu.txt` (requirements.txt for "
-                "a GPU) on Python 3.6")
+                "`pip install --no-deps -r requirements-cpu.txt` on Python 3.6 (for a "
+                "GPU or another Python: README.md, \"Versions\")")
     complaint = unsupported(tensorflow.__version__)
     if complaint:
         _refuse(complaint)
@@ -52,10 +53,10 @@ def unsupported(version):
         return (f"TensorFlow {version} is too old: 1.9 or newer is required, "
                 f"{BASELINE} is the tested baseline (pip install --no-deps -r "
                 "requirements.txt)")
-    if (major, minor) > NEWEST:
+    if (major, minor) >= TOO_NEW:
         return (f"TensorFlow {version} is newer than this project supports (1.9 to "
-                f"1.15): install {BASELINE} on Python 3.6 (pip install --no-deps -r "
-                "requirements.txt)")
+                "2.x): make env, or pip install --no-deps -r one of the lists in "
+                "README.md, \"Versions\"")
     return None
 
 
@@ -71,7 +72,7 @@ v1 = getattr(tf.compat, "v1", tf)  # 1.9 and 1.10 have no tf.compat.v1
 Variable = tf.contrib.eager.Variable if hasattr(tf, "contrib") else tf.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
-py_function = v1.py_func
+py_function = getattr(tf, "numpy_function", v1.py_func)
 # 1.9 has it under its older name only.
 unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
                         or tf.unsorted_segment_sum)
@@ -80,6 +81,8 @@ unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
 def start():
     """Switch eager execution on, let GPU memory grow on demand, say what is used."""
     keep_memory()
+    # Not a warning for each shape of batch that a function is compiled for.
+    v1.logging.set_verbosity(v1.logging.ERROR)
     config = v1.ConfigProto()
     config.gpu_options.allow_growth = True  # do not take the whole card at once
     # Nothing may ask TensorFlow for its mode before this: asking settles the config.
@@ -144,6 +147,36 @@ def compiled(function):
     if hasattr(tf, "function"):
         return tf.function(function)
     return tf.contrib.eager.defun(function)
+
+
+def take_no_mask(layer):
+    """Remove from a layer's configuration, as a Keras model gives it, that it is called
+    with `mask=None`: so does Keras 3 batch norms, but an Activation takes no mask.
+    """
+    for node in layer["inbound_nodes"]:
+        if isinstance(node, dict):  # Keras 3; before, a list with the same meaning
+            node["kwargs"].pop("mask", None)
+
+
+def variable_of(weight):
+    """A layer's weight as TensorFlow's variable, which Keras 3 wraps into its own."""
+    return weight.value if isinstance(weight.value, tf.Variable) else weight
+
+
+def load_weights(model, path):
+    """Put the weights in an .h5 file, in the format of Keras 2 or of Keras 3, into the
+    model. Raises OSError, ValueError or KeyError where it holds no such weights.
+
+    Keras 3 goes by the ending of the name, whatever the file holds. It is shown the
+    file under a name that fits.
+    """
+    import h5py
+    with h5py.File(path, "r") as file:
+        old = "layer_names" in file.attrs or "model_weights" in file
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, "old.h5" if old else "new.weights.h5")
+        os.symlink(os.path.abspath(path), name)
+        model.load_weights(name)
 
 
 def event_writer(folder):

@@ -36,7 +36,7 @@ from download_coco import Image as CocoImage  # noqa: E402
 from model import Captioner, Sizes  # noqa: E402
 from published import Published, extract as published_extract  # noqa: E402
 from scores import table  # noqa: E402
-from tf_runtime import AdamOptimizer, device_name, start, tf  # noqa: E402
+from tf_runtime import AdamOptimizer, device_name, start, tf, v1  # noqa: E402
 from tokenize_captions import END, START, Tokens  # noqa: E402
 from train import Captions, Trainer, make_slots  # noqa: E402
 
@@ -128,7 +128,7 @@ def seconds(function):
 
 def matrix_product(side=2048):
     """FLOP/s of a float32 product of two square matrices."""
-    x = tf.random_normal((side, side))
+    x = v1.random_normal((side, side))
     x.numpy()
     return 2 * side ** 3 / seconds(lambda: tf.matmul(x, x).numpy())
 

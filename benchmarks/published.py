@@ -8,7 +8,7 @@ only the attention sees that. It is here to be timed, and to be trained beside o
 """
 import numpy as np
 
-from tf_runtime import tf, v1
+from tf_runtime import tf, v1, variable_of
 from tokenize_captions import END, PAD, START
 
 
@@ -30,7 +30,8 @@ class Published:
 
     @property
     def variables(self):
-        return [variable for layer in self.layers for variable in layer.variables]
+        return [variable_of(variable) for layer in self.layers
+                for variable in layer.variables]
 
     def step(self, words, a, hidden):
         """words (B, 1), a (B, L, D), hidden (B, n) -> logits (B, K), state, alpha."""
@@ -74,8 +75,8 @@ class Published:
 def extract(model, paths, targets):
     """The tutorial's loop: decode, resize, InceptionV3 on 16 images, a file each."""
     def load(path):
-        picture = tf.image.decode_jpeg(tf.read_file(path), channels=3)
-        picture = tf.image.resize_images(picture, (299, 299))
+        picture = tf.image.decode_jpeg(v1.read_file(path), channels=3)
+        picture = v1.image.resize_images(picture, (299, 299))
         return tf.keras.applications.inception_v3.preprocess_input(picture)
 
     data = tf.data.Dataset.from_tensor_slices(list(paths)).map(load).batch(16)

@@ -1,7 +1,21 @@
-"""The scripts' main() run inside the tests' process."""
+"""The scripts as real commands, and their main() run inside the tests' process."""
+import os
 import signal
+import subprocess
+import sys
 
 import cli
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def command(folder, script, *flags, python=sys.executable):
+    """Run a script in `folder`; returns its stdout. It must succeed."""
+    done = subprocess.run([python, os.path.join(ROOT, script), *flags],
+                          cwd=str(folder), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def exit_status(main):

@@ -1,8 +1,12 @@
-"""Eager execution for all tests, the scripts as modules, and the tally of faults."""
+"""Eager execution for all tests, the scripts as modules, a small run of the whole
+pipeline, and the tally of faults.
+"""
 import collections
 import os
 import signal
 import sys
+
+import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -18,6 +22,30 @@ def pytest_configure(config):
     # A job in the background is started with Ctrl-C ignored; the tests send it.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory):
+    """What each step printed, by script; and the folder under 'folder'."""
+    from commands import command
+    folder = tmp_path_factory.mktemp("pipeline")
+    data = ("--data", "drawn")
+    steps = [("draw_scenes.py", *data, "--train", "30", "--val", "8", "--size", "160"),
+             ("extract_features.py", *data, "--weights", "random"),
+             ("tokenize_captions.py", *data),
+             ("train.py", *data, "--run", "toy", "--epochs", "12", "--units", "128",
+              "--embedding", "128", "--batch-size", "16", "--dropout", "0"),
+             ("evaluate.py", "--run", "toy"),
+             ("evaluate.py", "--run", "toy", "--split", "train", "--allow-seen"),
+             ("plot_attention.py", "--run", "toy", "--count", "2"),
+             ("plot_attention.py", "--run", "toy", "--picture",
+              "drawn/val/scene_000001.png"),
+             ("score_scenes.py", "--run", "toy"), ("pointing.py", "--run", "toy"),
+             ("report.py", "--run", "toy")]
+    found = {"folder": folder}
+    for script, *flags in steps:
+        found[script] = found.get(script, "") + command(folder, script, *flags)
+    return found
 
 
 def pytest_runtest_setup(item):

@@ -1,6 +1,6 @@
 """The lists of packages agree with each other, and make_env.sh finds the right Python.
 
-Nothing is installed here: `make_env.sh --find` only looks.
+Nothing is installed here: shell scripts stand for the Pythons, and note what is asked.
 """
 import os
 import re
@@ -23,7 +23,8 @@ def pins(name):
     """The packages of a requirements file as {lower case name: version}."""
     lines = [line for line in read(name).splitlines() if line and line[0] != "#"]
     for line in lines:
-        assert re.match(r"[A-Za-z0-9_-]+==[0-9]+(\.[0-9]+)+$", line), line
+        assert re.match(r"[A-Za-z0-9_-]+==[0-9]+(\.[0-9]+)+(\.post[0-9]+)?$",
+                        line), line
     found = dict(line.lower().split("==") for line in lines)
     assert len(found) == len(lines), "a package is listed twice"
     return found
@@ -38,9 +39,27 @@ def test_cpu_list_differs_only_in_tensorflows_name():
     assert cpu == gpu.replace("\ntensorflow-gpu==", "\ntensorflow==")
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-cpu.txt"])
-def test_every_package_is_pinned(name):
-    assert len(pins(name)) > 40
+@pytest.mark.parametrize("name, tensorflow", [
+    ("requirements.txt", "1.10.0"), ("requirements-cpu.txt", "1.10.0"),
+    ("requirements-1.9.txt", "1.9.0"), ("requirements-1.15.txt", "1.15.5"),
+    ("requirements-2.txt", "2.21.0")])
+def test_every_package_is_pinned(name, tensorflow):
+    found = pins(name)
+    assert len(found) > 40
+    kinds = {"tensorflow", "tensorflow-gpu", "tensorflow-cpu"} & set(found)
+    assert [found[kind] for kind in kinds] == [tensorflow]
+    assert "pycocotools" not in found  # C source; see the head of requirements.txt
+    assert f"#   python -m pip install --no-deps -r {name}\n".replace(
+        "-cpu", "") in read(name)
+    # make_env.sh reads from the head which pip takes the list
+    assert re.findall(r"^#.* pip install pip==[\d.]+ wheel==([\d.]+)$", read(name),
+                      re.M) == [found["wheel"]]
+
+
+def test_list_for_1_9_is_that_of_1_10_but_for_tensorflow():
+    old, new = pins("requirements-1.9.txt"), pins("requirements-cpu.txt")
+    differing = {name for name in set(old) | set(new) if old.get(name) != new.get(name)}
+    assert differing == {"tensorflow", "tensorboard"}
 
 
 def test_bounds_that_tensorflow_1_10_sets():
@@ -54,7 +73,6 @@ def test_bounds_that_tensorflow_1_10_sets():
     assert version("h5py") < [3]
     assert version("protobuf") < [3, 20]
     assert version("gast") < [0, 3]
-    assert "pycocotools" not in found  # C source; see the head of the file
 
 
 def test_conda_environment_agrees():
@@ -66,31 +84,37 @@ def test_conda_environment_agrees():
     pip = "python -m pip install --no-deps -r requirements.txt"
     assert "#   " + pip in text
     assert pip in read("requirements.txt")
-    for name in ("make_env.sh", "requirements.txt"):
-        assert "pip==" + found["pip"] in read(name)
-        assert "wheel==" + pins("requirements.txt")["wheel"] in read(name)
+    assert "pip==" + found["pip"] in read("requirements.txt")
 
 
-# ---- the search for Python 3.6
+# ---- the search for a Python
 
 
-needs_36 = pytest.mark.skipif(sys.version_info[:2] != (3, 6) or BASH is None,
-                              reason="needs bash and Python 3.6")
+needs_bash = pytest.mark.skipif(BASH is None, reason="needs bash")
 
 
 @pytest.fixture
-def find(tmp_path):
-    """Run `make_env.sh --find` where PATH and HOME are an empty folder each."""
+def run(tmp_path):
+    """Run make_env.sh where PATH and HOME are an empty folder each."""
     for name in ("bin", "home"):
         (tmp_path / name).mkdir()
 
-    def call(**variables):
+    def call(*arguments, script=os.path.join(ROOT, "make_env.sh"), **variables):
         environment = dict({"PATH": str(tmp_path / "bin"),
                             "HOME": str(tmp_path / "home")}, **variables)
         return subprocess.run(
-            [BASH, os.path.join(ROOT, "make_env.sh"), "--find"], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-            cwd=str(tmp_path), timeout=60)
+            [BASH, script, *arguments], env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True, cwd=str(tmp_path),
+            timeout=60)
+
+    return call
+
+
+@pytest.fixture
+def find(run):
+    """Run `make_env.sh --find` there."""
+    def call(**variables):
+        return run("--find", **variables)
 
     return call
 
@@ -102,15 +126,14 @@ def program(path, *lines):
     return str(path)
 
 
-def python_36(path):
-    return program(path, f'exec "{sys.executable}" "$@"')
+def python(path, version="3.6"):
+    """A script that says it is a Python of this version, and can do nothing else."""
+    return program(path, f"echo {version}", f"echo '{path}'")
 
 
-def assert_found(result):
+def assert_found(result, path):
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.count("\n") == 1
-    version = subprocess.check_output([result.stdout.rstrip("\n"), "-V"])
-    assert version.startswith(b"Python 3.6.")
+    assert result.stdout == f"{path}\n"
 
 
 def refused(result):
@@ -124,75 +147,241 @@ def broken(path):
             "exit 127")
 
 
-@needs_36
-def test_given_python_is_used(find):
-    assert_found(find(PYTHON=sys.executable))
+@needs_bash
+def test_given_python_is_used_and_one_of_an_environment_leads_to_its_origin(find):
+    result = find(PYTHON=sys.executable)
+    found = result.stdout.rstrip("\n")
+    assert (result.returncode, result.stderr) == (0, "")
+    origin, version = subprocess.check_output(
+        [found, "-c", "import sys; print(sys.prefix); print(sys.version)"],
+        universal_newlines=True).splitlines()[:2]
+    assert (origin, version) == (sys.base_prefix, sys.version.splitlines()[0])
 
 
-@needs_36
+@needs_bash
 def test_given_python_may_be_a_relative_path_with_a_space(find, tmp_path):
-    python_36(tmp_path / "my tools" / "python")
-    assert_found(find(PYTHON="my tools/python"))
+    path = python(tmp_path / "my tools" / "python")
+    assert_found(find(PYTHON="my tools/python"), path)
 
 
-@needs_36
-def test_given_python_of_another_version_is_refused(find, tmp_path):
-    other = program(tmp_path / "python3.8", "echo 3.8", f"echo '{sys.executable}'")
-    python_36(tmp_path / "bin" / "python3.6")  # not a reason to ignore the wish
-    error = f"PYTHON={other} is Python 3.8; TensorFlow 1.10 needs Python 3.6"
-    assert refused(find(PYTHON=other)) == f"make_env.sh: {error}\n"
+@needs_bash
+@pytest.mark.parametrize("version", ["3.6", "3.7", "3.10", "3.11", "3.12", "3.13"])
+def test_given_python_of_a_supported_version_is_used(find, tmp_path, version):
+    python(tmp_path / "bin" / "python3.6")  # not a reason to ignore the wish
+    path = python(tmp_path / "mine", version)
+    assert_found(find(PYTHON=path), path)
 
 
-@needs_36
+@needs_bash
+@pytest.mark.parametrize("version", ["2.7", "3.5", "3.8", "3.9", "3.14", "3.1"])
+def test_given_python_of_another_version_is_refused_and_the_supported_are_named(
+        find, tmp_path, version):
+    python(tmp_path / "bin" / "python3.6")
+    path = python(tmp_path / "mine", version)
+    error = refused(find(PYTHON=path))
+    assert error == (
+        f"make_env.sh: PYTHON={path} is Python {version}; .venv can be made with "
+        "Python 3.6 (TensorFlow 1.10), 3.7 (1.15) and 3.10 to 3.13 (2.21)\n")
+
+
+@needs_bash
 @pytest.mark.parametrize("name", ["nowhere/python3", "python3.6", "broken/python3.6"])
 def test_given_python_that_does_not_run_is_refused(find, tmp_path, name):
     broken(tmp_path / "broken")
     error = refused(find(PYTHON=name))
-    assert error.count("\n") == 1 and "give a Python 3.6" in error
+    assert error.count("\n") == 1 and "supported are Python 3.6 (" in error
 
 
-@needs_36
-def test_nothing_found_says_how_to_get_it(find):
+@needs_bash
+def test_nothing_found_says_how_to_get_it(find, tmp_path):
+    python(tmp_path / "bin" / "python3", "3.9")
     error = refused(find())
-    for way in ("pyenv install 3.6.15", "conda create", "deadsnakes", "PYTHON=/"):
+    for way in ("pyenv install 3.6.15", "conda create", "deadsnakes", "PYTHON=/",
+                "3.10 to 3.13"):
         assert way in error
 
 
-@needs_36
-def test_python_on_path(find, tmp_path):
-    python_36(tmp_path / "bin" / "python3.6")
-    assert_found(find())
+@needs_bash
+@pytest.mark.parametrize("versions, best", [
+    (("3.13", "3.6", "3.7"), "3.6"), (("3.7", "3.10", "3.9"), "3.10"),
+    (("3.10", "3.12", "3.11"), "3.12"), (("3.8", "3.7", "2.7"), "3.7"),
+    (("3.14", "3.13", "3.12"), "3.13")])
+def test_python_3_6_is_preferred_and_then_the_newest_that_is_supported(
+        find, tmp_path, versions, best):
+    paths = {version: python(tmp_path / version / "python3", version)
+             for version in versions}
+    found = find(PATH=":".join(os.path.dirname(paths[version])
+                               for version in versions))
+    assert_found(found, paths[best])
 
 
-@needs_36
+@needs_bash
 def test_one_that_does_not_run_is_passed_over(find, tmp_path):
     broken(tmp_path / "bin")
-    assert "no Python 3.6 found" in refused(find())
-    python_36(tmp_path / "later" / "python3.6")
-    assert_found(find(PATH=f"{tmp_path / 'bin'}:{tmp_path / 'later'}"))
+    assert "no Python for .venv found" in refused(find())
+    path = python(tmp_path / "later" / "python3.6")
+    assert_found(find(PATH=f"{tmp_path / 'bin'}:{tmp_path / 'later'}"), path)
 
 
-@needs_36
-@pytest.mark.parametrize("place", [
-    ".pyenv/versions/3.6.15", "miniconda3/envs/tf", "anaconda3", ".conda/envs/a b"])
-def test_usual_places_in_the_home_folder(find, tmp_path, place):
+@needs_bash
+def test_one_that_cannot_make_environments_is_the_last_choice(run, find, tmp_path):
+    path = program(tmp_path / "bin" / "python3.13", "case $* in",
+                   f"*version_info*) echo 3.13; echo '{tmp_path}/bin/python3.13' ;;",
+                   "*ensurepip*) exit 1 ;;", "esac")
+    assert_found(find(), path)
+    shutil.copy(os.path.join(ROOT, "make_env.sh"), str(tmp_path))
+    error = refused(run(script=str(tmp_path / "make_env.sh")))
+    assert "sudo apt-get install python3.13-venv" in error and error.count("\n") == 1
+    assert not (tmp_path / ".venv").exists()
+    assert_found(find(), path)
+    older = python(tmp_path / "home" / ".pyenv" / "versions" / "3.7.1" / "bin"
+                   / "python", "3.7")
+    assert_found(find(), older)
+
+
+@needs_bash
+@pytest.mark.parametrize("version, place", [
+    ("3.6", ".pyenv/versions/3.6.15"), ("3.6", "miniconda3/envs/tf"),
+    ("3.6", "anaconda3"), ("3.6", ".conda/envs/a b"),
+    ("3.7", ".pyenv/versions/3.7.16"), ("3.12", ".pyenv/versions/3.12.1")])
+def test_usual_places_in_the_home_folder(find, tmp_path, version, place):
     broken(tmp_path / "bin")
-    python_36(tmp_path / "home" / place / "bin" / "python")
-    assert_found(find())
+    path = python(tmp_path / "home" / place / "bin" / "python", version)
+    assert_found(find(), path)
 
 
-@needs_36
+@needs_bash
 def test_pyenv_elsewhere_and_active_conda_environment(find, tmp_path):
-    python_36(tmp_path / "x" / "versions" / "3.6.9" / "bin" / "python")
-    assert_found(find(PYENV_ROOT=str(tmp_path / "x")))
-    python_36(tmp_path / "y" / "bin" / "python")
-    assert_found(find(CONDA_PREFIX=str(tmp_path / "y")))
+    python(tmp_path / "x" / "versions" / "3.8.9" / "bin" / "python", "3.8")
+    path = python(tmp_path / "x" / "versions" / "3.6.9" / "bin" / "python")
+    assert_found(find(PYENV_ROOT=str(tmp_path / "x")), path)
+    path = python(tmp_path / "y" / "bin" / "python")
+    assert_found(find(CONDA_PREFIX=str(tmp_path / "y")), path)
 
 
-@needs_36
+@needs_bash
 def test_environments_that_conda_lists(find, tmp_path):
-    python_36(tmp_path / "my envs" / "tf" / "bin" / "python")
+    path = python(tmp_path / "my envs" / "tf" / "bin" / "python")
     program(tmp_path / "bin" / "conda", "echo '# conda environments:'", "echo '#'",
             "echo 'base                  *  /nowhere'",
             f"echo 'tf                       {tmp_path}/my envs/tf'", "echo")
-    assert_found(find())
+    assert_found(find(), path)
+
+
+# ---- what is put into the environment
+
+
+@pytest.fixture
+def make(run, tmp_path):
+    """Run make_env.sh in a folder of its own, with the system's programs on PATH."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in os.listdir(ROOT):
+        if name == "make_env.sh" or name.startswith("requirements"):
+            shutil.copy(os.path.join(ROOT, name), str(folder / name))
+
+    tools = tmp_path / "tools"  # no Python among them
+    tools.mkdir()
+    for name in ("cat", "cp", "cut", "grep", "mkdir", "rm", "sed", "tail", "tee"):
+        (tools / name).symlink_to(shutil.which(name))
+
+    def call(*arguments, **variables):
+        return run(*arguments, script=str(folder / "make_env.sh"),
+                   PATH=f"{tmp_path / 'bin'}:{tools}", **variables)
+
+    call.folder = folder
+    return call
+
+
+def installer(path, version):
+    """A Python that also makes environments, and notes in their `asked` what for."""
+    return program(
+        path, "case $* in", f"*sys.version_info*) echo {version}; echo '{path}' ;;",
+        "'-m venv '*) mkdir -p $3/bin; cp $0 $3/bin/python ;;",
+        "-) cat > /dev/null; echo libcuda.so.1 ;;",
+        "'-m pip '*) echo $* >> ${0%/bin/python}/asked ;;", "esac")
+
+
+def made(result, folder, name=".venv"):
+    """(what pip was asked, the last line) of a run that must have gone well."""
+    assert (result.returncode, result.stderr) == (0, "")
+    asked = (folder / name / "asked").read_text().splitlines()
+    return asked, result.stdout.splitlines()[-1]
+
+
+@needs_bash
+@pytest.mark.parametrize("version, requirements, holds", [
+    ("3.6", "requirements-cpu.txt", "tensorflow 1.10.0"),
+    ("3.7", "requirements-1.15.txt", "tensorflow 1.15.5"),
+    ("3.10", "requirements-2.txt", "tensorflow-cpu 2.21.0"),
+    ("3.13", "requirements-2.txt", "tensorflow-cpu 2.21.0")])
+def test_each_python_gets_its_own_list_and_one_line_says_so(
+        make, tmp_path, version, requirements, holds):
+    installer(tmp_path / "bin" / "python3", version)
+    asked, line = made(make(), make.folder)
+    assert f"#   python {asked[0]}\n" in read(requirements)
+    assert asked[-1] == f"-m pip install --no-deps -r {requirements}"
+    assert line.startswith(f".venv: Python {version}, {holds} ({requirements}); ")
+    assert "make PYTHON=/path/to/python" in line
+    # The second time there is nothing to do but to say which it is.
+    again = make()
+    assert made(again, make.folder) == (asked, line) and again.stdout == line + "\n"
+
+
+@needs_bash
+@pytest.mark.parametrize("kind, pythons, requirements", [
+    ("1.9", ("3.6", "3.12"), "requirements-1.9.txt"),
+    ("1.10", ("3.6", "3.12"), "requirements-cpu.txt"),
+    ("1.15", ("3.6", "3.7"), "requirements-1.15.txt"),
+    ("2", ("3.6", "3.11"), "requirements-2.txt")])
+def test_environments_of_other_versions_stand_beside_it(make, tmp_path, kind, pythons,
+                                                        requirements):
+    for version in pythons:
+        installer(tmp_path / "bin" / f"python{version}", version)
+    asked, line = made(make(kind), make.folder, ".venv-" + kind)
+    assert asked[-1].endswith(requirements) and line.startswith(f".venv-{kind}: Python")
+    assert not (make.folder / ".venv").exists()
+    error = refused(make(kind, PYTHON=installer(tmp_path / "other", "3.8")))
+    assert error.count("\n") == 1 and "is Python 3.8" in error
+
+
+@needs_bash
+def test_given_python_of_another_version_makes_the_environment_anew(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    newer = installer(tmp_path / "newer", "3.12")
+    first, _ = made(make(), make.folder)
+    assert first[-1].endswith("requirements-cpu.txt")
+    result = make(PYTHON=newer)
+    asked, line = made(result, make.folder)
+    assert result.stdout.startswith(".venv holds Python 3.6: it is made anew\n")
+    assert asked[-1].endswith("requirements-2.txt")
+    assert line.startswith(".venv: Python 3.12, tensorflow-cpu 2.21.0 ")
+    # Without PYTHON, what is there is kept.
+    assert make().stdout == line + "\n"
+
+
+@needs_bash
+def test_refused_python_leaves_the_environment_as_it_is(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    _, line = made(make(), make.folder)
+    refused(make(PYTHON=installer(tmp_path / "old", "3.9")))
+    assert make().stdout == line + "\n"
+
+
+@needs_bash
+def test_environment_that_somebody_else_made_is_not_removed(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    installer(make.folder / ".venv" / "bin" / "python", "3.8")
+    error = refused(make())
+    assert error.count("\n") == 1 and "holds Python 3.8; move it away" in error
+    assert (make.folder / ".venv" / "bin" / "python").exists()
+
+
+@needs_bash
+def test_half_made_environment_is_made_anew(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.11")
+    made(make(), make.folder)
+    (make.folder / ".venv" / "incomplete").touch()
+    (make.folder / ".venv" / "asked").write_text("of the first attempt\n")
+    asked, _ = made(make(), make.folder)
+    assert "of the first attempt" not in asked and len(asked) == 2

@@ -135,7 +135,7 @@ class Network:
         random = np.random.RandomState(2)
         for norm in ef._in_order(self.model, tf.keras.layers.BatchNormalization):
             norm.beta.assign(random.normal(0, .3, norm.beta.shape.as_list()))
-        self.h5 = str(folder / "weights.h5")
+        self.h5 = str(folder / "my.weights.h5")  # the ending that Keras 3 wants
         self.model.save_weights(self.h5)
         self.pictures = blocks(2, seed=3)
         self.features = self(self.pictures)
@@ -171,6 +171,15 @@ def test_weights_of_a_file_give_the_features_of_the_model_that_saved_them(networ
     for pixels in (network.pictures, network.pictures[1:]):  # batches of two sizes
         features = forward(tf.constant(pixels)).numpy()
         assert same(features, network.features[-len(pixels):])
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path):
+    other = tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=(2,))])
+    path = str(tmp_path / "other.weights.h5")
+    other.save_weights(path)
+    with pytest.raises(cli.UserError, match="not InceptionV3 weights") as error:
+        ef.trained(path)
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
 
 
 def test_random_network_is_standardised_and_comes_back_from_its_file(network):

@@ -178,8 +178,8 @@ def opened(page, browser):
 
 
 def buttons(driver, caption):
-    return driver.find_elements_by_css_selector(".words")[
-        caption].find_elements_by_tag_name("button")
+    return driver.find_elements("css selector", ".words")[
+        caption].find_elements("tag name", "button")
 
 
 def darkness(driver, caption):
@@ -202,12 +202,12 @@ def point_at(driver, button):
 
 
 def marked(driver):
-    return [b.text for b in driver.find_elements_by_css_selector(".words button.on")]
+    return [b.text for b in driver.find_elements("css selector", ".words button.on")]
 
 
 def order(driver):
     return [int(card.get_attribute("data-number")) for card in
-            driver.find_elements_by_css_selector(".card") if card.is_displayed()]
+            driver.find_elements("css selector", ".card") if card.is_displayed()]
 
 
 def test_pointing_at_a_word_shows_where_the_model_looked(opened):
@@ -218,16 +218,16 @@ def test_pointing_at_a_word_shows_where_the_model_looked(opened):
         found = darkness(driver, 1)
         assert int(np.argmin(found)) == cell and found[cell] < 100 < 200 < found[50]
         assert marked(driver) == [["a", "blue", "cross"][word]]
-    told = driver.find_elements_by_css_selector(".told")[1].text
+    told = driver.find_elements("css selector", ".told")[1].text
     assert told == "3 of 3: probability 0.25, gate 0.75, most at the upper"
-    point_at(driver, driver.find_element_by_css_selector("h1"))
+    point_at(driver, driver.find_element("css selector", "h1"))
     assert marked(driver) == [] and darkness(driver, 1) is None
 
 
 def test_keyboard_alone_steps_through_a_caption(opened):
     from selenium.webdriver.common.keys import Keys
     driver = opened()
-    field = driver.find_element_by_css_selector("form button")
+    field = driver.find_element("css selector", "form button")
     driver.execute_script("arguments[0].focus()", field)
     field.send_keys(Keys.TAB)
     assert marked(driver) == ["red"]
@@ -246,7 +246,7 @@ def test_keyboard_alone_steps_through_a_caption(opened):
     ("length up", [2, 0, 1, 3])])
 def test_cards_are_sorted(value, expected, opened):
     driver = opened()
-    driver.find_element_by_css_selector(f"option[value='{value}']").click()
+    driver.find_element("css selector", f"option[value='{value}']").click()
     assert order(driver) == expected
 
 
@@ -256,10 +256,10 @@ def test_cards_are_sorted(value, expected, opened):
     ("long", "0", [2])])
 def test_cards_are_filtered(field, text, expected, opened):
     driver = opened()
-    driver.find_element_by_id(field).send_keys(text)
+    driver.find_element("id", field).send_keys(text)
     assert order(driver) == expected
-    assert driver.find_element_by_id("count").text == f"{len(expected)} of 4 images"
-    driver.find_element_by_css_selector("button[type=reset]").click()
+    assert driver.find_element("id", "count").text == f"{len(expected)} of 4 images"
+    driver.find_element("css selector", "button[type=reset]").click()
     time.sleep(.2)
     assert order(driver) == [0, 1, 2, 3]
 
@@ -271,7 +271,7 @@ def test_two_runs_stand_side_by_side(opened):
                         ["green", "square"]]
     point_at(driver, buttons(driver, 3)[1])  # the other run's map on the same picture
     assert int(np.argmin(darkness(driver, 3))) == 37
-    driver.find_element_by_css_selector("option[value='gain down']").click()
+    driver.find_element("css selector", "option[value='gain down']").click()
     assert len(order(driver)) == 4
 
 
@@ -296,5 +296,5 @@ def test_every_picture_and_control_has_a_name_for_a_screen_reader(opened):
             && [...document.querySelectorAll("article")].every(
                 card => card.getAttribute("aria-label"))""")
     alts = [image.get_attribute("alt") for image in
-            driver.find_elements_by_css_selector(".picture img")]
+            driver.find_elements("css selector", ".picture img")]
     assert any(HOSTILE in alt for alt in alts)
