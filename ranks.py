@@ -16,7 +16,8 @@ import cli
 from tf_runtime import tf
 
 rank, size = 0, 1  # number of this process, and how many there are
-# Where the launchers say how many processes they have started
+# Where launchers say how many processes there are, and which this one is: the innermost
+# of them first, since mpirun may itself be a step of SLURM's
 COUNTS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 NUMBERS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 horovod = None
@@ -28,10 +29,10 @@ def start():
     Raises cli.UserError where there should be others, but they cannot be reached.
     """
     global rank, size, horovod
-    started = max(map(_number, COUNTS))
+    started = _number(COUNTS)
     if started <= 1:
         return
-    cli.rank = max(map(_number, NUMBERS))
+    cli.rank = _number(NUMBERS)
     # Horovod waits so many ms for more to send at once; there is one vector a step.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "1")
     try:
@@ -116,10 +117,10 @@ def alone(folder, part=""):
         yield
 
 
-def _number(variable):
-    """The number in an environment variable; 0 where there is none."""
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdigit() else 0
+def _number(variables):
+    """The number in the first of these environment variables that has one, else 0."""
+    texts = [os.environ.get(variable, "") for variable in variables]
+    return next((int(text) for text in texts if text.isdigit()), 0)
 
 
 @contextlib.contextmanager
