@@ -276,9 +276,10 @@ def workers(process):
 
 
 @several
-@pytest.mark.parametrize("signum, status", [(signal.SIGKILL, 128 + 9),
-                                            (signal.SIGTERM, 130)])
-def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, trained):
+@pytest.mark.parametrize("signum, status, then", [(signal.SIGKILL, 128 + 9, 2),
+                                                  (signal.SIGTERM, 130, 1)])
+def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, then,
+                                                            trained):
     run = f"ended_by_{int(signum)}"
     arguments = (*TRAINING, run, "--save-minutes", "1e-9", "--epochs")
     process = start(mpirun(2, *arguments, "1000"), trained)
@@ -292,7 +293,7 @@ def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, trai
     assert "Traceback" not in out
     epochs = len(arrays_of(trained, run)[1])
     assert epochs >= 1
-    done, out, errors = finish(mpirun(2, *arguments, str(epochs + 1)), trained)
+    done, out, errors = finish(mpirun(then, *arguments, str(epochs + 1)), trained)
     assert done == 0, errors
     assert f"after epoch {epochs}" in out
     one = f"one_beside_{run}"
