@@ -68,8 +68,8 @@ def _refuse(message):
 
 tf = _load()
 v1 = getattr(tf.compat, "v1", tf)  # 1.9 and 1.10 have no tf.compat.v1
-# Eager 1.x refuses tf.Variable; TensorFlow 2 has no tf.contrib.
-Variable = tf.contrib.eager.Variable if hasattr(tf, "contrib") else tf.Variable
+# Eager execution refuses tf.Variable in the versions that have no tf.function either.
+Variable = tf.Variable if hasattr(tf, "function") else tf.contrib.eager.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = getattr(tf, "numpy_function", v1.py_func)

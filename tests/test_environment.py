@@ -49,6 +49,7 @@ def test_every_package_is_pinned(name, tensorflow):
     kinds = {"tensorflow", "tensorflow-gpu", "tensorflow-cpu"} & set(found)
     assert [found[kind] for kind in kinds] == [tensorflow]
     assert "pycocotools" not in found  # C source; see the head of requirements.txt
+    assert re.search(fr"\| {tensorflow} \| 3[^|]+\| `{name}` \|", read("README.md"))
     assert f"#   python -m pip install --no-deps -r {name}\n".replace(
         "-cpu", "") in read(name)
     # make_env.sh reads from the head which pip takes the list

@@ -1,0 +1,120 @@
+"""How fast is another TensorFlow on this machine? Rates of two or more, in turns.
+
+    python benchmarks/versions.py .venv/bin/python .venv-2/bin/python
+
+Each Python named is run once a round, so that what else the machine does meets all of
+them alike. The table gives the median of every rate, and its ratio to the first
+Python's, round by round: median and range.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(HERE), HERE]
+
+import bench  # noqa: E402
+import cli  # noqa: E402
+import extract_features  # noqa: E402
+from decode import decode_files  # noqa: E402
+from model import Captioner  # noqa: E402
+from scores import table  # noqa: E402
+from tf_runtime import AdamOptimizer, start, tf  # noqa: E402
+from train import Captions, Trainer, make_slots  # noqa: E402
+
+
+def training(folder, steps=15):
+    """Captions/s of `steps` steps on full batches of captions with 11 words."""
+    random = np.random.RandomState(0)
+    tokens = bench.make_tokens(1000, random)
+    bench.make_features(folder, 1000, random)
+    captions = Captions("train", tokens, folder)
+    numbers = np.flatnonzero(tokens.lengths == 12)[:64]
+    trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3), dropout=.5,
+                      compiled={12})
+    make_slots(trainer.model, trainer.optimizer)
+    batch = captions.load(numbers)
+    for _ in range(3):  # the first one compiles
+        trainer.step(batch, random)
+    return 64 * steps / bench.seconds(lambda: [trainer.step(batch, random)
+                                               for _ in range(steps)])
+
+
+def decoding(folder, images=128):
+    """Images/s of greedy decoding, 12 words each; features as `training` made them."""
+    model = Captioner(bench.SIZES)
+    bench.barred(model)
+    paths = [extract_features.feature_path(folder, f"train/{i}.jpg")
+             for i in range(images)]
+
+    def run():
+        decode_files(model, paths, 64, quiet=True, width=1,
+                     max_steps=bench.DECODED_WORDS)
+    run()
+    return images / bench.seconds(run)
+
+
+def forward(batches=3):
+    """Images/s of InceptionV3 without its batch norms, 16 images at a time."""
+    plain = extract_features._architecture()
+    extract_features.random_weights(plain, 0)
+    network = extract_features.compiled(extract_features.fold_batch_norm(plain))
+    pixels = tf.constant(np.random.RandomState(0).uniform(
+        -1, 1, (16, 299, 299, 3)).astype(np.float32))
+    network(pixels).numpy()
+    return 16 * batches / bench.seconds(lambda: [network(pixels).numpy()
+                                                 for _ in range(batches)])
+
+
+def measure():
+    """Print the rates of this process's TensorFlow as JSON, on the last line."""
+    start()
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        rates = [("training, captions/s", training(folder)),
+                 ("greedy decoding, images/s", decoding(folder)),
+                 ("InceptionV3, images/s", forward()),
+                 ("matrix product, GFLOP/s", max(
+                     bench.matrix_product() for _ in range(3)) / 1e9)]
+    print(json.dumps([tf.__version__, rates]))
+
+
+def main():
+    args = arguments()
+    if not args.pythons:
+        measure()
+        return
+    names, found = [None] * len(args.pythons), [[] for _ in args.pythons]
+    for number in range(args.rounds):
+        for i, python in enumerate(args.pythons):
+            print(f"round {number + 1} of {args.rounds}: {python}", flush=True)
+            out = subprocess.check_output([python, os.path.abspath(__file__)])
+            version, rates = json.loads(out.decode().splitlines()[-1])
+            names[i] = f"{version} ({python})"
+            found[i].append(dict(rates))
+    rows = [("", "TensorFlow", "median", "ratio", "range")]
+    for rate in found[0][0]:
+        first = [values[rate] for values in found[0]]
+        for name, measured in zip(names, found):
+            mine = [values[rate] for values in measured]
+            middle, low, high = bench.ratio(mine, first)
+            rows.append((rate, name, f"{np.median(mine):.1f}", f"{middle:.2f}",
+                         f"{low:.2f} - {high:.2f}"))
+    print()
+    table(rows)
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("pythons", nargs="*", metavar="PYTHON",
+                        help="interpreters with TensorFlow; none: measure this one's")
+    parser.add_argument("--rounds", type=cli.number(int, at_least=1), default=3,
+                        help="each Python is run so many times")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
