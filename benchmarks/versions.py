@@ -34,13 +34,13 @@ def training(folder, steps=15):
     bench.make_features(folder, 1000, random)
     captions = Captions("train", tokens, folder)
     numbers = np.flatnonzero(tokens.lengths == 12)[:64]
-    trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3), dropout=.5,
-                      compiled={12})
+    trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3))
+    trainer.shapes = {(64, 12)}
     make_slots(trainer.model, trainer.optimizer)
-    batch = captions.load(numbers)
+    batch = captions.load_to_train(numbers, .5, bench.SIZES, 0)
     for _ in range(3):  # the first one compiles
-        trainer.step(batch, random)
-    return 64 * steps / bench.seconds(lambda: [trainer.step(batch, random)
+        trainer.step(*batch)
+    return 64 * steps / bench.seconds(lambda: [trainer.step(*batch)
                                                for _ in range(steps)])
 
 
