@@ -33,8 +33,9 @@ def start():
     if started <= 1:
         return
     cli.rank = _number(NUMBERS)
-    # Horovod waits so many ms for more to send at once; there is one vector a step.
-    os.environ.setdefault("HOROVOD_CYCLE_TIME", "1")
+    # Horovod's thread asks the others every few ms. Where it waits for an answer, Open
+    # MPI would keep the core busy that the next step is computed on.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     try:
         import horovod.tensorflow as horovod
         horovod.init()

@@ -1,6 +1,6 @@
 """How much faster are two processes than one? (needs Horovod: `make horovod`)
 
-    python benchmarks/scaling.py           # about 5 minutes on 2 cores
+    python benchmarks/scaling.py           # about 6 minutes on 2 cores
 
 One process on one core and two processes on two cores take turns, several rounds, each
 with one thread for computing: training steps of the size that the defaults have, on
