@@ -1,7 +1,7 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
-# make test    the tests
-# make test-1.9, test-1.15, test-2   the tests, or those in TESTS=, with another
-#                                    TensorFlow, which stands in .venv-1.9, ...
+# make test    the tests, or those in TESTS=
+# make test-1.9, test-1.15, test-2   likewise, with another TensorFlow, which stands in
+#                                    .venv-1.9, ...
 # make test-versions                 these three, one after the other
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
@@ -37,7 +37,7 @@ demo: env
 	$(PY) report.py --run demo
 
 test: env
-	$(PY) -m pytest
+	$(PY) -m pytest $(TESTS)
 
 test-%:
 	@./make_env.sh $*
