@@ -498,7 +498,9 @@ CASES = {
     "image gone": drawing(spoil=remove("data/val"), words="no such picture"),
     "0 figures": drawing("--count", "0", words="at least 1"),
     # --- downloads and drawing
-    "no server": ("download_coco.py", (), nothing, "http://127.0.0.1:1"),
+    # One image: room for the whole of COCO is asked for before any server is.
+    "no server": ("download_coco.py", ("--num-images", "1"), nothing,
+                  "http://127.0.0.1:1"),
     "mirror no address": ("download_coco.py", ("--mirror", "coco"), nothing, "coco"),
     "unknown year": ("download_coco.py", ("--year", "1999"), nothing, "1999"),
     "0 images": ("download_coco.py", ("--num-images", "0"), nothing, "at least 1"),
