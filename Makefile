@@ -28,7 +28,7 @@ demo: env
 	$(PY) draw_scenes.py --data demo/data
 	$(PY) extract_features.py --data demo/data --weights random
 	$(PY) tokenize_captions.py --data demo/data
-	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256 \
+	$(PY) train.py --data demo/data --run demo --epochs 6 --batch-size 32 --units 256 \
 		--dropout 0.5
 	$(PY) evaluate.py --run demo
 	$(PY) score_scenes.py --run demo
