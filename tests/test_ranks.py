@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,8 +96,10 @@ def test_several_processes_without_horovod_are_refused_in_one_line(variables, sc
         env=dict(os.environ, PYTHONPATH=str(tmp_path), **variables),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 2
-    line = done.stderr.decode().strip()
-    assert "\n" not in line and "make horovod" in line and "not here" in line
+    # TensorFlow 2 tells of oneDNN on some processors, whatever its log level.
+    line, = [line for line in done.stderr.decode().splitlines()
+             if not re.match(r"I\d{4} |WARNING: All log messages before absl", line)]
+    assert "make horovod" in line and "not here" in line
     assert sorted(os.listdir(str(tmp_path))) == ["horovod"]
 
 
