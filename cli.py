@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 try:
@@ -44,7 +45,9 @@ def run(main):
     3: the GPU was lost. 130: interrupted; everything that was complete has been kept.
     """
     _speak_utf8()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for signum in STOPPING:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _interrupt)
     name = os.path.basename(sys.argv[0])
     try:
         main()
@@ -78,7 +81,7 @@ def interrupts_wait():
 
     def note(signum, frame):
         if asked:
-            raise KeyboardInterrupt
+            _interrupt(signum, frame)
         asked.append(signum)
     before = {signum: signal.getsignal(signum) for signum in STOPPING}
     for signum, handler in before.items():
@@ -260,6 +263,16 @@ def number(kind, at_least=None, at_most=None, above=None, below=None):
 
 
 def _interrupt(signum, frame):
+    """Raise KeyboardInterrupt; a moment later where this is inside a destructor, as
+    Python lets no exception out of one.
+    """
+    while frame:
+        if frame.f_code.co_name == "__del__":
+            again = threading.Timer(.05, os.kill, (os.getpid(), signum))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 

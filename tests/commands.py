@@ -20,11 +20,12 @@ def command(folder, script, *flags, python=sys.executable):
 
 def exit_status(main):
     """What `main` would end its process with, run as a script runs it."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {signum: signal.getsignal(signum) for signum in cli.STOPPING}
     try:
         cli.run(main)
     except SystemExit as end:
         return end.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     return 0

@@ -74,6 +74,25 @@ def test_first_signal_waits_and_handlers_are_put_back(signum):
     assert [signal.getsignal(s) for s in cli.STOPPING] == before
 
 
+@pytest.mark.parametrize("signum", cli.STOPPING)
+@pytest.mark.parametrize("waits", [False, True])
+def test_signal_inside_a_destructor_is_not_lost(waits, signum, tmp_path):
+    body = ("class Tensor:\n"
+            "    def __del__(self):\n"
+            f"        os.kill(os.getpid(), {int(signum)})\n"
+            "        time.sleep(.01)\n")
+    if waits:  # then it is the second signal that ends it
+        body += ("with cli.interrupts_wait():\n"
+                 f"    os.kill(os.getpid(), {int(signum)})\n"
+                 "    Tensor()\n"
+                 "    time.sleep(30)")
+    else:
+        body += "Tensor()\ntime.sleep(30)"
+    status, out, errors = run(tmp_path, body)
+    assert status == 130 and errors.startswith("\nwork.py: stopped. ")
+    assert "Traceback" not in errors and "ignored" not in errors
+
+
 def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
