@@ -262,6 +262,9 @@ def number(kind, at_least=None, at_most=None, above=None, below=None):
     return parse
 
 
+seed = number(int, at_least=0, at_most=2 ** 32 - 1)  # what numpy takes
+
+
 def _interrupt(signum, frame):
     """Raise KeyboardInterrupt; a moment later where this is inside a destructor, as
     Python lets no exception out of one.

@@ -135,7 +135,7 @@ def arguments():
     parser.add_argument("--val", type=count, default=100, help="validation scenes")
     parser.add_argument("--size", type=cli.number(int, at_least=32), default=299,
                         help="width and height in pixels")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="which scenes")
     return parser.parse_args()
 

@@ -512,7 +512,7 @@ def arguments():
                              "make the others (default: all images)")
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of unreadable images tolerated")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of --weights random")
     cli.add_restarts(parser)
     return parser.parse_args()

@@ -248,7 +248,7 @@ def arguments():
     parser.add_argument("--picture", nargs="+", metavar="FILE",
                         help="any image files instead: captioned and drawn")
     parser.add_argument("--count", type=positive, default=8, help="images to draw")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")
     parser.add_argument("--beam", type=positive, default=3, help="width, for --picture")
     parser.add_argument("--layout", choices=("grid", "strip"), default="grid",

@@ -254,7 +254,7 @@ def arguments():
     parser.add_argument("--split", choices=("train", "val", "test"), default="val",
                         help="which of the decoded splits")
     parser.add_argument("--data", help="default: that of the run")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the bootstrap")
     return parser.parse_args()
 

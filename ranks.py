@@ -104,11 +104,6 @@ def from_first(value=None):
     return gather(value if rank == 0 else None)[0]
 
 
-def any(flag):
-    """Whether `flag` is true in any process, and all of them have come here."""
-    return bool(flag) if size == 1 else True in gather(bool(flag))
-
-
 @contextlib.contextmanager
 def alone(folder, part=""):
     """cli.alone of process 0, for all of them."""

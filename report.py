@@ -184,7 +184,7 @@ def arguments():
                         help="which of the decoded splits")
     parser.add_argument("--count", type=cli.number(int, at_least=1), default=200,
                         help="images, drawn at random where there are more")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")
     parser.add_argument("--data", help="default: that of the run")
     parser.add_argument("--tokens", help="default: those of the run")

@@ -83,10 +83,8 @@ def start():
     keep_memory()
     # Not a warning for each shape of batch that a function is compiled for.
     v1.logging.set_verbosity(v1.logging.ERROR)
-    config = v1.ConfigProto()
-    config.gpu_options.allow_growth = True  # do not take the whole card at once
     # Nothing may ask TensorFlow for its mode before this: asking settles the config.
-    v1.enable_eager_execution(config=config)
+    v1.enable_eager_execution(config=config())
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
 
 
@@ -103,10 +101,21 @@ def keep_memory():
         library.mallopt(trim_threshold, 2 ** 31 - 1)
 
 
+def config():
+    """A GPU's memory is taken as it is needed, not the whole card at once.
+
+    The first who asks for the GPU settles that for the process.
+    """
+    proto = v1.ConfigProto()
+    proto.gpu_options.allow_growth = True
+    return proto
+
+
 def device_name():
     """'GPU (its name)' where TensorFlow sees one, else 'the CPU: no GPU is visible'."""
     from tensorflow.python.client import device_lib
-    gpus = [d for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+    gpus = [device for device in device_lib.list_local_devices(session_config=config())
+            if device.device_type == "GPU"]
     if gpus:
         return f"GPU ({gpus[0].physical_device_desc})"
     return "the CPU: no GPU is visible"

@@ -398,7 +398,7 @@ def arguments():
                         help="longer captions are skipped")
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of skipped captions tolerated")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")
     return parser.parse_args()
 

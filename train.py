@@ -856,6 +856,7 @@ def train(args, folder, splits, vocabulary, judge):
 def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
+    size = cli.number(int, at_least=1, below=LARGEST)
     share = cli.number(float, at_least=0, below=1)
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
     parser.add_argument("--tokens", help="folder of step 3 (default: <data>/tokens)")
@@ -865,9 +866,9 @@ def arguments():
     parser.add_argument("--epochs", type=positive, default=20, help="in all")
     parser.add_argument("--batch-size", type=positive, default=64,
                         help="captions of a step, of all processes together")
-    parser.add_argument("--embedding", type=positive, default=256,
+    parser.add_argument("--embedding", type=size, default=256,
                         help="m, and D: size of word embeddings and annotation vectors")
-    parser.add_argument("--units", type=positive, default=512,
+    parser.add_argument("--units", type=size, default=512,
                         help="n, and A: size of the GRU and of the attention")
     parser.add_argument("--dropout", type=share, default=.3,
                         help="share of annotation channels, of embeddings and of the "
@@ -902,7 +903,7 @@ def arguments():
     parser.add_argument("--patience", type=positive,
                         help="stop after so many epochs without a better one "
                              "(default: never)")
-    parser.add_argument("--seed", type=cli.number(int, at_least=0), default=0,
+    parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of first weights, order and dropout")
     parser.add_argument("--save-minutes", type=cli.number(float, above=0), default=10.,
                         help="between two checkpoints inside an epoch")

@@ -4,7 +4,7 @@ TensorFlow's eager captioning tutorial of 2018, in our own code: one word at a t
 eager mode, every batch padded to the longest caption of the set, W_1 a computed anew at
 every word, the output layer at every word, one image at a time when decoding, and
 InceptionV3 in a plain loop of 16 images. Its GRU does not receive its previous state:
-only the attention sees that. It is here to be timed, and to be trained beside ours.
+only the attention sees that. It is here to be timed.
 """
 import numpy as np
 

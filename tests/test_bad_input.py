@@ -331,6 +331,7 @@ CASES = {
     "all for validation": tokens("--val-fraction", "1", words="below 1"),
     "share above 1": tokens("--max-bad", "1.5", words="at most 1"),
     "negative seed": tokens("--seed", "-1", words="at least 0"),
+    "seed of 33 bits": tokens("--seed", "4294967296", words="at most 4294967295"),
     "unknown flag": tokens("--sed", "1", words="--sed"),
     "half a flag": tokens("--vocab", "9", words="--vocab"),
     # --- images and their network
@@ -431,6 +432,7 @@ CASES = {
     "learning rate -1": training("--learning-rate", "-1", words="above 0"),
     "decay 2": training("--decay", "2", words="at most 1"),
     "clip 0": training("--clip", "0", words="above 0"),
+    "100000 units": training("--units", "100000", words="below 100000"),
     "penalty -1": training("--penalty", "-1", words="at least 0"),
     "unknown optimizer": training("--optimizer", "sgd", words="invalid choice"),
     "restarts -1": training("--restarts", "-1", words="at least 0"),

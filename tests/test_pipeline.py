@@ -99,7 +99,7 @@ def test_figures_of_the_split_and_of_a_picture_of_ones_own_are_drawn(outputs):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_says_what_a_script_does_and_every_default(script, tmp_path):
     out = command(tmp_path, script, "--help")
-    assert f"python {script}" in out and "--data" in out or "--run" in out
+    assert f"python {script}" in out and ("--data" in out or "--run" in out)
     assert "(default:" in out
     assert os.listdir(str(tmp_path)) == []
 
