@@ -53,7 +53,10 @@ def run(main):
         main()
     except UserError as error:
         _stop(f"{name}: {one_line(error)}", error.status)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        if (isinstance(error, SystemError)  # what C code makes of it, as matplotlib's
+                and not isinstance(error.__cause__, KeyboardInterrupt)):
+            raise
         _stop(f"\n{name}: stopped. What is complete has been kept; the same command "
               f"goes on from there:\n  {this_command()}", 130)
     except BrokenPipeError:  # `| head` closed the pipe: not an error of ours

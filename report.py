@@ -67,6 +67,9 @@ class Told:
         self.scores = read_scores(os.path.join(folder, f"scores_{split}.json"))
         self.row = {str(i): row for row, i in enumerate(self.decoded.image_ids)}
         self.place = {i: n for n, i in enumerate(self.scores["image_ids"])}
+        if set(self.row) != set(self.place):  # evaluate.py was stopped between the two
+            raise cli.UserError(f"{folder}: captions and scores are of other images; "
+                                "run evaluate.py again")
         self.beams = read_beams(os.path.join(folder, f"nbest_{split}.json"))
 
     def summary(self):

@@ -58,6 +58,9 @@ def main():
     decoded = read_decoded(decoded_path(run.folder, "val"), run.vocabulary)
     right = []
     for i, name in enumerate(decoded.image_ids):
+        if str(name) not in objects:
+            raise cli.UserError(f"{run.folder}: has captions of scene {name}, which is "
+                                "not drawn; run evaluate.py again")
         words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
         right.append(names_all(" ".join(words), objects[str(name)]))
     atomic.write_json(os.path.join(run.folder, "scenes_val.json"),

@@ -93,6 +93,13 @@ def test_signal_inside_a_destructor_is_not_lost(waits, signum, tmp_path):
     assert "Traceback" not in errors and "ignored" not in errors
 
 
+@pytest.mark.parametrize("cause, status", [("KeyboardInterrupt", 130),
+                                           ("ValueError", 1)])
+def test_interrupt_that_c_code_has_wrapped_is_one(cause, status, tmp_path):
+    found, _, errors = run(tmp_path, f"raise SystemError('from C') from {cause}()")
+    assert found == status and ("Traceback" in errors) == (status == 1)
+
+
 def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -1,6 +1,7 @@
 """The six steps as real commands on drawn scenes: they must learn, not merely end."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +95,23 @@ def test_figures_of_the_split_and_of_a_picture_of_ones_own_are_drawn(outputs):
         with Image.open(str(folder / name)) as figure:
             assert min(figure.size) > 100
             assert len(set(figure.convert("L").tobytes())) > 50
+
+
+def test_scenes_drawn_anew_with_fewer_are_refused_in_one_line(outputs, tmp_path):
+    shutil.copytree(str(outputs["folder"] / "checkpoints"),
+                    str(tmp_path / "checkpoints"))
+    name = os.path.join("drawn", "annotations", "instances_val.json")
+    found = json.loads((outputs["folder"] / name).read_text())
+    gone = found["images"].pop()["id"]
+    found["annotations"] = [box for box in found["annotations"]
+                            if box["image_id"] != gone]
+    os.makedirs(str(tmp_path / "drawn" / "annotations"))
+    (tmp_path / name).write_text(json.dumps(found))
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "score_scenes.py"), "--run", "toy"],
+        cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert f"has captions of scene {gone}, " in done.stderr.decode().splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -137,6 +137,13 @@ def test_what_is_not_there_is_refused_in_one_line(flags, spoil, words, page, cap
     assert not os.path.exists(RUN + "report_val.html")
 
 
+def test_scores_of_other_images_are_refused_in_one_line(page, capsys):
+    scores = evaluate.read_scores(RUN + "scores_val.json")
+    write_json(RUN + "scores_val.json",
+               dict(scores, image_ids=["77"] + scores["image_ids"][1:]))
+    assert "of other images" in refused(page.world, capsys, "report.py")
+
+
 @pytest.mark.parametrize("name", ["scores_val.json", "nbest_val.json"])
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a": [{"caption": 1}]}'])
 def test_damaged_files_are_refused_in_one_line(name, content, page, capsys):
