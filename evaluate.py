@@ -6,8 +6,9 @@
 
 Each word is decoded from the model's own previous word, its state and the image, up to
 the end token. Scores are those of the COCO caption tools against all references of an
-image, in percent; BLEU also without brevity penalty, as in the paper's table. METEOR
-and the tools' tokenizer need Java. Intervals are 95 % bootstraps over images.
+image, in percent; BLEU also without brevity penalty, as in the paper's table, and with
+punctuation, as in its authors' references (see scores.py). METEOR and the tools'
+tokenizer need Java. Intervals are 95 % bootstraps over images.
 
 Reads:  checkpoints/<run>/, the tokens and features that the run names
 Writes, below checkpoints/<run>/:

@@ -1,11 +1,14 @@
 """Scores of generated captions by the COCO caption tools, and how certain they are.
 
 BLEU-1 to 4, METEOR, ROUGE-L and CIDEr are pycocoevalcap's, with its tokenizer, against
-all references of an image, in percent. BLEU stands there twice: with the brevity
-penalty of the COCO tools, and without, as the paper is understood to report it.
+all references of an image, in percent. BLEU stands there three times: with the brevity
+penalty of the COCO tools; without, as the paper is understood to report it; and without
+it on captions that keep their punctuation, as the reference files have it that the
+paper's authors have published (arctic-captions, ref/): each full stop is a word there.
 """
 import collections
 import contextlib
+import re
 import shutil
 
 import numpy as np
@@ -17,19 +20,21 @@ from pycocoevalcap.spice.spice import Spice
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 import cli
-from tokenize_captions import split_words
+from tokenize_captions import WORD, split_words
 
 N_GRAMS = (1, 2, 3, 4)
 RESAMPLES = 1000      # of the bootstrap
 PTB = "PTB"
 PLAIN = "lower case without punctuation (no Java was found for PTB)"
+WORD_OR_MARK = re.compile(WORD.pattern + r"|[^\w\s]")
 
-Scored = collections.namedtuple("Scored", "ids bleu parts totals tokenizer")
+Scored = collections.namedtuple("Scored", "ids bleu marked parts totals tokenizer")
 Scored.__doc__ = """The scores of some images, in a form that can be drawn again.
 
 ids: the images, sorted. bleu: float64 (I, 10), what corpus BLEU is made of: words,
 words of the closest reference, n-grams for n = 1 to 4, and those of them that a
-reference has. parts: {score: float64 (I,)}, percent, of each image alone.
+reference has. marked: the same of captions with punctuation.
+parts: {score: float64 (I,)}, percent, of each image alone.
 totals: {score: float}, percent, of all images together, for the scores that are not
 the mean of their parts by definition. tokenizer: its name.
 """
@@ -62,6 +67,19 @@ def plain(caption):
     return " ".join(split_words(caption))
 
 
+def with_punctuation(caption):
+    """A caption in lower case, its punctuation marks words of their own."""
+    return " ".join(WORD_OR_MARK.findall(caption.lower()))
+
+
+def with_full_stop(caption):
+    """The same of a generated caption. The vocabulary has no punctuation: the end of
+    the caption stands for a full stop, which nine of ten Flickr8k captions end in.
+    """
+    caption = with_punctuation(caption)
+    return caption if caption.endswith(".") else f"{caption} .".strip()
+
+
 def score(candidates, references, spice=False, java=True):
     """Score one caption for each image against its references. Returns Scored.
 
@@ -85,7 +103,11 @@ def score(candidates, references, spice=False, java=True):
     parts["CIDEr"] = Cider().compute_score(true, made)[1]
     if spice:
         parts["SPICE"] = _spice(true, made)
+    marked = bleu_counts(
+        [with_full_stop(candidates[i]) for i in ids],
+        [[with_punctuation(caption) for caption in references[i]] for i in ids])
     return Scored(ids, bleu_counts([made[i][0] for i in ids], [true[i] for i in ids]),
+                  marked,
                   {name: 100 * np.array(values) for name, values in parts.items()},
                   {name: 100 * value for name, value in totals.items()}, tokenizer)
 
@@ -156,10 +178,11 @@ def averages(scored, weights=None):
     """
     once = weights is None
     weights = np.ones((1, len(scored.ids))) if once else weights
-    counts = weights.dot(scored.bleu)
     found = collections.OrderedDict()
-    for suffix, brevity in (("", True), (" without brevity penalty", False)):
-        for n, values in zip(N_GRAMS, bleu(counts, brevity).T):
+    for suffix, counts, brevity in (
+            ("", scored.bleu, True), (" without brevity penalty", scored.bleu, False),
+            (" with punctuation", scored.marked, False)):
+        for n, values in zip(N_GRAMS, bleu(weights.dot(counts), brevity).T):
             found[f"BLEU-{n}{suffix}"] = values
     for name, values in scored.parts.items():
         found[name] = weights.dot(values) / weights.sum(1)

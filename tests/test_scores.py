@@ -56,6 +56,20 @@ def test_corpus_bleu_is_that_of_the_reference_scorer():
     assert scores.bleu(counts.sum(0)) == pytest.approx(100 * np.array(expected))
 
 
+def test_bleu_with_punctuation_by_hand():
+    """`a dog runs .` has 4 of 4 words and 2 of 3 pairs of the references; no penalty.
+    """
+    true = {"1": ["A dog, running.", "One dog runs past the gate of the large house"]}
+    for made in ("a dog runs", "A dog runs."):
+        found = scores.averages(scores.score({"1": made}, true, java=False))
+        assert found["BLEU-1 with punctuation"] == pytest.approx(100)
+        assert found["BLEU-2 with punctuation"] == pytest.approx(100 * (2 / 3) ** .5)
+        assert found["BLEU-1"] == pytest.approx(100)  # the full stop is no word there
+    assert scores.with_punctuation("Don't stop: A-1, \"go\"!") == (
+        "don't stop : a - 1 , \" go \" !")
+    assert scores.with_full_stop("") == "."
+
+
 # --- all of them ----------------------------------------------------------------------
 
 @needs_java
