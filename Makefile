@@ -16,7 +16,7 @@ PY = .venv/bin/python
 .PHONY: help env demo test test-versions torture bench horovod lint clean distclean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^PY/q; s/^# //p' Makefile
 
 env:
 	@./make_env.sh
@@ -54,6 +54,9 @@ bench: env
 # Horovod finds MPI and TensorFlow while it is built. With CUDA and NCCL, have its sums
 # made on the GPUs: make horovod HOROVOD_GPU_ALLREDUCE=NCCL
 horovod: env
+	@$(PY) -c "import sys; sys.version_info < (3, 8) or sys.exit('make horovod: Horovod \
+	0.19.5 needs TensorFlow 1.x; make it with: make distclean, then make horovod \
+	PYTHON=python3.6')"
 	$(PY) -m pip install --no-deps -r requirements-horovod.txt
 	CC=$${CC:-gcc} CXX=$${CXX:-g++} CXXFLAGS=-std=c++11 HOROVOD_WITH_TENSORFLOW=1 \
 	HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITHOUT_GLOO=1 \

@@ -25,6 +25,7 @@ STEPS = 6
 rank = None  # number of this process where there are several (see ranks.py)
 HEAD_START = 3  # seconds in which process 0 can say what is wrong for all of them
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+ALONE = ["--restarts", "0"]    # ends the command of a child of `restarted`
 PAUSE, LONGEST_PAUSE = 5, 600  # seconds before the first restart, and at most
 
 
@@ -174,7 +175,7 @@ def restarted(restarts, last_on_cpu=False):
         if last_on_cpu and number == restarts:
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         # Of its own session: a Ctrl-C in the terminal must not reach it twice.
-        child = subprocess.Popen([sys.executable, *sys.argv, "--restarts", "0"],
+        child = subprocess.Popen([sys.executable, *sys.argv, *ALONE],
                                  env=environment, start_new_session=True)
         if asked:  # just before there was a child to pass it on to
             child.terminate()
@@ -220,7 +221,10 @@ def one_line(message):
 
 def this_command():
     """The command that started this program, as one can type it."""
-    return " ".join(shlex.quote(word) for word in ["python"] + sys.argv)
+    words = sys.argv
+    if words[-2:] == ALONE:  # `restarted` has added it
+        words = words[:-2]
+    return " ".join(shlex.quote(word) for word in ["python"] + words)
 
 
 def parser(doc, **kwargs):

@@ -380,6 +380,14 @@ def image_path(data, split, file_name):
     return os.path.join(data, split, file_name)
 
 
+def split_of(image):
+    """The split whose folder an image is in, by its path below the data set.
+
+    In the folder there may be others: an image's file_name may have folders, too.
+    """
+    return image.replace(os.sep, "/").split("/")[0]
+
+
 def read_captions(data, split):
     """The images of a split as a list of Image, in the file's order.
 

@@ -29,6 +29,7 @@ import atomic
 import cli
 import scores
 from decode import decode_files
+from download_coco import split_of
 from extract_features import feature_path, is_sound
 from tf_runtime import device_errors, device_name, start, tf
 from tokenize_captions import (PAD, START, UNK, read_references, read_tokens,
@@ -179,6 +180,9 @@ def compare(run, other, texts, theirs, references):
 
 def main():
     args = arguments()
+    if (args.n_best or 1) > args.beam:
+        raise cli.UserError(f"--n-best {args.n_best}: the beam keeps {args.beam}; give "
+                            f"--beam {args.n_best} or more")
     cli.introduce(5, "evaluate")
     start()
     run = read_run(args.run, args.checkpoint)
@@ -241,8 +245,8 @@ def evaluate(args, run):
 
     atomic.write_arrays(decoded_path(run.folder, args.split), compress=True,
                         arrays=pack([beam[0] for beam in found], images, ids)._asdict())
-    folders = {os.path.dirname(name) for name in images}
-    name = folders.pop() if len(folders) == 1 else args.split
+    splits = set(map(split_of, images))  # the server's name for val is val2014, say
+    name = splits.pop() if len(splits) == 1 else args.split
     results = os.path.join(run.folder, f"captions_{name}_{args.run}_results.json")
     atomic.write_json(results, [{"image_id": int(i) if i.isdigit() else i,
                                  "caption": texts[i]} for i in ids])

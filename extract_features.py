@@ -23,6 +23,7 @@ import argparse
 import collections
 import concurrent.futures
 import glob
+import hashlib
 import json
 import os
 import socket
@@ -35,8 +36,8 @@ import atomic
 import cli
 import ranks
 from download_coco import read_captions, read_karpathy, splits
-from tf_runtime import (compiled, device_errors, load_weights, py_function, start,
-                        take_no_mask, tf)
+from tf_runtime import (compiled, device_errors, device_name, load_weights,
+                        py_function, start, take_no_mask, tf)
 
 SIZE = 299                # InceptionV3's input, pixels
 SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
@@ -353,16 +354,31 @@ def extractor(features):
     except (OSError, ValueError, KeyError, TypeError):
         raise cli.UserError(f"{path}: does not say which network made these features; "
                             "a picture of one's own needs extract_features.py's")
+    if made.get("digest", "") not in ("", digest(weights).get("digest", "")):
+        raise cli.UserError(f"{weights}: missing, or no longer the file that made "
+                            f"{features}; put that file back")
     calibration = os.path.join(features, "calibration.npz")
     if weights == "random" and not os.path.exists(calibration):
         raise cli.UserError(f"{calibration}: missing; run extract_features.py again")
     return inception(weights, None, calibration, seed)
 
 
+def digest(weights):
+    """{'digest': SHA-256} of an .h5 file of weights; {} for 'imagenet' and 'random'."""
+    if not os.path.isfile(weights):
+        return {}
+    found = hashlib.sha256()
+    with open(weights, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            found.update(block)
+    return {"digest": found.hexdigest()}
+
+
 def claim(features, made):
     """Record which network fills this folder; refuse to mix two in one folder.
 
-    Returns whether the record is a new one.
+    Returns whether the record is a new one. A file of weights is known by what is in
+    it, not by its name.
     """
     path = os.path.join(features, "extractor.json")
     new = not os.path.exists(path)
@@ -374,7 +390,8 @@ def claim(features, made):
             raise cli.UserError(f"{path}: damaged, so nobody knows which network made "
                                 "these features; choose another folder with "
                                 "--features, or delete this one")
-        if before != made:
+        name = "weights" if "digest" in made and "digest" in before else "digest"
+        if any(before.get(key) != made.get(key) for key in {*before, *made} - {name}):
             raise cli.UserError(
                 f"{features}: holds features made with {json.dumps(before)}; choose "
                 "another folder with --features, or delete this one")
@@ -406,9 +423,12 @@ def main():
         raise cli.UserError("--shard is for processes that are started one by one; "
                             "these share the images by themselves")
     start()
-    with ranks.alone(features, shard_suffix(args)), device_errors(args.batch_size):
+    ranks.same_devices(device_name())
+    with ranks.alone(features, shard_suffix(args)), \
+            device_errors(args.batch_size, restarts=ranks.size == 1):
         extract_splits(args, features, names)
-    cli.next_step("python", "tokenize_captions.py", "--data", args.data)
+    cli.next_step("python", "tokenize_captions.py", "--data", args.data,
+                  *(("--karpathy", args.karpathy) if args.karpathy else ()))
 
 
 def extract_splits(args, features, names):
@@ -448,8 +468,8 @@ def network(args, features, names):
     if ranks.rank == 0:
         # Shards come at the same time: the first of them makes what is of all.
         with cli.alone(features, "_network", wait=True):
-            new = claim(features, {"weights": args.weights, "seed": args.seed,
-                                   "dtype": args.dtype})
+            new = claim(features, dict(digest(args.weights), weights=args.weights,
+                                       seed=args.seed, dtype=args.dtype))
             try:
                 if new or args.weights == "random" and not os.path.exists(calibration):
                     return build()

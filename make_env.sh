@@ -173,7 +173,10 @@ run_pip() {
         done || {
             clear_line
             # Nothing was replaced yet (no network, say): what was there is still whole.
-            grep -q '^Installing collected' "$venv/install.log" || rm -f "$venv/incomplete"
+            if [ -f "$venv/requirements.txt" ]; then
+                grep -q '^Installing collected' "$venv/install.log" \
+                    || rm -f "$venv/incomplete"
+            fi
             tail -n 15 "$venv/install.log" | cut -c 1-500 >&2
             fail "pip failed (above; all of it: $venv/install.log); the same command tries again" 1
         }

@@ -14,6 +14,7 @@ Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture th
         weights of the run and the network that made its features
 Writes: checkpoints/<run>/attention/<image>.png, .pdf or .svg
 """
+import collections
 import os
 
 import numpy as np
@@ -184,13 +185,14 @@ def draw_split(run, args):
     """Draw images of the split; return the paths of the figures."""
     decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
     drawn = []
-    for i in choose(decoded, args, run.folder):
+    chosen = choose(decoded, args, run.folder)
+    for i, title in zip(chosen, titles(decoded.images[chosen])):
         name = str(decoded.images[i])
         picture = load_picture(os.path.join(args.data or run.settings["data"], name))
         words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
         notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
                          not run.settings["no_gate"])
-        drawn.append(_figure(run, args, os.path.basename(name), picture, words,
+        drawn.append(_figure(run, args, title, picture, words,
                              decoded.alphas[i, :len(words)], notes))
     return drawn
 
@@ -200,7 +202,7 @@ def draw_own(run, args):
     pictures = [load_picture(source) for source in args.picture]  # before the network
     forward = extractor(args.features or run.settings["features"])
     drawn = []
-    for source, picture in zip(args.picture, pictures):
+    for source, title, picture in zip(args.picture, titles(args.picture), pictures):
         maps = forward(read_image(source)[None]).numpy()
         maps = maps.reshape(1, -1, SHAPE[-1])
         caption = beam_search(run.model, maps, args.beam)[0][0]
@@ -208,15 +210,27 @@ def draw_own(run, args):
         gate = caption.betas is not None
         notes = notes_of(caption.log_probs[:len(words)],
                          caption.betas if gate else np.ones(len(words)), gate)
-        drawn.append(_figure(run, args, "own_" + os.path.basename(source), picture,
-                             words, caption.alphas[:len(words)], notes))
+        drawn.append(_figure(run, args, "own_" + title, picture, words,
+                             caption.alphas[:len(words)], notes))
     return drawn
 
 
-def _figure(run, args, name, picture, words, alphas, notes):
+def titles(paths):
+    """The name of each picture's figure: the picture's without folder and ending, and
+    with both where two would be the same.
+    """
+    def name(path):
+        return os.path.splitext(os.path.basename(path))[0]
+    counts = collections.Counter(name(path) for path in set(map(str, paths)))
+    return [name(path) if counts[name(path)] == 1
+            else str(path).strip("./").replace(os.sep, "/").replace("/", "_")
+            for path in paths]
+
+
+def _figure(run, args, title, picture, words, alphas, notes):
     """Draw one figure into the run's folder, say so, and return its path."""
     path = os.path.join(run.folder, "attention",
-                        f"{os.path.splitext(name)[0]}.{args.format}")
+                        f"{title}.{args.format}")
     draw(picture, words, alphas, path, notes, args.layout, args.colours)
     print(f"{path}: {' '.join(words)}", flush=True)
     return path
@@ -227,7 +241,7 @@ def main():
     cli.introduce(6, "plot attention")
     start()
     run = read_run(args.run)
-    with cli.alone(run.folder), device_errors(1):
+    with cli.alone(run.folder), device_errors():
         drawn = draw_own(run, args) if args.picture else draw_split(run, args)
     print(f"{len(drawn)} figures; open {drawn[0]}")
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import atomic
 import cli
-from download_coco import read_boxes
+from download_coco import read_boxes, split_of
 from evaluate import decoded_path, read_decoded
 from plot_attention import visible
 from scores import table
@@ -174,16 +174,16 @@ def read_objects(data, images, ids):
     images: their paths below `data`; ids: their ids, str. Raises cli.UserError where
     there are no boxes for them.
     """
-    of_folder = {}
-    for folder in sorted({os.path.dirname(image) for image in images}):
-        found = read_boxes(data, folder)
+    of_split = {}
+    for split in sorted(set(map(split_of, images))):
+        found = read_boxes(data, split)
         if found is None:
             raise cli.UserError(
-                f"{os.path.join(data, 'annotations')}: no instances_{folder}.json "
+                f"{os.path.join(data, 'annotations')}: no instances_{split}.json "
                 "there, so nobody knows where the objects are; get it with "
                 "download_coco.py")
-        of_folder[folder] = {str(i): objects for i, objects in found.items()}
-    return [of_folder[os.path.dirname(image)].get(i, ((1, 1), []))
+        of_split[split] = {str(i): objects for i, objects in found.items()}
+    return [of_split[split_of(image)].get(i, ((1, 1), []))
             for image, i in zip(images, ids)]
 
 

@@ -104,6 +104,18 @@ def from_first(value=None):
     return gather(value if rank == 0 else None)[0]
 
 
+def same_devices(device):
+    """Raise cli.UserError where only some processes have a GPU: more than there are
+    GPUs were started, and all would wait for those on the CPU.
+
+    device: this process's, as tf_runtime.device_name says it.
+    """
+    found = gather(device.startswith("GPU"))
+    if any(found) and not all(found):
+        raise cli.UserError(f"{found.count(False)} of {size} processes have no GPU; "
+                            f"start {found.count(True)}, one for each GPU")
+
+
 @contextlib.contextmanager
 def alone(folder, part=""):
     """cli.alone of process 0, for all of them."""

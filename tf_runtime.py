@@ -122,11 +122,12 @@ def device_name():
 
 
 @contextlib.contextmanager
-def device_errors(batch_size):
+def device_errors(batch_size=None, restarts=False):
     """Turn errors of the device inside the block into cli.UserError or cli.DeviceLost.
 
-    batch_size: what was tried, for the advice where memory ran out. Other errors of
-    TensorFlow pass: they are bugs.
+    For the advice in their lines: batch_size: what --batch-size is, where there is such
+    a flag; restarts: whether there is --restarts. Other errors of TensorFlow pass: they
+    are bugs.
     """
     errors = tf.errors
     try:
@@ -136,15 +137,17 @@ def device_errors(batch_size):
         text = cli.one_line(error.message)
         if (isinstance(error, errors.ResourceExhaustedError)
                 or OUT_OF_MEMORY.search(text)):
-            smaller = (f"set --batch-size {batch_size // 2} or less" if batch_size > 1
+            tried = f" with --batch-size {batch_size}" if batch_size else ""
+            smaller = (f"set --batch-size {batch_size // 2} or less"
+                       if batch_size and batch_size > 1
                        else "close other programs that use it")
-            raise cli.UserError(f"out of memory with --batch-size {batch_size} "
-                                f"({text[:160]}); {smaller}")
+            raise cli.UserError(f"out of memory{tried} ({text[:160]}); {smaller}")
         if not LOST.search(text):
             raise
         raise cli.DeviceLost(
             f"the GPU was lost ({text[:160]}); what is saved is sound: the same "
-            "command goes on from there, and with --restarts 5 does so by itself")
+            "command goes on from there"
+            + (", and with --restarts 5 does so by itself" if restarts else ""))
 
 
 def compiled(function):

@@ -34,6 +34,7 @@ from download_coco import read_captions, read_karpathy, splits
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
 # Letters and digits of any script, and apostrophes inside a word: man's stays one word.
+LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 Tokens = collections.namedtuple("Tokens", "words lengths image_of images image_ids "
@@ -381,7 +382,8 @@ def arguments():
     positive = cli.number(int, at_least=1)
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
     parser.add_argument("--tokens", help="folder to write (default: <data>/tokens)")
-    parser.add_argument("--vocab-size", type=positive, default=5000,
+    parser.add_argument("--vocab-size", default=5000,
+                        type=cli.number(int, at_least=1, below=LARGEST - len(SPECIAL)),
                         help="words kept, special tokens not counted")
     parser.add_argument("--num-examples", type=positive,
                         help="captions in all, whole images at a time (default: all)")

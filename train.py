@@ -51,12 +51,11 @@ from model import Batch, Captioner, Masks, Sizes, loss
 from tf_runtime import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
                         device_errors, device_name, event_writer, start, tf,
                         unsorted_segment_sum)
-from tokenize_captions import (read_references, read_tokens, read_vocabulary,
+from tokenize_captions import (LARGEST, read_references, read_tokens, read_vocabulary,
                                references_path)
 
 RUNS = "checkpoints"
 WORTH_COMPILING = 4  # batches of one shape in an epoch
-LARGEST = 100000     # no size of a model is above it, unless its file is damaged
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 # What makes a run another model: it cannot change when the run goes on.
 FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
@@ -597,6 +596,10 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
             if stop:
                 ranks.gather(None)  # process 0 has saved
                 raise KeyboardInterrupt
+        if any(ranks.gather(bool(asked_to_stop()))):  # in the last batch
+            save(reached(len(order)))
+            ranks.gather(None)
+            raise KeyboardInterrupt
     return reached(len(order))
 
 
@@ -641,10 +644,12 @@ def write_log(folder, history, dropout):
 def claim(folder, settings, images):
     """Write a new run's settings, or check that an old run is gone on with the same.
 
-    images: {'train', 'val': list of str}, what `read_split` returns.
+    images: {'train', 'val': list of str}, what `read_split` returns. A run that has no
+    checkpoint yet (out of memory, say) may begin again with other settings.
     """
     path = os.path.join(folder, "settings.json")
-    if os.path.exists(path):
+    if os.path.exists(path) and any(name.startswith(("newest", "previous", "best"))
+                                    for name in os.listdir(folder)):
         try:
             with open(path, encoding="utf-8") as file:
                 before = json.load(file)
@@ -772,7 +777,9 @@ def main():
                       vocabulary, args.val_images, args.seed)
     folder = os.path.join(RUNS, args.run)
     start()
-    with ranks.alone(folder), device_errors(args.batch_size):
+    ranks.same_devices(device_name())
+    with ranks.alone(folder), device_errors(args.batch_size,
+                                            restarts=ranks.size == 1):
         if ranks.rank == 0:
             report_bad(folder, splits, args.max_bad)
         train(args, folder, splits, vocabulary, judge)
@@ -817,10 +824,10 @@ def train(args, folder, splits, vocabulary, judge):
                                                 args.select) >= args.patience:
             print(f"no better for {args.patience} epochs (--patience): that is all")
             break
-        begin = time.time()
         progress = train_epoch(trainer, learning_rate, splits["train"], progress, args,
                                save)
         save(progress)  # validation can take long, and fail
+        begin = time.time()
         train_loss = progress.total / progress.words
         speed = len(splits["train"].captions) / progress.seconds
         val_loss = validate(model, splits["val"], args.batch_size)
@@ -833,7 +840,7 @@ def train(args, folder, splits, vocabulary, judge):
         history = history + [ranks.from_first(dict(
             judged, epoch=epoch, train_loss=train_loss, val_loss=val_loss,
             captions_per_second=round(speed, 1),
-            seconds=round(time.time() - begin, 1)))]
+            seconds=round(progress.seconds + time.time() - begin, 1)))]
         progress = begin_epoch(history)
         if events and waited(history, args.select) == 0:
             # Before the newest: it must not be missing when the run goes on from there

@@ -35,17 +35,18 @@ def make_data(folder):
     (folder / "data" / "annotations").mkdir(parents=True)
     for split, count, first in (("train", 24, 0), ("val", 7, 100)):
         images, sentences = [], []
-        (folder / "data" / "features" / split).mkdir(parents=True)
+        inside = "deep/" if split == "val" else ""  # a split's images may have folders
+        (folder / "data" / "features" / split / inside).mkdir(parents=True)
         for i in range(first, first + count):
             noun = NOUNS[i % len(NOUNS)]
-            images.append({"id": i, "file_name": f"{i}.jpg"})
+            images.append({"id": i, "file_name": f"{inside}{i}.jpg"})
             sentences += [{"id": 2 * i, "image_id": i, "caption": f"A {noun}."},
                           {"id": 2 * i + 1, "image_id": i,
                            "caption": f"There is a {noun}"}]
             features = random.uniform(0, .1, SHAPE).astype(np.float16)
             features[..., 10 * NOUNS.index(noun):10 * NOUNS.index(noun) + 10] += 2
             np.save(feature_path(str(folder / "data" / "features"),
-                                 f"{split}/{i}.jpg"), features)
+                                 f"{split}/{inside}{i}.jpg"), features)
         (folder / "data" / "annotations" / f"captions_{split}.json").write_text(
             json.dumps({"images": images, "annotations": sentences}))
     assert command(folder, "tokenize_captions.py")[0] == 0
@@ -134,7 +135,7 @@ def test_command_writes_captions_attention_and_scores(place):
     run = train.read_run("small")
     decoded = evaluate.read_decoded(str(run_file(place, "attention_val.npz")),
                                     run.vocabulary)
-    assert decoded.images.tolist() == [f"val/{i}.jpg" for i in range(100, 107)]
+    assert decoded.images.tolist() == [f"val/deep/{i}.jpg" for i in range(100, 107)]
     for i, result in enumerate(results):
         steps = decoded.steps[i]
         assert decoded.words[i, steps - 1] == END
@@ -155,7 +156,7 @@ def test_captions_are_those_of_one_image_at_a_time(place, no_java):
     results = read_json(run_file(place, "captions_val_small_results.json"))
     run = train.read_run("small")
     for result in results:
-        path = feature_path("data/features", f"val/{result['image_id']}.jpg")
+        path = feature_path("data/features", f"val/deep/{result['image_id']}.jpg")
         assert (read_features(path) > 1).any()
         (caption,), = decode_files(run.model, [path], 1, quiet=True)
         assert run.vocabulary.decode(caption.words) == result["caption"]
@@ -182,7 +183,7 @@ def test_run_is_compared_with_a_better_one(place, no_java):
 
 
 def test_images_without_features_are_counted_and_left_out(place, no_java):
-    os.remove(feature_path("data/features", "val/103.jpg"))
+    os.remove(feature_path("data/features", "val/deep/103.jpg"))
     status, _, errors = place()
     assert status == 0 and "1 of 7 images have no sound features" in errors
     ids = [r["image_id"] for r in read_json(run_file(
@@ -211,7 +212,7 @@ def test_what_is_not_there_is_refused_in_one_line(flags, words, place):
 
 @pytest.mark.parametrize("flags", [
     ("--beam", "0"), ("--max-steps", "-1"), ("--batch-size", "x"), ("--split", "dev"),
-    ("--length-power", "nan"), ("--unknown",)])
+    ("--length-power", "nan"), ("--unknown",), ("--n-best", "3", "--beam", "2")])
 def test_flags_out_of_range_are_refused(flags, place):
     status, _, errors = place(*flags)
     assert status == 2 and flags[0] in errors and "Traceback" not in errors

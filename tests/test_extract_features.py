@@ -349,8 +349,9 @@ def test_real_network_of_a_weights_file_fills_the_folder(network, folder):
     for name, features in zip(("0.png", "2.png"), network.features):
         assert same(ef.read_features(folder.feature(name)), features)
     with open(str(folder.path / "features" / "extractor.json")) as file:
-        assert json.load(file) == {"dtype": "float32", "seed": 0,
-                                   "weights": network.h5}
+        made = json.load(file)
+    assert len(made.pop("digest")) == 64
+    assert made == {"dtype": "float32", "seed": 0, "weights": network.h5}
 
 
 def test_damaged_features_are_made_again_and_sound_ones_left_alone(folder):
@@ -525,6 +526,20 @@ def test_random_weights_without_any_readable_picture_are_refused(folder):
     folder.spoil("0.png", "1.png")
     assert "no readable image" in refusal(folder.run("--weights", "random",
                                                      forward=True))
+
+
+def test_file_of_weights_is_known_by_what_is_in_it(folder):
+    folder.fill(2)
+    for name, content in (("a.h5", b"1"), ("b.h5", b"1"), ("c.h5", b"2")):
+        (folder.path / name).write_bytes(content)
+    first, same_again, other = (str(folder.path / f"{c}.h5") for c in "abc")
+    assert folder.run("--weights", first)[0] == 0
+    assert folder.run("--weights", same_again)[0] == 0
+    assert "holds features made with" in refusal(folder.run("--weights", other))
+    os.replace(other, first)
+    assert "holds features made with" in refusal(folder.run("--weights", first))
+    with pytest.raises(cli.UserError, match="no longer the file that made"):
+        ef.extractor(str(folder.path / "features"))
 
 
 # --- one's own pictures ---------------------------------------------------------------

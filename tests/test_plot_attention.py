@@ -256,6 +256,13 @@ def test_image_that_was_not_decoded_is_named(flags, chosen):
         chosen(*flags)
 
 
+def test_no_two_pictures_share_a_figure():
+    assert pa.titles(["a.png", "in/b.jpg"]) == ["a", "b"]
+    assert pa.titles(np.array(["val/a.1.png", "val/a.1.png"])) == ["a.1", "a.1"]
+    assert pa.titles(["./x/p.png", "x/p.jpg", "q.png", "p.png"]) == [
+        "x_p.png", "x_p.jpg", "q", "p.png"]
+
+
 def test_images_are_drawn_at_random_without_repetition(chosen):
     many = DECODED._replace(images=np.array([f"{i}.jpg" for i in range(50)]))
     first, again, other = (chosen("--count", "9", "--seed", seed, decoded=many)

@@ -104,7 +104,8 @@ def run(tmp_path, monkeypatch, capsys):
                       [ids["a"], ids["cross"], END, 0]], np.int32)
     alphas = np.full((2, 4, 64), 1 / 64, np.float32)
     alphas[0, 2], alphas[1, 1] = np.eye(64)[9], np.eye(64)[62]
-    decoded = Decoded(np.array(["val/a.jpg", "val/b.jpg"]), np.array(["7", "8"]), words,
+    decoded = Decoded(np.array(["val/a.jpg", "val/deep/b.jpg"]), np.array(["7", "8"]),
+                      words,
                       np.array([4, 3], np.int32), alphas, np.zeros((2, 4), np.float32),
                       np.ones((2, 4), np.float32))
     content = {

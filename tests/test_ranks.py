@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+import cli
 import ranks
 import train
 from atomic import write_json
@@ -81,6 +82,17 @@ def test_one_process_gives_back_what_it_got():
     assert ranks.gather({"a": 1}) == [{"a": 1}] and ranks.from_first(5) == 5
     tensors = [object()]
     assert ranks.total(tensors) is tensors
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """Simulated: there is no GPU here."""
+    for found in ([True, True], [False, False]):
+        monkeypatch.setattr(ranks, "gather", lambda value: found)
+        ranks.same_devices("GPU (a card)")
+    monkeypatch.setattr(ranks, "gather", lambda value: [True, False, value])
+    monkeypatch.setattr(ranks, "size", 3)
+    with pytest.raises(cli.UserError, match="1 of 3 processes have no GPU; start 2,"):
+        ranks.same_devices("GPU (a card)")
 
 
 @pytest.mark.parametrize("variables", [

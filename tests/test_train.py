@@ -762,6 +762,25 @@ def on_step(monkeypatch, number, action):
     monkeypatch.setattr(train.Trainer, "step", step)
 
 
+def test_signal_after_the_last_step_of_an_epoch_stops_the_run(runs, monkeypatch):
+    """Another process's signal of just then is told of at the same place."""
+    assert runs("whole", 2)[0] == 0
+
+    class Bar(train.tqdm):
+        def set_postfix(self, *args, **kwargs):
+            if self.n == self.total:
+                os.kill(os.getpid(), signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "tqdm", Bar)
+        assert runs("a", 2)[0] == 130
+    status, out, _ = runs("a", 2)
+    assert status == 0 and f"after epoch 0 and {BATCHES} batches" in out
+    assert equal(runs.arrays("a"), runs.arrays("whole"))
+    with open(runs.file("a", "log.csv")) as file:
+        for row in csv.DictReader(file):
+            assert float(row["seconds"]) > 0
+
+
 @pytest.mark.fault("Ctrl-C and SIGTERM in training")
 @pytest.mark.parametrize("number, signum", [
     (number, cli.STOPPING[number % 2]) for number in range(1, 2 * BATCHES + 1)])
@@ -874,10 +893,14 @@ def test_lost_gpu_ends_the_run_with_its_own_status_and_loses_nothing(error, runs
     tf.errors.UnknownError(None, None, "CUDA_ERROR_OUT_OF_MEMORY")])
 def test_memory_that_ran_out_is_told_with_the_batch_size_to_set(error, runs,
                                                                 monkeypatch):
-    on_step(monkeypatch, 2, raising(error))
-    line = refusal(runs("a", 1))
+    with monkeypatch.context() as patch:
+        on_step(patch, 2, raising(error))
+        line = refusal(runs("a", 1))
     assert "out of memory with --batch-size 4" in line
     assert "set --batch-size 2 or less" in line
+    # Under the same name: there is nothing yet that other settings could spoil.
+    assert runs("a", 1, "--batch-size", "2")[0] == 0
+    assert "another batch size" in refusal(runs("a", 2))
 
 
 def test_other_errors_of_tensorflow_are_bugs_and_not_hidden(runs, monkeypatch):
