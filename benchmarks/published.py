@@ -4,12 +4,41 @@ TensorFlow's eager captioning tutorial of 2018, in our own code: one word at a t
 eager mode, every batch padded to the longest caption of the set, W_1 a computed anew at
 every word, the output layer at every word, one image at a time when decoding, and
 InceptionV3 in a plain loop of 16 images. Its GRU does not receive its previous state:
-only the attention sees that. It is here to be timed.
-"""
-import numpy as np
+only the attention sees that. `bench.py` times it.
 
-from tf_runtime import tf, v1, variable_of
-from tokenize_captions import END, PAD, START
+    python benchmarks/published.py --data data --epochs 6
+
+trains it with its own loss and its own batches, which mix captions of all lengths, and
+scores it as step 5 does. The mathematics is the tutorial's; so that this takes minutes
+and not hours, the step is compiled, and the columns of a batch that are padding in
+every caption, which add nothing to the loss, are cut off.
+
+Reads:  <data>/tokens/, <data>/features/
+Writes: checkpoints/<run>/: newest.npz, best.npz (by CIDEr), log.csv and loss.png;
+        scores_val_greedy.json, scores_val_beam3.json
+"""
+import argparse
+import collections
+import os
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import atomic  # noqa: E402
+import cli  # noqa: E402
+import evaluate  # noqa: E402
+import scores  # noqa: E402
+import train  # noqa: E402
+from decode import decode_files  # noqa: E402
+from tf_runtime import (AdamOptimizer, compiled, start, tf,  # noqa: E402
+                        unsorted_segment_sum, v1, variable_of)
+from tokenize_captions import (  # noqa: E402
+    END, PAD, START, read_references, read_tokens, read_vocabulary, references_path)
+
+WHOLE = 4  # batches are cut to a multiple of so many words: fewer shapes to compile
 
 
 class Published:
@@ -17,6 +46,8 @@ class Published:
 
     def __init__(self, vocabulary, embedding=256, units=512):
         layers, self.units = tf.keras.layers, units
+        self.looped = True  # False: the GRU's cell without its loop over one word
+        self.vocabulary = vocabulary
         self.fc = layers.Dense(embedding, activation="relu")
         self.embedding = layers.Embedding(vocabulary, embedding)
         self.W1, self.W2, self.V = (layers.Dense(units), layers.Dense(units),
@@ -26,7 +57,7 @@ class Published:
         self.fc1, self.fc2 = layers.Dense(units), layers.Dense(vocabulary)
         self.layers = (self.fc, self.embedding, self.W1, self.W2, self.V, self.gru,
                        self.fc1, self.fc2)
-        self.optimizer = v1.train.AdamOptimizer()
+        self.optimizer = AdamOptimizer()
 
     @property
     def variables(self):
@@ -38,24 +69,38 @@ class Published:
         score = tf.nn.tanh(self.W1(a) + self.W2(tf.expand_dims(hidden, 1)))
         alpha = tf.nn.softmax(self.V(score), axis=1)                     # (B, L, 1)
         context = tf.reduce_sum(alpha * a, axis=1)
-        words = self.embedding(tf.constant(words))                       # (B, 1, m)
+        words = self.embedding(tf.convert_to_tensor(words))             # (B, 1, m)
         x = tf.concat([tf.expand_dims(context, 1), words], axis=-1)
-        output, state = self.gru(x)
+        if self.looped:
+            output, state = self.gru(x)
+        else:
+            output, (state,) = self.gru.cell(tf.squeeze(x, 1), [tf.zeros_like(hidden)])
         x = tf.reshape(self.fc1(output), (-1, self.units))
         return self.fc2(x), state, alpha
 
-    def train_step(self, features, words):
-        """One step on features (B, L, F) and words (B, longest + 2), padding too."""
-        loss, hidden = 0., tf.zeros((len(words), self.units))
+    def loss(self, features, words):
+        """Nats a caption, padding counted as 0: features (B, L, F), words (B, T)."""
+        loss, hidden = 0., tf.zeros((int(words.shape[0]), self.units))
+        a = self.fc(tf.cast(features, tf.float32))
+        for t in range(1, int(words.shape[1])):
+            logits, hidden, _ = self.step(words[:, t - 1:t], a, hidden)
+            nats = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels=words[:, t], logits=logits)
+            loss += tf.reduce_mean(nats * tf.cast(tf.not_equal(words[:, t], PAD),
+                                                  tf.float32))
+        return loss
+
+    def gradients(self, features, words):
+        """The loss and its gradients, in the order of `variables`."""
         with tf.GradientTape() as tape:
-            a = self.fc(tf.cast(tf.constant(features), tf.float32))
-            for t in range(1, words.shape[1]):
-                logits, hidden, _ = self.step(words[:, t - 1:t], a, hidden)
-                nats = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    labels=words[:, t], logits=logits)
-                loss += tf.reduce_mean(nats * (words[:, t] != PAD).astype(np.float32))
-        variables = self.variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+            loss = self.loss(features, words)
+        return [loss] + tape.gradient(loss, self.variables)
+
+    def train_step(self, features, words, gradients=None):
+        """One step on features (B, L, F) and words (B, longest + 2), padding too."""
+        loss, *found = (gradients or self.gradients)(tf.constant(features),
+                                                     tf.constant(words))
+        self.optimizer.apply_gradients(zip(found, self.variables))
         return float(loss.numpy()) / (words.shape[1] - 1)
 
     def decode(self, features, max_steps):
@@ -72,6 +117,37 @@ class Published:
         return words, maps
 
 
+class Annotations(collections.namedtuple("Annotations", "a")):
+    """Encoded images as beam search carries them: a (B, L, D)."""
+
+    def take(self, rows):
+        """Those of these captions or images; rows: int32 (B,)."""
+        return Annotations(tf.gather(self.a, rows))
+
+
+class Searched:
+    """The published model with the methods of Captioner that beam search calls."""
+
+    def __init__(self, model):
+        self.model, self.sizes = model, argparse.Namespace(vocabulary=model.vocabulary)
+
+    def encode(self, features):
+        return Annotations(self.model.fc(tf.cast(features, tf.float32)))
+
+    def h_0(self, a):
+        return tf.zeros((int(a.shape[0]), self.model.units))
+
+    def embed(self, words):
+        return None, words[:, None]  # the step embeds them itself
+
+    def step(self, annotations, h, words):
+        logits, h, alpha = self.model.step(words, annotations.a, h)
+        return h, logits, tf.squeeze(alpha, 2), None
+
+    def deep_output(self, _, h, logits):
+        return logits
+
+
 def extract(model, paths, targets):
     """The tutorial's loop: decode, resize, InceptionV3 on 16 images, a file each."""
     def load(path):
@@ -85,3 +161,116 @@ def extract(model, paths, targets):
         for array in model(pictures).numpy():
             np.save(targets[done], array)
             done += 1
+
+
+# --- training it ----------------------------------------------------------------------
+
+def batches(captions, batch_size, random):
+    """An epoch of arrays of caption numbers, shuffled, of all lengths."""
+    order = random.permutation(captions.captions)
+    return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def load(captions, numbers):
+    """Features (B, L, F) and words (B, T) of a batch, T - 1 a multiple of WHOLE."""
+    maps = np.stack([train.read_features(captions.paths[i])
+                     for i in captions.tokens.image_of[numbers]])
+    T = -(-int(captions.tokens.lengths[numbers].max()) // WHOLE) * WHOLE + 1
+    words = captions.tokens.words[numbers, :T]
+    words = np.pad(words, [(0, 0), (0, T - words.shape[1])], "constant")
+    return maps.reshape(len(maps), -1, maps.shape[-1]), words
+
+
+def words(captions):
+    """How many real words a split has."""
+    return int(captions.tokens.lengths[captions.captions].sum())
+
+
+def evaluated(model, captions, ids, references, vocabulary, width, java=True):
+    """Scored captions of a split, and the captions themselves by image id."""
+    found = decode_files(Searched(model), captions.paths, 64, quiet=True, width=width)
+    texts = {i: vocabulary.decode(beam[0].words) for i, beam in zip(ids, found)}
+    return scores.score(texts, references, java=java), texts
+
+
+def main():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--data", default="data", help="data set in COCO's layout")
+    parser.add_argument("--run", default="published", help="name below checkpoints/")
+    parser.add_argument("--epochs", type=cli.number(int, at_least=1), default=6)
+    parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=64)
+    parser.add_argument("--seed", type=cli.seed, default=0)
+    args = parser.parse_args()
+    folder = os.path.join(train.RUNS, args.run)
+    tokens = os.path.join(args.data, "tokens")
+    vocabulary = read_vocabulary(os.path.join(tokens, "vocabulary.tsv"))
+    learnt, val = (
+        train.Captions(name, read_tokens(os.path.join(tokens, f"{name}.npz")),
+                       os.path.join(args.data, "features"))
+        for name in ("train", "val"))
+    ids = [str(i) for i in val.tokens.image_ids]
+    references, training = (read_references(references_path(tokens, name))
+                            for name in ("val", "train"))
+    start()
+    v1.set_random_seed(args.seed)
+    model = Published(len(vocabulary))
+    model.loss(*map(tf.constant, load(val, val.captions[:2])))  # makes the weights
+    model.looped = False
+    model.weights = collections.OrderedDict(
+        (f"{i:02d}", variable) for i, variable in enumerate(model.variables))
+    train.make_slots(model, model.optimizer)
+    with cli.alone(folder):
+        newest, best = (os.path.join(folder, name)
+                        for name in ("newest.npz", "best.npz"))
+        history = []
+        if os.path.exists(newest):
+            history = train.load_checkpoint(newest, model, model.optimizer).history
+
+        def dense(features, words):
+            loss, *found = model.gradients(features, words)
+            return [loss] + [unsorted_segment_sum(g.values, g.indices, v.shape[0])
+                             if isinstance(g, tf.IndexedSlices) else g
+                             for g, v in zip(found, model.variables)]
+        gradients, loss = compiled(dense), compiled(model.loss)
+        for epoch in range(len(history) + 1, args.epochs + 1):
+            begin, total = time.time(), 0.
+            order = batches(learnt, args.batch_size,
+                            np.random.RandomState([args.seed, epoch]))
+            for features, rows in tqdm(
+                    learnt.batches(order, lambda numbers: load(learnt, numbers)),
+                    total=len(order), desc=f"epoch {epoch}/{args.epochs}",
+                    unit="batch"):
+                steps = rows.shape[1] - 1
+                total += len(rows) * steps * model.train_step(features, rows, gradients)
+            seconds, summed = time.time() - begin, 0.
+            for numbers in val.epoch(args.batch_size):
+                features, rows = map(tf.constant, load(val, numbers))
+                summed += len(numbers) * float(loss(features, rows).numpy())
+            found = scores.averages(evaluated(model, val, ids, references, vocabulary,
+                                              width=1, java=False)[0])
+            history = history + [{
+                "epoch": epoch, "train_loss": total / words(learnt),
+                "val_loss": summed / words(val),
+                "val_bleu4": round(found["BLEU-4"], 3),
+                "val_cider": round(found["CIDEr"], 3),
+                "captions_per_second": round(len(learnt.captions) / seconds, 1),
+                "seconds": round(time.time() - begin, 1)}]
+            progress = train.begin_epoch(history)
+            if train.waited(history, "cider") == 0:
+                train.save_checkpoint(best, model, model.optimizer, progress)
+            train.save_checkpoint(newest, model, model.optimizer, progress)
+            train.write_log(folder, history, dropout=0)
+            print(history[-1], flush=True)
+        epoch = len(train.load_checkpoint(best, model).history)
+        seen = {scores.plain(c) for group in training.values() for c in group}
+        for width, name in ((1, "greedy"), (3, "beam3")):
+            scored, texts = evaluated(model, val, ids, references, vocabulary, width)
+            summary = evaluate.report(scored, texts, references, seen)
+            evaluate.show(summary)
+            atomic.write_json(
+                os.path.join(folder, f"scores_val_{name}.json"),
+                dict(summary, run=args.run, split="val", beam=width, epoch=epoch))
+
+
+if __name__ == "__main__":
+    cli.run(main)

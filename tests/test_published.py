@@ -1,0 +1,79 @@
+"""The published design is trained as it was published, only faster."""
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from decode import beam_search
+from evaluate import read_scores
+from test_train import write_data
+from tf_runtime import compiled, tf
+from tokenize_captions import END, START
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
+import published  # noqa: E402
+
+
+@pytest.fixture
+def model():
+    model = published.Published(11, embedding=5, units=7)
+    features = np.random.RandomState(0).uniform(0, 2, (3, 64, 9)).astype(np.float32)
+    words = np.array([[START, 4, 5, 6, END] + 8 * [0], [START, 7, END] + 10 * [0],
+                      [START, 8, 9, END] + 9 * [0]], np.int32)
+    model.loss(tf.constant(features), tf.constant(words[:, :2]))  # makes the weights
+    return model, features, words
+
+
+def test_cut_and_compiled_step_is_the_tutorial_s(model):
+    model, features, words = model
+
+    def values(gradients, words):
+        found = gradients(tf.constant(features), tf.constant(words))
+        return [tf.convert_to_tensor(g).numpy() for g in found]
+    whole = values(model.gradients, words)
+    model.looped = False
+    cut = values(compiled(lambda *batch: [tf.convert_to_tensor(g) for g in
+                                          model.gradients(*batch)]), words[:, :5])
+    assert len(whole) == len(cut) == 1 + len(model.variables)
+    for a, b in zip(whole, cut):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+def test_padding_adds_nothing_to_its_loss_but_counts_in_the_mean(model):
+    model, features, words = model
+    alone = [float(model.loss(tf.constant(features[i:i + 1]),
+                              tf.constant(words[i:i + 1])).numpy()) for i in range(3)]
+    together = float(model.loss(tf.constant(features), tf.constant(words)).numpy())
+    assert together == pytest.approx(sum(alone) / 3, rel=1e-5)
+
+
+def test_searched_greedily_it_says_what_its_own_loop_says(model):
+    model, features, _ = model
+    for image in features:
+        words, maps = model.decode(image, 6)
+        caption = beam_search(published.Searched(model), image[None], max_steps=6,
+                              forbidden=())[0][0]
+        assert caption.words == words
+        np.testing.assert_allclose(caption.alphas, maps, rtol=1e-5)
+
+
+def test_command_trains_goes_on_and_scores(tmp_path):
+    write_data(tmp_path)
+    for epochs in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, os.path.join(ROOT, "benchmarks", "published.py"),
+             "--epochs", epochs, "--batch-size", "4"], cwd=str(tmp_path),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "checkpoints" / "published"
+    with open(str(folder / "log.csv")) as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert 0 < float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    for name in ("greedy", "beam3"):
+        scores = read_scores(str(folder / f"scores_val_{name}.json"))
+        assert 0 <= scores["scores"]["BLEU-1 with punctuation"] <= 100
