@@ -62,7 +62,7 @@ class Published:
     @property
     def variables(self):
         return [variable_of(variable) for layer in self.layers
-                for variable in layer.variables]
+                for variable in layer.trainable_variables]
 
     def step(self, words, a, hidden):
         """words (B, 1), a (B, L, D), hidden (B, n) -> logits (B, K), state, alpha."""
@@ -201,6 +201,9 @@ def main():
     parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=64)
     parser.add_argument("--seed", type=cli.seed, default=0)
     args = parser.parse_args()
+    if tf.__version__.startswith("1.9."):
+        raise cli.UserError("TensorFlow 1.9 crashes when it compiles this step; take "
+                            "1.10 or a later one")
     folder = os.path.join(train.RUNS, args.run)
     tokens = os.path.join(args.data, "tokens")
     vocabulary = read_vocabulary(os.path.join(tokens, "vocabulary.tsv"))
