@@ -413,7 +413,8 @@ def main():
         if name in found:
             middle, low, high = found[name]
             met = middle >= floor if kind == "at least" else middle <= floor
-            rows.append((name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}",
+            spread = f"{low:.2f} - {high:.2f}" if low < high else "measured once"
+            rows.append((name, f"{middle:.2f}", spread,
                          f"{kind} {floor:g}" + ("" if met else "  NOT REACHED")))
     print(f"\nTensorFlow {tf.__version__} on {device_name()}, {os.cpu_count()} cores\n")
     table(rows)
