@@ -44,6 +44,8 @@ SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
 CALIBRATION_IMAGES = 48
 CENTRE_WEIGHT = 3.        # see random_weights
 SPREAD = .3               # of the output of random weights; see calibrate
+UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError,  # what Pillow raises
+              Image.DecompressionBombError)
 
 
 # --- reading what this step writes ----------------------------------------------------
@@ -85,10 +87,10 @@ def is_sound(path, dtype=None):
     return fits and dtype in (None, array.dtype)
 
 
-def read_image(path):
-    """Any picture as uint8 (299, 299, 3), upright, on white where it is transparent.
+def upright(path):
+    """Any picture as a Pillow image in RGB, upright, on white where it is transparent.
 
-    Raises OSError or ValueError where Pillow cannot read it.
+    Raises one of UNREADABLE where Pillow cannot read it.
     """
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
@@ -100,8 +102,15 @@ def read_image(path):
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
-        # Stretched, not cropped: the 8 x 8 cells then cover the whole picture.
-        return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
+        return image.convert("RGB")
+
+
+def read_image(path):
+    """Any picture as uint8 (299, 299, 3); see `upright`.
+
+    Stretched, not cropped: the 8 x 8 cells then cover the whole picture.
+    """
+    return np.asarray(upright(path).resize((SIZE, SIZE), Image.BILINEAR))
 
 
 # --- the network ----------------------------------------------------------------------
@@ -261,8 +270,7 @@ def batches(paths, batch_size):
     def load(index):
         try:
             return read_image(paths[int(index)]), b""
-        except (OSError, ValueError, SyntaxError, MemoryError,
-                Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             return np.zeros((SIZE, SIZE, 3), np.uint8), cli.one_line(error).encode()
 
     def decode(index):
@@ -330,7 +338,7 @@ def sample_images(data, split, names, seed):
     for i in np.random.RandomState(seed).permutation(len(names)):
         try:
             pictures.append(read_image(os.path.join(data, names[i])))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except UNREADABLE:
             continue  # extract() reports it
         if len(pictures) == CALIBRATION_IMAGES:
             break
@@ -386,6 +394,8 @@ def claim(features, made):
         try:
             with open(path, encoding="utf-8") as file:
                 before = json.load(file)
+            if not isinstance(before, dict):
+                raise ValueError
         except ValueError:
             raise cli.UserError(f"{path}: damaged, so nobody knows which network made "
                                 "these features; choose another folder with "

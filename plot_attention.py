@@ -29,7 +29,7 @@ import atomic
 import cli
 from decode import beam_search
 from evaluate import decoded_path, read_decoded, read_scores
-from extract_features import SHAPE, extractor, read_image
+from extract_features import SHAPE, UNREADABLE, extractor, read_image
 from tf_runtime import device_errors, start
 from tokenize_captions import END
 from train import read_run
@@ -40,8 +40,6 @@ TITLE = .3           # inches for the word above a picture
 NOTE = .16           # inches for its probability below
 FORMATS = ("png", "pdf", "svg")
 COLOURS = ("light", "viridis", "inferno", "jet", "gray")
-UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError,
-              Image.DecompressionBombError)
 
 
 def upsample(alpha, size):
@@ -185,14 +183,14 @@ def draw_split(run, args):
     """Draw images of the split; return the paths of the figures."""
     decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
     drawn = []
-    chosen = choose(decoded, args, run.folder)
-    for i, title in zip(chosen, titles(decoded.images[chosen])):
+    title = titles(decoded.images.tolist())
+    for i in choose(decoded, args, run.folder):
         name = str(decoded.images[i])
         picture = load_picture(os.path.join(args.data or run.settings["data"], name))
         words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
         notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
                          not run.settings["no_gate"])
-        drawn.append(_figure(run, args, title, picture, words,
+        drawn.append(_figure(run, args, title[i], picture, words,
                              decoded.alphas[i, :len(words)], notes))
     return drawn
 
@@ -217,14 +215,20 @@ def draw_own(run, args):
 
 def titles(paths):
     """The name of each picture's figure: the picture's without folder and ending, and
-    with both where two would be the same.
+    with both where two would be the same. paths: all that there are, a list of str.
     """
     def name(path):
         return os.path.splitext(os.path.basename(path))[0]
-    counts = collections.Counter(name(path) for path in set(map(str, paths)))
-    return [name(path) if counts[name(path)] == 1
-            else str(path).strip("./").replace(os.sep, "/").replace("/", "_")
-            for path in paths]
+    counts = collections.Counter(name(path) for path in set(paths))
+    found = {}
+    for path in paths:
+        title = name(path)
+        if counts[title] > 1:
+            title = path.replace(os.sep, "/").replace("/", "_")
+        while path not in found and title in found.values():
+            title += "_"
+        found.setdefault(path, title)
+    return [found[path] for path in paths]
 
 
 def _figure(run, args, title, picture, words, alphas, notes):

@@ -73,8 +73,8 @@ def with_punctuation(caption):
 
 
 def with_full_stop(caption):
-    """The same of a generated caption. The vocabulary has no punctuation: the end of
-    the caption stands for a full stop, which nine of ten Flickr8k captions end in.
+    """The same of a generated caption. The vocabulary has no punctuation: where the
+    caption ends, a full stop is taken to stand, as nine of ten Flickr8k captions have.
     """
     caption = with_punctuation(caption)
     return caption if caption.endswith(".") else f"{caption} .".strip()

@@ -73,6 +73,8 @@ Variable = tf.Variable if hasattr(tf, "function") else tf.contrib.eager.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = getattr(tf, "numpy_function", v1.py_func)
+# Compiled, the gradients of Keras layers crash the process (benchmarks/published.py).
+COMPILED_KERAS_CRASHES = tf.__version__.startswith("1.9.")
 # 1.9 has it under its older name only.
 unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
                         or tf.unsorted_segment_sum)
@@ -86,6 +88,13 @@ def start():
     # Nothing may ask TensorFlow for its mode before this: asking settles the config.
     v1.enable_eager_execution(config=config())
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
+
+
+def set_seed(seed):
+    """Have Keras draw the same first weights again."""
+    v1.set_random_seed(seed)
+    if hasattr(tf.keras.utils, "set_random_seed"):  # Keras 3 draws by itself
+        tf.keras.utils.set_random_seed(seed)
 
 
 def keep_memory():

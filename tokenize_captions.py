@@ -32,9 +32,9 @@ import cli
 from download_coco import read_captions, read_karpathy, splits
 
 PAD, START, END, UNK = range(4)
+LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
 SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
 # Letters and digits of any script, and apostrophes inside a word: man's stays one word.
-LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 Tokens = collections.namedtuple("Tokens", "words lengths image_of images image_ids "

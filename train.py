@@ -641,6 +641,13 @@ def write_log(folder, history, dropout):
         canvas.print_figure(file, dpi=150, format="png")
 
 
+def run_folder(name):
+    """The folder of the run called so. Raises cli.UserError for what is no name."""
+    if os.path.basename(name) != name or name in ("", ".", "..") or name[0] == "-":
+        raise cli.UserError(f"--run {name}: give a plain name without folders")
+    return os.path.join(RUNS, name)
+
+
 def claim(folder, settings, images):
     """Write a new run's settings, or check that an old run is gone on with the same.
 
@@ -648,8 +655,12 @@ def claim(folder, settings, images):
     checkpoint yet (out of memory, say) may begin again with other settings.
     """
     path = os.path.join(folder, "settings.json")
-    if os.path.exists(path) and any(name.startswith(("newest", "previous", "best"))
-                                    for name in os.listdir(folder)):
+    begun = os.path.isdir(folder) and any(
+        name.startswith(("newest", "previous", "best")) for name in os.listdir(folder))
+    if begun and not os.path.exists(path):
+        raise cli.UserError(f"{path}: missing, so nobody knows what these checkpoints "
+                            "are of; put it back, or choose another --run")
+    if begun:
         try:
             with open(path, encoding="utf-8") as file:
                 before = json.load(file)
@@ -753,9 +764,7 @@ def main():
     cli.introduce(4, "train")
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
-    if (os.path.basename(args.run) != args.run or args.run in ("", ".", "..")
-            or args.run.startswith("-")):
-        raise cli.UserError(f"--run {args.run}: give a plain name without folders")
+    folder = run_folder(args.run)
     path = os.path.join(args.tokens, "vocabulary.tsv")
     vocabulary = read_vocabulary(path)
     splits = {}
@@ -775,7 +784,6 @@ def main():
         judge = Judge(splits["val"],
                       read_references(references_path(args.tokens, "val")),
                       vocabulary, args.val_images, args.seed)
-    folder = os.path.join(RUNS, args.run)
     start()
     ranks.same_devices(device_name())
     with ranks.alone(folder), device_errors(args.batch_size,

@@ -14,8 +14,8 @@ and not hours, the step is compiled, and the columns of a batch that are padding
 every caption, which add nothing to the loss, are cut off.
 
 Reads:  <data>/tokens/, <data>/features/
-Writes: checkpoints/<run>/: newest.npz, best.npz (by CIDEr), log.csv and loss.png;
-        scores_val_greedy.json, scores_val_beam3.json
+Writes: checkpoints/<run>/: settings.json; newest.npz and best.npz (by CIDEr), log.csv
+        and loss.png after each epoch; scores_val_greedy.json, scores_val_beam3.json
 """
 import argparse
 import collections
@@ -33,7 +33,9 @@ import evaluate  # noqa: E402
 import scores  # noqa: E402
 import train  # noqa: E402
 from decode import decode_files  # noqa: E402
-from tf_runtime import (AdamOptimizer, compiled, start, tf,  # noqa: E402
+from download_coco import read_json  # noqa: E402
+from tf_runtime import (COMPILED_KERAS_CRASHES, AdamOptimizer,  # noqa: E402
+                        compiled, device_errors, device_name, set_seed, start, tf,
                         unsorted_segment_sum, v1, variable_of)
 from tokenize_captions import (  # noqa: E402
     END, PAD, START, read_references, read_tokens, read_vocabulary, references_path)
@@ -126,7 +128,9 @@ class Annotations(collections.namedtuple("Annotations", "a")):
 
 
 class Searched:
-    """The published model with the methods of Captioner that beam search calls."""
+    """The published model with the methods of Captioner that beam search calls: see
+    there for the shapes.
+    """
 
     def __init__(self, model):
         self.model, self.sizes = model, argparse.Namespace(vocabulary=model.vocabulary)
@@ -186,93 +190,129 @@ def words(captions):
     return int(captions.tokens.lengths[captions.captions].sum())
 
 
-def evaluated(model, captions, ids, references, vocabulary, width, java=True):
-    """Scored captions of a split, and the captions themselves by image id."""
-    found = decode_files(Searched(model), captions.paths, 64, quiet=True, width=width)
-    texts = {i: vocabulary.decode(beam[0].words) for i, beam in zip(ids, found)}
-    return scores.score(texts, references, java=java), texts
+def evaluated(model, judge, width, java=True):
+    """Scored captions of a Judge's images, and the captions themselves by image id."""
+    found = decode_files(Searched(model), judge.paths, 64, quiet=True, width=width)
+    texts = {i: judge.vocabulary.decode(beam[0].words)
+             for i, beam in zip(judge.ids, found)}
+    return scores.score(texts, judge.references, java=java), texts
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    positive = cli.number(int, at_least=1)
+    parser.add_argument("--data", default="data", help="data set in COCO's layout")
+    parser.add_argument("--run", default="published", help="name below checkpoints/")
+    parser.add_argument("--epochs", type=positive, default=6, help="in all")
+    parser.add_argument("--batch-size", type=positive, default=64, help="captions")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of weights and order")
+    return parser.parse_args()
 
 
 def main():
-    parser = cli.parser(__doc__)
-    parser.add_argument("--data", default="data", help="data set in COCO's layout")
-    parser.add_argument("--run", default="published", help="name below checkpoints/")
-    parser.add_argument("--epochs", type=cli.number(int, at_least=1), default=6)
-    parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=64)
-    parser.add_argument("--seed", type=cli.seed, default=0)
-    args = parser.parse_args()
-    if tf.__version__.startswith("1.9."):
-        raise cli.UserError("TensorFlow 1.9 crashes when it compiles this step; take "
-                            "1.10 or a later one")
-    folder = os.path.join(train.RUNS, args.run)
+    args = arguments()
+    if COMPILED_KERAS_CRASHES:
+        raise cli.UserError(f"TensorFlow {tf.__version__} crashes when it compiles "
+                            "these layers; take 1.10 or a later one")
+    folder = train.run_folder(args.run)
     tokens = os.path.join(args.data, "tokens")
     vocabulary = read_vocabulary(os.path.join(tokens, "vocabulary.tsv"))
-    learnt, val = (
-        train.Captions(name, read_tokens(os.path.join(tokens, f"{name}.npz")),
-                       os.path.join(args.data, "features"))
-        for name in ("train", "val"))
-    ids = [str(i) for i in val.tokens.image_ids]
-    references, training = (read_references(references_path(tokens, name))
-                            for name in ("val", "train"))
+    found = {name: read_tokens(os.path.join(tokens, f"{name}.npz"))
+             for name in ("train", "val")}
+    if any(part.vocabulary != vocabulary.digest() for part in found.values()):
+        raise cli.UserError(f"{tokens}: vocabulary.tsv does not belong to the files "
+                            "beside it; run tokenize_captions.py again")
+    learnt, val = (train.Captions(name, part, os.path.join(args.data, "features"))
+                   for name, part in found.items())
+    training, references = (read_references(references_path(tokens, name))
+                            for name in found)
+    judge = train.Judge(val, references, vocabulary, len(val.paths), args.seed)
     start()
-    v1.set_random_seed(args.seed)
-    model = Published(len(vocabulary))
-    model.loss(*map(tf.constant, load(val, val.captions[:2])))  # makes the weights
-    model.looped = False
-    model.weights = collections.OrderedDict(
-        (f"{i:02d}", variable) for i, variable in enumerate(model.variables))
-    train.make_slots(model, model.optimizer)
-    with cli.alone(folder):
-        newest, best = (os.path.join(folder, name)
-                        for name in ("newest.npz", "best.npz"))
-        history = []
-        if os.path.exists(newest):
-            history = train.load_checkpoint(newest, model, model.optimizer).history
-
-        def dense(features, words):
-            loss, *found = model.gradients(features, words)
-            return [loss] + [unsorted_segment_sum(g.values, g.indices, v.shape[0])
-                             if isinstance(g, tf.IndexedSlices) else g
-                             for g, v in zip(found, model.variables)]
-        gradients, loss = compiled(dense), compiled(model.loss)
-        for epoch in range(len(history) + 1, args.epochs + 1):
-            begin, total = time.time(), 0.
-            order = batches(learnt, args.batch_size,
-                            np.random.RandomState([args.seed, epoch]))
-            for features, rows in tqdm(
-                    learnt.batches(order, lambda numbers: load(learnt, numbers)),
-                    total=len(order), desc=f"epoch {epoch}/{args.epochs}",
-                    unit="batch"):
-                steps = rows.shape[1] - 1
-                total += len(rows) * steps * model.train_step(features, rows, gradients)
-            seconds, summed = time.time() - begin, 0.
-            for numbers in val.epoch(args.batch_size):
-                features, rows = map(tf.constant, load(val, numbers))
-                summed += len(numbers) * float(loss(features, rows).numpy())
-            found = scores.averages(evaluated(model, val, ids, references, vocabulary,
-                                              width=1, java=False)[0])
-            history = history + [{
-                "epoch": epoch, "train_loss": total / words(learnt),
-                "val_loss": summed / words(val),
-                "val_bleu4": round(found["BLEU-4"], 3),
-                "val_cider": round(found["CIDEr"], 3),
-                "captions_per_second": round(len(learnt.captions) / seconds, 1),
-                "seconds": round(time.time() - begin, 1)}]
-            progress = train.begin_epoch(history)
-            if train.waited(history, "cider") == 0:
-                train.save_checkpoint(best, model, model.optimizer, progress)
-            train.save_checkpoint(newest, model, model.optimizer, progress)
-            train.write_log(folder, history, dropout=0)
-            print(history[-1], flush=True)
-        epoch = len(train.load_checkpoint(best, model).history)
+    set_seed(args.seed)
+    with cli.alone(folder), device_errors(args.batch_size):
+        # What it must be to go on; train.py takes no such run for one of its own.
+        claim(folder, dict(vars(args), epochs=None, published=True,
+                           vocabulary_digest=vocabulary.digest()))
+        model = Published(len(vocabulary))
+        model.loss(*map(tf.constant, load(val, val.captions[:2])))  # makes the weights
+        model.looped = False
+        model.weights = collections.OrderedDict(
+            (f"{i:02d}", variable) for i, variable in enumerate(model.variables))
+        train.make_slots(model, model.optimizer)
+        train_epochs(args, folder, model, learnt, val, judge)
         seen = {scores.plain(c) for group in training.values() for c in group}
-        for width, name in ((1, "greedy"), (3, "beam3")):
-            scored, texts = evaluated(model, val, ids, references, vocabulary, width)
-            summary = evaluate.report(scored, texts, references, seen)
-            evaluate.show(summary)
-            atomic.write_json(
-                os.path.join(folder, f"scores_val_{name}.json"),
-                dict(summary, run=args.run, split="val", beam=width, epoch=epoch))
+        report(args, folder, model, judge, seen)
+
+
+def claim(folder, settings):
+    """Write the settings of a new run, or check that they are the same."""
+    path = os.path.join(folder, "settings.json")
+    if not os.path.exists(path):
+        atomic.write_json(path, settings)
+    elif read_json(path) != settings:
+        raise cli.UserError(f"{path}: is of another run; choose another --run")
+
+
+def train_epochs(args, folder, model, learnt, val, judge):
+    """Train to the last epoch from the last one that is kept in the folder."""
+    newest, best = (os.path.join(folder, name) for name in ("newest.npz", "best.npz"))
+    history = []
+    if os.path.exists(newest):
+        history = train.load_checkpoint(newest, model, model.optimizer).history
+        train.write_log(folder, history, dropout=0)
+
+    def dense(features, words):
+        loss, *found = model.gradients(features, words)
+        return [loss] + [unsorted_segment_sum(g.values, g.indices, v.shape[0])
+                         if isinstance(g, tf.IndexedSlices) else g
+                         for g, v in zip(found, model.variables)]
+    gradients, loss = compiled(dense), compiled(model.loss)
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        begin, total = time.time(), 0.
+        order = batches(learnt, args.batch_size,
+                        np.random.RandomState([args.seed, epoch]))
+        for features, rows in tqdm(
+                learnt.batches(order, lambda numbers: load(learnt, numbers)),
+                total=len(order), desc=f"epoch {epoch}/{args.epochs}", unit="batch"):
+            nats = model.train_step(features, rows, gradients)
+            if not np.isfinite(nats):
+                raise cli.UserError(f"epoch {epoch}: the loss is {nats}; the last "
+                                    "checkpoint is sound")
+            total += len(rows) * (rows.shape[1] - 1) * nats
+        seconds, summed = time.time() - begin, 0.
+        for numbers in val.epoch(args.batch_size):
+            features, rows = map(tf.constant, load(val, numbers))
+            summed += len(numbers) * float(loss(features, rows).numpy())
+        found = scores.averages(evaluated(model, judge, width=1, java=False)[0])
+        history = history + [{
+            "epoch": epoch, "train_loss": total / words(learnt),
+            "val_loss": summed / words(val),
+            "val_bleu4": round(found["BLEU-4"], 3),
+            "val_cider": round(found["CIDEr"], 3),
+            "captions_per_second": round(len(learnt.captions) / seconds, 1),
+            "seconds": round(time.time() - begin, 1)}]
+        progress = train.begin_epoch(history)
+        if train.waited(history, "cider") == 0:
+            train.save_checkpoint(best, model, model.optimizer, progress)
+        train.save_checkpoint(newest, model, model.optimizer, progress)
+        train.write_log(folder, history, dropout=0)
+        print(f"epoch {epoch}: training loss {history[-1]['train_loss']:.4f}, "
+              f"validation loss {history[-1]['val_loss']:.4f} nats a word, CIDEr "
+              f"{history[-1]['val_cider']:.1f}", flush=True)
+
+
+def report(args, folder, model, judge, seen):
+    """Score the captions of the best epoch, greedy and of a beam of 3."""
+    history = train.load_checkpoint(os.path.join(folder, "best.npz"), model).history
+    for width, name in ((1, "greedy"), (3, "beam3")):
+        scored, texts = evaluated(model, judge, width)
+        summary = evaluate.report(scored, texts, judge.references, seen)
+        print(f"\nepoch {len(history)}, beam {width}, tokenizer: {scored.tokenizer}\n")
+        evaluate.show(summary)
+        atomic.write_json(
+            os.path.join(folder, f"scores_val_{name}.json"),
+            dict(summary, run=args.run, split="val", beam=width, epoch=len(history),
+                 device=device_name(), tensorflow=tf.__version__))
 
 
 if __name__ == "__main__":

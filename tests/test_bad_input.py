@@ -325,6 +325,8 @@ CASES = {
     "tokens where a file is": tokens("--tokens", CAPTIONS, words=NAME),
     "vocabulary of 0 words": tokens("--vocab-size", "0", words="at least 1"),
     "vocabulary of -3 words": tokens("--vocab-size", "-3", words="at least 1"),
+    "vocabulary of 100,000 words": tokens("--vocab-size", "99996",
+                                          words="below 99996"),
     "vocabulary of many words": tokens("--vocab-size", "many", words="not a number"),
     "captions of 0 words": tokens("--max-words", "0", words="at least 1"),
     "0 examples": tokens("--num-examples", "0", words="at least 1"),
@@ -365,6 +367,8 @@ CASES = {
     "another type": features("--dtype", "float32", words="choose another folder"),
     "record of the network damaged": features(
         spoil=put("data/features/extractor.json", "{"), words="extractor.json"),
+    "record of the network a list": features(
+        spoil=put("data/features/extractor.json", "[]"), words="extractor.json"),
     "features where a file is": features("--features", CAPTIONS, words=NAME),
     "batch of 0 images": features("--batch-size", "0", words="at least 1"),
     "batch of -1 images": features("--batch-size", "-1", words="at least 1"),

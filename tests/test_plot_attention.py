@@ -258,9 +258,11 @@ def test_image_that_was_not_decoded_is_named(flags, chosen):
 
 def test_no_two_pictures_share_a_figure():
     assert pa.titles(["a.png", "in/b.jpg"]) == ["a", "b"]
-    assert pa.titles(np.array(["val/a.1.png", "val/a.1.png"])) == ["a.1", "a.1"]
-    assert pa.titles(["./x/p.png", "x/p.jpg", "q.png", "p.png"]) == [
-        "x_p.png", "x_p.jpg", "q", "p.png"]
+    assert pa.titles(["val/a.1.png", "val/a.1.png"]) == ["a.1", "a.1"]
+    paths = ["x/p.png", "x/p.jpg", "q.png", "p.png", "../p.png", "x_p.png"]
+    assert pa.titles(paths) == ["x_p.png", "x_p.jpg", "q", "p.png", ".._p.png", "x_p"]
+    assert pa.titles(["a/p.png", "b/p.png", "a_p.png.x"]) == [
+        "a_p.png", "b_p.png", "a_p.png_"]
 
 
 def test_images_are_drawn_at_random_without_repetition(chosen):

@@ -762,6 +762,14 @@ def on_step(monkeypatch, number, action):
     monkeypatch.setattr(train.Trainer, "step", step)
 
 
+def test_checkpoints_without_settings_are_not_taken_over(runs):
+    assert runs("a", 1)[0] == 0
+    before = runs.arrays("a")
+    os.remove(runs.file("a", "settings.json"))
+    assert "settings.json: missing" in refusal(runs("a", 2))
+    assert equal(runs.arrays("a"), before)
+
+
 def test_signal_after_the_last_step_of_an_epoch_stops_the_run(runs, monkeypatch):
     """Another process's signal of just then is told of at the same place."""
     assert runs("whole", 2)[0] == 0

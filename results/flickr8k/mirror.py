@@ -3,9 +3,14 @@
     python results/flickr8k/mirror.py --data flickr8k --out flickr8k_mirrored
 
 A mirrored image has the captions of the image with `left` and `right` exchanged. All
-other splits are copied. Steps 2 to 6 then take the new folder as --data.
+else is copied, so that steps 2 to 4 take the new folder as --data. Stopped half-way,
+the same command goes on.
+
+Reads:  <data>/annotations/*.json, <data>/<split>/<image>
+Writes: <out>/<split>/<image>, <out>/train/mirrored/<image>.png, and, when all those are
+        there, <out>/annotations/*.json
 """
-import json
+import glob
 import os
 import re
 import shutil
@@ -14,10 +19,12 @@ import sys
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
 import atomic  # noqa: E402
 import cli  # noqa: E402
-from download_coco import read_captions, splits  # noqa: E402
+from download_coco import read_captions, read_json, splits  # noqa: E402
+from extract_features import UNREADABLE, upright  # noqa: E402
 
 OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
@@ -27,12 +34,21 @@ def exchange(caption):
     return re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda m: OTHER[m.group()], caption)
 
 
+def copy(source, target):
+    """Copy a file, unless that is done already."""
+    if not os.path.exists(target):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(source, "rb") as old, atomic.writing(target) as new:
+            shutil.copyfileobj(old, new)
+
+
 def mirror(source, target):
-    """Write the picture mirrored, without loss, unless that is done already."""
-    if os.path.exists(target):
-        return
-    with Image.open(source) as picture, atomic.writing(target) as file:
-        picture.convert("RGB").transpose(Image.FLIP_LEFT_RIGHT).save(file, "png")
+    """Write the picture that step 2 sees mirrored, without loss, unless it is there."""
+    if not os.path.exists(target):
+        picture = upright(source).transpose(Image.FLIP_LEFT_RIGHT)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with atomic.writing(target) as file:
+            picture.save(file, "png")
 
 
 def main():
@@ -41,28 +57,51 @@ def main():
     parser.add_argument("--out", required=True, help="the folder to make")
     parser.add_argument("--split", default="train", help="which split to mirror")
     args = parser.parse_args()
-    images = read_captions(args.data, args.split)
-    os.makedirs(os.path.join(args.out, "annotations"), exist_ok=True)
-    for split in splits(args.data):
-        folder = os.path.join(args.out, split)
-        if not os.path.exists(folder):
-            shutil.copytree(os.path.join(args.data, split), folder + ".part")
-            os.rename(folder + ".part", folder)
-        name = os.path.join("annotations", f"captions_{split}.json")
-        shutil.copyfile(os.path.join(args.data, name), os.path.join(args.out, name))
-    path = os.path.join(args.out, "annotations", f"captions_{args.split}.json")
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-    for image in tqdm(images, unit="image"):
-        new = f"mirrored/{os.path.splitext(image.file_name)[0]}.png"
-        target = os.path.join(args.out, args.split, new)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        mirror(os.path.join(args.data, image.path), target)
-        content["images"].append({"id": f"mirrored-{image.id}", "file_name": new})
-        content["annotations"] += [{"image_id": f"mirrored-{image.id}",
-                                    "caption": exchange(caption)}
-                                   for caption in image.captions]
-    atomic.write_json(path, content)
+    images = {split: read_captions(args.data, split) for split in splits(args.data)}
+    if args.split not in images or len(images) == 1:
+        raise cli.UserError(f"{args.data}: has the splits {', '.join(images)}; two are "
+                            "needed, one of them --split, or an image could be trained "
+                            "on and its mirrored twin validated on")
+    if os.path.realpath(args.data) == os.path.realpath(args.out):
+        raise cli.UserError(f"--out {args.out}: is the data set itself; choose another")
+    with cli.alone(args.out):
+        make(args, images)
+
+
+def make(args, images):
+    """Write the new data set; images: {split: list of Image}."""
+    content = read_json(os.path.join(args.data, "annotations",
+                                     f"captions_{args.split}.json"))
+    skipped = 0
+    for split, image in tqdm([(split, image) for split in images
+                              for image in images[split]], unit="image"):
+        source = os.path.join(args.data, image.path)
+        try:
+            copy(source, os.path.join(args.out, image.path))
+            if split == args.split:
+                name = f"mirrored/{image.file_name}.png"
+                mirror(source, os.path.join(args.out, split, name))
+        except FileNotFoundError:
+            skipped += 1
+            continue
+        except UNREADABLE as error:
+            if getattr(error, "errno", None):  # of the disk, not of the picture
+                raise
+            skipped += 1
+            continue
+        if split == args.split:
+            content["images"].append({"id": f"mirrored-{image.id}", "file_name": name})
+            content["annotations"] += [{"image_id": f"mirrored-{image.id}",
+                                        "caption": exchange(caption)}
+                                       for caption in image.captions]
+    if skipped:
+        cli.warn(f"{skipped} images are missing or unreadable and were skipped")
+    folder = os.path.join(args.out, "annotations")
+    os.makedirs(folder, exist_ok=True)
+    for path in glob.glob(os.path.join(glob.escape(args.data), "annotations", "*")):
+        if os.path.basename(path) != f"captions_{args.split}.json":
+            copy(path, os.path.join(folder, os.path.basename(path)))
+    atomic.write_json(os.path.join(folder, f"captions_{args.split}.json"), content)
 
 
 if __name__ == "__main__":
