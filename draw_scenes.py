@@ -22,7 +22,6 @@ COLOURS = {"red": (214, 40, 40), "green": (60, 160, 60), "blue": (40, 80, 200),
            "yellow": (245, 205, 50)}
 SHAPES = ("cross", "ring", "square")
 SUPERSAMPLE = 4  # drawn this many times larger and scaled down: smooth edges
-CAPTIONS_PER_IMAGE = 5
 SINGLE = ("a {0}", "there is a {0}", "a picture of a {0}", "a {0} is in the picture",
           "one {0} on a plain background")
 PAIR = ("a {0} and a {1}", "a {0} {2} a {1}", "there is a {0} {2} a {1}",

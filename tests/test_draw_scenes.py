@@ -39,7 +39,7 @@ def test_set_has_the_layout_of_coco(scenes):
         images = read_captions(scenes, split)
         assert len(images) == count
         for image in images:
-            assert len(image.captions) == ds.CAPTIONS_PER_IMAGE
+            assert len(image.captions) == len(ds.SINGLE) == len(ds.PAIR) == 5
             with Image.open(os.path.join(scenes, image.path)) as picture:
                 assert picture.size == (96, 96) and picture.mode == "RGB"
 

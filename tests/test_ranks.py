@@ -275,7 +275,7 @@ def start(command, folder):
                             stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def wait_for(path, process, seconds=120):
+def wait_for(path, process, seconds=300):
     end = time.time() + seconds
     while not os.path.exists(path):
         assert process.poll() is None, process.communicate()[0].decode()
@@ -303,7 +303,7 @@ def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, then
     assert len(victims) == 2
     os.kill(max(victims), signum)
     begin = time.time()
-    out = process.communicate(timeout=60)[0].decode()
+    out = process.communicate(timeout=240)[0].decode()
     assert time.time() - begin < 60 and process.returncode == status, out
     assert "Traceback" not in out
     epochs = len(arrays_of(trained, run)[1])
