@@ -158,7 +158,7 @@ def show(summary):
         low, high = summary["intervals"][name]
         rows.append((name, f"{value:.2f}", f"{low:.2f} - {high:.2f}"))
     scores.table(rows)
-    print("with punctuation: each full stop is a word, no brevity penalty\n")
+    print("with punctuation: full stops and commas are words, no brevity penalty\n")
     scores.table([("", "generated", "first reference")] + [
         (name, f"{value:.1f}", f"{summary['habits_of_first_references'][name]:.1f}")
         for name, value in summary["habits"].items()])
