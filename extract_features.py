@@ -400,8 +400,8 @@ def claim(features, made):
             raise cli.UserError(f"{path}: damaged, so nobody knows which network made "
                                 "these features; choose another folder with "
                                 "--features, or delete this one")
-        name = "weights" if "digest" in made and "digest" in before else "digest"
-        if any(before.get(key) != made.get(key) for key in {*before, *made} - {name}):
+        passed = "weights" if "digest" in made and "digest" in before else "digest"
+        if any(before.get(key) != made.get(key) for key in {*before, *made} - {passed}):
             raise cli.UserError(
                 f"{features}: holds features made with {json.dumps(before)}; choose "
                 "another folder with --features, or delete this one")

@@ -220,21 +220,22 @@ def titles(paths):
     def name(path):
         return os.path.splitext(os.path.basename(path))[0]
     counts = collections.Counter(name(path) for path in set(paths))
-    found = {}
+    found, taken = {}, set()
     for path in paths:
-        title = name(path)
-        if counts[title] > 1:
-            title = path.replace(os.sep, "/").replace("/", "_")
-        while path not in found and title in found.values():
-            title += "_"
-        found.setdefault(path, title)
+        if path not in found:
+            title = name(path)
+            if counts[title] > 1:
+                title = path.replace(os.sep, "/").replace("/", "_")
+            while title in taken:
+                title += "_"
+            taken.add(title)
+            found[path] = title
     return [found[path] for path in paths]
 
 
 def _figure(run, args, title, picture, words, alphas, notes):
     """Draw one figure into the run's folder, say so, and return its path."""
-    path = os.path.join(run.folder, "attention",
-                        f"{title}.{args.format}")
+    path = os.path.join(run.folder, "attention", f"{title}.{args.format}")
     draw(picture, words, alphas, path, notes, args.layout, args.colours)
     print(f"{path}: {' '.join(words)}", flush=True)
     return path

@@ -641,6 +641,29 @@ def write_log(folder, history, dropout):
         canvas.print_figure(file, dpi=150, format="png")
 
 
+def read_splits(folder, features):
+    """The Vocabulary of a folder of tokens, and its {'train', 'val': Captions}.
+
+    features: the folder of step 2. Raises cli.UserError where files do not belong
+    together, or as the readers of steps 2 and 3 do.
+    """
+    path = os.path.join(folder, "vocabulary.tsv")
+    vocabulary = read_vocabulary(path)
+    splits = {}
+    for name in ("train", "val"):
+        tokens = read_tokens(os.path.join(folder, name + ".npz"))
+        if tokens.vocabulary != vocabulary.digest():
+            raise cli.UserError(f"{path}: does not belong to {name}.npz beside it; run "
+                                "tokenize_captions.py again")
+        if tokens.words.max() >= len(vocabulary):
+            raise cli.UserError(f"{folder}: {name}.npz has words that are not in "
+                                "vocabulary.tsv; run tokenize_captions.py again")
+        splits[name] = Captions(name, tokens, features)
+        print(f"{name}: {len(splits[name].captions)} captions, "
+              f"{splits[name].missing} images without features left out")
+    return vocabulary, splits
+
+
 def run_folder(name):
     """The folder of the run called so. Raises cli.UserError for what is no name."""
     if os.path.basename(name) != name or name in ("", ".", "..") or name[0] == "-":
@@ -765,20 +788,7 @@ def main():
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
     folder = run_folder(args.run)
-    path = os.path.join(args.tokens, "vocabulary.tsv")
-    vocabulary = read_vocabulary(path)
-    splits = {}
-    for name in ("train", "val"):
-        tokens = read_tokens(os.path.join(args.tokens, name + ".npz"))
-        if tokens.vocabulary != vocabulary.digest():
-            raise cli.UserError(f"{path}: does not belong to {name}.npz beside it; run "
-                                "tokenize_captions.py again")
-        if tokens.words.max() >= len(vocabulary):
-            raise cli.UserError(f"{args.tokens}: {name}.npz has words that are not in "
-                                "vocabulary.tsv; run tokenize_captions.py again")
-        splits[name] = Captions(name, tokens, args.features)
-        print(f"{name}: {len(splits[name].captions)} captions, "
-              f"{splits[name].missing} images without features left out")
+    vocabulary, splits = read_splits(args.tokens, args.features)
     judge = None
     if args.select != "loss":
         judge = Judge(splits["val"],

@@ -34,11 +34,12 @@ import scores  # noqa: E402
 import train  # noqa: E402
 from decode import decode_files  # noqa: E402
 from download_coco import read_json  # noqa: E402
+from extract_features import read_features  # noqa: E402
 from tf_runtime import (COMPILED_KERAS_CRASHES, AdamOptimizer,  # noqa: E402
                         compiled, device_errors, device_name, set_seed, start, tf,
                         unsorted_segment_sum, v1, variable_of)
-from tokenize_captions import (  # noqa: E402
-    END, PAD, START, read_references, read_tokens, read_vocabulary, references_path)
+from tokenize_captions import (END, PAD, START,  # noqa: E402
+                               read_references, references_path)
 
 WHOLE = 4  # batches are cut to a multiple of so many words: fewer shapes to compile
 
@@ -177,7 +178,7 @@ def batches(captions, batch_size, random):
 
 def load(captions, numbers):
     """Features (B, L, F) and words (B, T) of a batch, T - 1 a multiple of WHOLE."""
-    maps = np.stack([train.read_features(captions.paths[i])
+    maps = np.stack([read_features(captions.paths[i])
                      for i in captions.tokens.image_of[numbers]])
     T = -(-int(captions.tokens.lengths[numbers].max()) // WHOLE) * WHOLE + 1
     words = captions.tokens.words[numbers, :T]
@@ -216,16 +217,10 @@ def main():
                             "these layers; take 1.10 or a later one")
     folder = train.run_folder(args.run)
     tokens = os.path.join(args.data, "tokens")
-    vocabulary = read_vocabulary(os.path.join(tokens, "vocabulary.tsv"))
-    found = {name: read_tokens(os.path.join(tokens, f"{name}.npz"))
-             for name in ("train", "val")}
-    if any(part.vocabulary != vocabulary.digest() for part in found.values()):
-        raise cli.UserError(f"{tokens}: vocabulary.tsv does not belong to the files "
-                            "beside it; run tokenize_captions.py again")
-    learnt, val = (train.Captions(name, part, os.path.join(args.data, "features"))
-                   for name, part in found.items())
+    vocabulary, splits = train.read_splits(tokens, os.path.join(args.data, "features"))
+    learnt, val = splits["train"], splits["val"]
     training, references = (read_references(references_path(tokens, name))
-                            for name in found)
+                            for name in ("train", "val"))
     judge = train.Judge(val, references, vocabulary, len(val.paths), args.seed)
     start()
     set_seed(args.seed)

@@ -10,6 +10,7 @@ Reads:  <data>/annotations/*.json, <data>/<split>/<image>
 Writes: <out>/<split>/<image>, <out>/train/mirrored/<image>.png, and, when all those are
         there, <out>/annotations/*.json
 """
+import errno
 import glob
 import os
 import re
@@ -81,12 +82,9 @@ def make(args, images):
             if split == args.split:
                 name = f"mirrored/{image.file_name}.png"
                 mirror(source, os.path.join(args.out, split, name))
-        except FileNotFoundError:
-            skipped += 1
-            continue
         except UNREADABLE as error:
-            if getattr(error, "errno", None):  # of the disk, not of the picture
-                raise
+            if getattr(error, "errno", None) not in (None, errno.ENOENT):
+                raise  # of the disk, not of the picture
             skipped += 1
             continue
         if split == args.split:
