@@ -6,12 +6,15 @@
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
 # make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
-# make lint    flake8
+# make lint    flake8 and codespell
 # make clean   removes the demo's files and caches; make distclean: .venv too
 #
-# Each of them first makes .venv (make_env.sh); PYTHON=/path/to/python names the Python
-# to make it with.
+# Each of them first makes .venv (tools/make_env.sh); PYTHON=/path/to/python names the
+# Python to make it with, GPU=1 or GPU=0 the build of TensorFlow (by itself: that for a
+# GPU where there is one). JOBS=4 runs as many tests at once (2).
 PY = .venv/bin/python
+JOBS ?= 2
+export GPU
 
 .PHONY: help env demo test test-versions torture bench horovod lint clean distclean
 
@@ -19,29 +22,29 @@ help:
 	@sed -n '/^PY/q; s/^# //p' Makefile
 
 env:
-	@./make_env.sh
+	@./tools/make_env.sh
 
 env-%:
-	@./make_env.sh $*
+	@./tools/make_env.sh $*
 
 demo: env
-	$(PY) draw_scenes.py --data demo/data
+	$(PY) -m demo.draw_scenes --data demo/data
 	$(PY) extract_features.py --data demo/data --weights random
 	$(PY) tokenize_captions.py --data demo/data
 	$(PY) train.py --data demo/data --run demo --epochs 6 --batch-size 32 --units 256 \
 		--dropout 0.5
 	$(PY) evaluate.py --run demo
-	$(PY) score_scenes.py --run demo
-	$(PY) pointing.py --run demo
+	$(PY) -m demo.score_scenes --run demo
+	$(PY) -m analysis.pointing --run demo
 	$(PY) plot_attention.py --run demo
-	$(PY) report.py --run demo
+	$(PY) -m analysis.report --run demo
 
 test: env
-	$(PY) -m pytest $(TESTS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 test-%:
-	@./make_env.sh $*
-	.venv-$*/bin/python -m pytest $(TESTS)
+	@./tools/make_env.sh $*
+	.venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 test-versions: test-1.9 test-1.15 test-2
 
@@ -49,7 +52,7 @@ torture: env
 	$(PY) -m pytest -m fault --tally -o python_files="test_*.py torture_*.py"
 
 bench: env
-	$(PY) benchmarks/bench.py
+	$(PY) -m benchmarks.bench
 
 # Horovod finds MPI and TensorFlow while it is built. With CUDA and NCCL, have its sums
 # made on the GPUs: make horovod HOROVOD_GPU_ALLREDUCE=NCCL
@@ -57,7 +60,7 @@ horovod: env
 	@$(PY) -c "import sys; sys.version_info < (3, 8) or sys.exit('make horovod: Horovod \
 	0.19.5 needs TensorFlow 1.x; make it with: make distclean, then make horovod \
 	PYTHON=python3.6')"
-	$(PY) -m pip install --no-deps -r requirements-horovod.txt
+	$(PY) -m pip install --no-deps -r requirements/horovod.txt
 	CC=$${CC:-gcc} CXX=$${CXX:-g++} CXXFLAGS=-std=c++11 HOROVOD_WITH_TENSORFLOW=1 \
 	HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITHOUT_GLOO=1 \
 		$(PY) -m pip install --no-deps --no-build-isolation horovod==0.19.5
@@ -65,9 +68,11 @@ horovod: env
 
 lint: env
 	$(PY) -m flake8
+	$(PY) -m codespell_lib
 
 clean:
-	rm -rf demo checkpoints/demo .pytest_cache __pycache__ tests/__pycache__
+	rm -rf demo/data checkpoints/demo .pytest_cache
+	find . -name __pycache__ -not -path "./.venv*" -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf .venv .venv-*

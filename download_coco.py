@@ -4,7 +4,7 @@
     python download_coco.py --num-images 6000    # 6,000 images of each split; 3 GB
 
 Reads from the net: archives, checked by length and MD5, and with --num-images single
-images. What is there is not downloaded again, and a file that broke off goes on where
+images. What is there is not downloaded again, and a broken transfer continues where
 it stopped. With one --seed, the N chosen images are among those of any larger N.
 
 Writes, in COCO's own layout:
@@ -13,23 +13,18 @@ Writes, in COCO's own layout:
     DATA/SPLIT/FILE_NAME                     the images
     DATA/archives/*.zip                      archives; those of images may be removed
     DATA/failed_images_SPLIT.txt             images that could not be had, and why
-
-This file also owns the readers of that layout (splits, read_captions, read_boxes) and
-of Karpathy's split files (read_karpathy).
 """
 import concurrent.futures
 import contextlib
 import hashlib
 import io
 import json
-import math
 import os
 import random
 import re
 import shutil
 import stat
 import time
-import typing
 import urllib.parse
 import zipfile
 import zlib
@@ -38,8 +33,9 @@ import PIL.Image
 import requests
 from tqdm import tqdm
 
-import atomic
-import cli
+from captioning.coco import (annotations_path, image_path, images_of, is_inside,
+                             load_json, read_captions, read_json)
+from runtime import atomic, cli
 
 MIRROR = "http://images.cocodataset.org"  # its https certificate is for another name
 ARCHIVES = {  # address under the mirror: (bytes, MD5)
@@ -56,20 +52,6 @@ IMAGE_SIZE = 165e3      # bytes of one image, on average
 TIMEOUT = 30            # seconds without a byte
 PAUSES = (1, 2, 4, 8)   # seconds before each new attempt
 BLOCK = 1 << 18         # bytes
-AGAIN = "correct it, or make the data set again with download_coco.py or `make demo`"
-
-
-class Image(typing.NamedTuple):
-    """One image of a data set, with the captions people wrote for it."""
-    id: typing.Union[int, str]
-    file_name: str                # inside the split's folder
-    captions: typing.List[str]    # as written: neither tokenized nor lower-cased
-    folder: str = ""              # of the image, below the data set
-
-    @property
-    def path(self):
-        """Where the image stands below the data set, e.g. train2014/COCO_1.jpg."""
-        return f"{self.folder}/{self.file_name}"
 
 
 class Broken(Exception):
@@ -102,7 +84,7 @@ def fetch(url, path, md5=None, size=None, progress=False):
             pause = next(pauses, None)
             if pause is None or isinstance(error, ValueError):  # not a URL
                 raise cli.UserError(f"{url}: {error}; what has come is kept, run the "
-                                    "same command again to go on")
+                                    "same command again to continue")
             if progress:
                 cli.warn(f"{url}: {error}; trying again in {pause} s")
             time.sleep(pause)
@@ -183,18 +165,12 @@ def opened(archive):
                             "again")
 
 
-def is_inside(name):
-    """Whether a relative file name stays inside the folder it is joined to."""
-    return bool(name) and not re.match(r"[/\\]|\w:|.*\0", name) and (
-        ".." not in re.split(r"[/\\]", name))
-
-
 def unpack(archive, folder, names):
     """Unpack the files `names` of a zip, but for those that are there; return how many.
 
     Each appears under its name when it is complete and its CRC right. Raises UserError,
     and unpacks nothing, if any name in the archive leads out of `folder`, is a link or
-    stands there twice.
+    occurs twice.
     """
     with opened(archive) as zipped:
         if len(set(zipped.namelist())) < len(zipped.namelist()):
@@ -223,7 +199,7 @@ def unpack(archive, folder, names):
 
 def get_whole(data, split, annotations, mirror):
     """Unpack the annotations of a split and download all of its images."""
-    unpack(annotations, data, [f"annotations/{kind}_{split}.json"
+    unpack(annotations, data, [annotations_path("", kind, split)
                                for kind in ("captions", "instances")])
     images = read_captions(data, split)
     # By the images themselves: who needs the space may remove the archives of images
@@ -241,7 +217,7 @@ def get_some(data, split, annotations, args):
 
     args: the command's.
     """
-    everything = load_member(annotations, f"annotations/captions_{split}.json")
+    everything = load_member(annotations, annotations_path("", "captions", split))
     images = images_of(everything, annotations, split)
     # The head of one shuffled order: more images later keep the ones that are there
     random.Random(args.seed).shuffle(images)
@@ -249,7 +225,7 @@ def get_some(data, split, annotations, args):
     failed = fetch_images(data, split, chosen, args.mirror, args.workers, args.max_bad)
     ids = {image.id for image in chosen if image.file_name not in failed}
     for kind in ("captions", "instances"):
-        cut(annotations, data, f"annotations/{kind}_{split}.json", ids)
+        cut(annotations, data, annotations_path("", kind, split), ids)
 
 
 def fetch_images(data, split, images, mirror, workers, max_bad):
@@ -281,16 +257,10 @@ def fetch_images(data, split, images, mirror, workers, max_bad):
         finally:  # on Ctrl-C or a full disk, do not go through the rest first
             for future in names:
                 future.cancel()
-    report = os.path.join(data, f"failed_images_{split}.txt")
-    if failed:
-        with atomic.writing(report, "w", encoding="utf-8") as file:
-            file.writelines(f"{name}\t{why}\n" for name, why in sorted(failed.items()))
-        cli.warn(f"{split}: {len(failed)} of {len(images)} images failed, see {report}")
-    elif os.path.exists(report):
-        os.remove(report)
-    if len(failed) > max_bad * len(images):
-        raise cli.UserError(f"{report}: more of the {len(images)} images failed than "
-                            f"--max-bad {max_bad:g} allows; run the same command again")
+    cli.left_out(os.path.join(data, f"failed_images_{split}.txt"),
+                 [f"{name}\t{why}" for name, why in sorted(failed.items())],
+                 len(images), max_bad, f"images of {split}",
+                 "run the same command again")
     print(f"{split}: {new} images downloaded, "
           f"{len(images) - new - len(failed)} already there, {len(failed)} failed")
     return failed
@@ -346,7 +316,10 @@ def check_space(data, annotations, chosen, num_images):
                                        for file in (path, path + atomic.PARTIAL)
                                        if os.path.exists(file))
 
-    need = to_download(annotations) + 3 * ARCHIVES[annotations][0]  # zipped text
+    need = to_download(annotations)
+    if not all(os.path.exists(annotations_path(data, kind, split)) for split in chosen
+               for kind in ("captions", "instances")):
+        need += 3 * ARCHIVES[annotations][0]  # zipped text
     for split in chosen:
         size, folder = ARCHIVES[f"zips/{split}.zip"][0], os.path.join(data, split)
         there = len(os.listdir(folder)) * IMAGE_SIZE if os.path.isdir(folder) else 0
@@ -361,177 +334,12 @@ def check_space(data, annotations, chosen, num_images):
                             "--num-images")
 
 
-def splits(data):
-    """The sorted names of the splits in folder `data`: those that have captions.
-
-    Raises UserError where there is none.
-    """
-    folder = os.path.join(data, "annotations")
-    found = os.listdir(folder) if os.path.isdir(folder) else []
-    names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found]
-    if not any(names):
-        raise cli.UserError(f"{folder}: no captions_SPLIT.json there; make a data set "
-                            "with download_coco.py or `make demo`, or see --data")
-    return sorted(name.group(1) for name in names if name)
-
-
-def image_path(data, split, file_name):
-    """Where the image called `file_name` in the annotations of `split` is."""
-    return os.path.join(data, split, file_name)
-
-
-def split_of(image):
-    """The split whose folder an image is in, by its path below the data set.
-
-    In the folder there may be others: an image's file_name may have folders, too.
-    """
-    return image.replace(os.sep, "/").split("/")[0]
-
-
-def read_captions(data, split):
-    """The images of a split as a list of Image, in the file's order.
-
-    Captions keep their order too; an image without any has an empty list. Captions of
-    images that are not listed are skipped with a warning. Raises UserError, naming the
-    file, if it is missing, is not JSON, or is not what COCO calls captions.
-    """
-    path = os.path.join(data, "annotations", f"captions_{split}.json")
-    return images_of(read_json(path), path, split)
-
-
-def images_of(content, path, split):
-    """The list of Image in the content of a captions file; `path` is for messages."""
-    captions = {}
-    listed = items(content, path, "images", id=(int, str), file_name=(str,))
-    for image in listed:
-        if image["id"] in captions:
-            raise cli.UserError(f"{path}: two images with id {image['id']!r}; {AGAIN}")
-        if not is_inside(image["file_name"]):
-            raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out "
-                                f"of the split's folder; {AGAIN}")
-        captions[image["id"]] = []
-    strays = 0
-    for item in items(content, path, "annotations", image_id=(int, str),
-                      caption=(str,)):
-        if item["image_id"] in captions:
-            captions[item["image_id"]].append(item["caption"])
-        else:
-            strays += 1
-    if strays:
-        cli.warn(f"{path}: skipped {strays} captions whose image_id no image has")
-    return [Image(image["id"], image["file_name"], captions[image["id"]], split)
-            for image in listed]
-
-
-def read_karpathy(path, data):
-    """Karpathy's split file: {'train', 'val', 'test', maybe 'restval': list of Image}.
-
-    The file names an image's folder only for COCO; images of Flickr are looked for in
-    the folders of `data`. Raises UserError, naming the file, if it is not such a file,
-    or if not one of its images is there.
-    """
-    content = read_json(path)
-    listed = items(content, path, "images", filename=(str,), split=(str,),
-                   sentences=(list,))
-    folder_of = {}
-    for entry in sorted(os.scandir(data), key=lambda entry: entry.name):
-        if entry.is_dir() and entry.name != "annotations":
-            folder_of.update((name, entry.name) for name in os.listdir(entry.path))
-    groups = {}
-    for number, image in enumerate(listed):
-        captions = [sentence.get("raw") if isinstance(sentence, dict) else None
-                    for sentence in image["sentences"]]
-        folder = image.get("filepath", folder_of.get(image["filename"], "images"))
-        identity = image.get("cocoid", image.get("imgid"))
-        if (not all(isinstance(caption, str) for caption in captions)
-                or type(identity) not in (int, str) or not isinstance(folder, str)
-                or not is_inside(folder) or not is_inside(image["filename"])):
-            raise cli.UserError(f"{path}: item {number} of 'images' is not as in "
-                                "Karpathy's files; download the file again")
-        groups.setdefault(image["split"], []).append(
-            Image(identity, image["filename"], captions, folder))
-    if not any(image["filename"] in folder_of for image in listed):
-        raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path}; "
-                            "put them into a folder there, or see --data")
-    return groups
-
-
-def read_boxes(data, split):
-    """The objects of a split: {image id: ((width, height), [(name, (x, y, w, h))])}.
-
-    name: of the category. In pixels of the original image, from its upper left corner.
-    An image without objects has no entry. Returns None where there is no
-    instances_<split>.json. Raises UserError, naming the file, if it is not what COCO
-    calls instances.
-    """
-    def without_outline(item):  # most of the file, and gigabytes in memory
-        item.pop("segmentation", None)
-        return item
-
-    path = os.path.join(data, "annotations", f"instances_{split}.json")
-    if not os.path.exists(path):
-        return None
-    content = read_json(path, without_outline)
-    names = {item["id"]: item["name"]
-             for item in items(content, path, "categories", id=(int, str), name=(str,))}
-    sizes = {item["id"]: (item["width"], item["height"])
-             for item in items(content, path, "images", id=(int, str), width=(int,),
-                               height=(int,))}
-    boxes = {}
-    for item in items(content, path, "annotations", image_id=(int, str),
-                      category_id=(int, str), bbox=(list,)):
-        box = tuple(item["bbox"])
-        if item["category_id"] not in names or len(box) != 4 or not all(
-                type(value) in (int, float) and math.isfinite(value) for value in box
-                ) or item["image_id"] not in sizes:
-            raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box "
-                                f"{box} or category {item['category_id']!r}; {AGAIN}")
-        _, found = boxes.setdefault(item["image_id"], (sizes[item["image_id"]], []))
-        found.append((names[item["category_id"]], box))
-    return boxes
-
-
-def read_json(path, keep=None):
-    """The content of a JSON file, or UserError; `keep` as in load_json."""
-    if not os.path.exists(path):
-        raise cli.UserError(f"{path}: no such file; make the data set with "
-                            "download_coco.py or `make demo`, or see --data")
-    with open(path, encoding="utf-8") as file:
-        return load_json(file, path, keep)
-
-
-def load_json(file, path, keep=None):
-    """The content of an open JSON file; UserError naming `path` if it is not JSON.
-
-    `keep` replaces every object as soon as it is parsed, so that what is not needed of
-    COCO's 330 MB of instances never piles up in memory.
-    """
-    try:
-        return json.load(file, object_hook=keep)
-    except (ValueError, RecursionError) as error:
-        raise cli.UserError(f"{path}: not JSON, or cut off ({error}); {AGAIN}")
-
-
-def items(content, path, key, **types):
-    """content[key], a list of objects with fields of the given types, or UserError."""
-    listed = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(listed, list):
-        raise cli.UserError(f"{path}: has no list {key!r}; {AGAIN}")
-    for number, item in enumerate(listed):
-        for field, allowed in types.items():
-            # type(), not isinstance(): true and false are no numbers here
-            if not isinstance(item, dict) or type(item.get(field)) not in allowed:
-                raise cli.UserError(f"{path}: item {number} of {key!r} has no valid "
-                                    f"{field!r}; {AGAIN}")
-    return listed
-
-
 def main():
-    args = parse_arguments()
-    cli.introduce(1, "download COCO")
-    with cli.alone(args.data):
+    args = arguments()
+    cli.print_heading(1, "download COCO")
+    with cli.locked(args.data):
         download(args)
-    cli.next_step("python", "extract_features.py", "--data", args.data)
+    cli.next_step("extract_features.py", "--data", args.data)
 
 
 def download(args):
@@ -550,7 +358,7 @@ def download(args):
               f"{sum(len(image.captions) for image in images)} captions")
 
 
-def parse_arguments():
+def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--data", default="data", help="folder of the data set")
     parser.add_argument("--year", type=int, choices=(2014, 2017), default=2014,

@@ -8,258 +8,36 @@ The network sees 299 x 299 pixels and gives (8, 8, 2048) numbers: L = 64 annotat
 vectors of 2048 (section 3.1.1 of the paper, with InceptionV3 in VGG's place). They are
 computed once, since the CNN is frozen. Run again, it makes only what is missing.
 
-Several processes share the images: with Horovod, or each started by itself, anywhere
-that sees the same folders, as one of N with --shard 1/N to --shard N/N. The features
-are the same bytes however they are shared.
+Several processes share the images: those of mpirun or srun, or each started by itself,
+anywhere that sees the same folders, as one of N with --shard 1/N to --shard N/N. The
+features are the same bytes however they are shared.
 
 Reads:  <data>/annotations/captions_<split>.json and <data>/<split>/<file name>
 Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
         <features>/extractor.json            which weights made them
         <features>/calibration.npz           only for --weights random
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
-                                             (with --shard: .._I_of_N.txt)
+                                             (of a share: .._I_of_N.txt)
 """
 import argparse
 import collections
 import concurrent.futures
 import glob
-import hashlib
-import json
 import os
-import socket
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-import atomic
-import cli
-import ranks
-from download_coco import read_captions, read_karpathy, splits
-from tf_runtime import (compiled, device_errors, device_name, load_weights,
-                        py_function, start, take_no_mask, tf)
+from captioning.coco import read_captions, read_karpathy, splits
+from captioning.features import SHAPE, feature_path, is_sound, write_features
+from captioning.inception import (SIZE, calibration_path, digest, inception, read_image,
+                                  record_extractor)
+from captioning.pictures import UNREADABLE
+from runtime import cli, ranks
+from runtime.tf import device_errors, py_function, start, tf
 
-SIZE = 299                # InceptionV3's input, pixels
-SHAPE = (8, 8, 2048)      # its last convolutional layer, "mixed10"
 CALIBRATION_IMAGES = 48
-CENTRE_WEIGHT = 3.        # see random_weights
-SPREAD = .3               # of the output of random weights; see calibrate
-UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError,  # what Pillow raises
-              Image.DecompressionBombError)
 
-
-# --- reading what this step writes ----------------------------------------------------
-
-def feature_path(features, image):
-    """Where the features of an image stand; image: its path below the data set."""
-    return os.path.join(features, image + ".npy")
-
-
-def read_features(path):
-    """One image's features: an array of shape (8, 8, 2048), float16 or float32.
-
-    Raises cli.UserError where it is missing, cut short or of another shape or type.
-    """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no such features; run extract_features.py")
-    except atomic.DAMAGED as error:
-        raise cli.UserError(f"{path}: not a whole .npy file ({error}); delete it and "
-                            "run extract_features.py again")
-    if array.shape != SHAPE or array.dtype not in (np.float16, np.float32):
-        raise cli.UserError(
-            f"{path}: {array.dtype} {array.shape} instead of float16 or float32 "
-            f"{SHAPE}; delete it and run extract_features.py again")
-    return array
-
-
-def is_sound(path, dtype=None):
-    """Whether `path` is a whole features file (by header and length).
-
-    dtype: which it must have; None: float16 or float32.
-    """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        fits = array.shape == SHAPE and array.dtype in (np.float16, np.float32)
-    except atomic.DAMAGED:
-        return False
-    return fits and dtype in (None, array.dtype)
-
-
-def upright(path):
-    """Any picture as a Pillow image in RGB, upright, on white where it is transparent.
-
-    Raises one of UNREADABLE where Pillow cannot read it.
-    """
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, grey
-            grey = np.asarray(image, np.float32)
-            image = Image.fromarray((grey / (256 if grey.max() > 255 else 1))
-                                    .clip(0, 255).astype(np.uint8))
-        if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
-
-
-def read_image(path):
-    """Any picture as uint8 (299, 299, 3); see `upright`.
-
-    Stretched, not cropped: the 8 x 8 cells then cover the whole picture.
-    """
-    return np.asarray(upright(path).resize((SIZE, SIZE), Image.BILINEAR))
-
-
-# --- the network ----------------------------------------------------------------------
-
-def inception(weights, images, calibration_path, seed=0):
-    """A function uint8 (B, 299, 299, 3) -> float32 (B, 8, 8, 2048).
-
-    weights: 'imagenet', the path of an .h5 file, or 'random'.
-    images: a function of no arguments that gives calibration pictures, uint8
-    (N, 299, 299, 3); called only for 'random' and only if there is no calibration file.
-    """
-    tf.keras.backend.clear_session()  # layer names then start from 1 again
-    if weights == "random":
-        model = _architecture()
-        random_weights(model, seed)
-        mean, std = calibrate(model, images, calibration_path)
-    else:
-        model = trained(weights)
-        mean, std = 0., 1.
-    network = compiled(fold_batch_norm(model))
-
-    def forward(pixels):
-        x = tf.cast(pixels, tf.float32) / 127.5 - 1.
-        return (network(x) - mean) / std
-    return forward
-
-
-def _architecture(weights=None):
-    return tf.keras.applications.InceptionV3(include_top=False, weights=weights,
-                                             input_shape=(SIZE, SIZE, 3))
-
-
-def trained(weights):
-    """InceptionV3 with ImageNet weights or those of an .h5 file, else UserError."""
-    other = ("give the file with --weights PATH.h5, or use untrained weights with "
-             "--weights random")
-    if weights == "imagenet":
-        patience = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(60)  # Keras sets none: a dead connection would hang
-        try:
-            return _architecture("imagenet")
-        except Exception as error:  # Keras raises bare Exception for a failed download
-            raise cli.UserError(f"ImageNet weights could not be downloaded ({error}); "
-                                + other)
-        finally:
-            socket.setdefaulttimeout(patience)
-    if not os.path.isfile(weights):
-        raise cli.UserError(f"{weights}: no such weights file; " + other)
-    model = _architecture()
-    try:
-        load_weights(model, weights)
-    except (OSError, ValueError, KeyError) as error:
-        said = cli.one_line(error)[:200]  # Keras 3 lists all layers
-        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({said})"
-                            "; " + other)
-    return model
-
-
-def random_weights(model, seed):
-    """Fill the convolutions with seeded noise, strongest at the middle of each kernel.
-
-    The middle weighs CENTRE_WEIGHT times the rim: a cell of the output then tells
-    mostly of its own place in the picture, which is what attention needs.
-    """
-    random = np.random.RandomState(seed)
-    for layer in _in_order(model, tf.keras.layers.Conv2D):
-        h, w, c_in, c_out = layer.kernel.shape.as_list()
-        y, x = np.ogrid[:h, :w]
-        away = np.maximum(abs(y - (h - 1) / 2) / max(1, h - 1),
-                          abs(x - (w - 1) / 2) / max(1, w - 1)) * 2  # 0 middle, 1 rim
-        kernel = random.randn(h, w, c_in, c_out) * (
-            CENTRE_WEIGHT ** (1 - away))[:, :, None, None]
-        kernel *= np.sqrt(2 / (kernel ** 2).sum(axis=(0, 1, 2)))  # He et al. 2015
-        layer.set_weights([kernel.astype(np.float32)])
-
-
-def calibrate(model, images, path):
-    """Set every batch norm to sample pictures' statistics; standardise the output.
-
-    Without this an untrained InceptionV3 answers every picture with nearly the same
-    1e-3. The statistics are kept in `path`, so that all pictures meet one network.
-    Returns what to subtract from the output channels and to divide them by, each
-    float32 (2048,): their standard deviation is SPREAD then. (With 1, Adam's first
-    steps are too large for a sum of 2,048 such numbers, and attention stays blind.)
-    """
-    norms = _in_order(model, tf.keras.layers.BatchNormalization)
-    if not os.path.exists(path):
-        sample = tf.constant(images().astype(np.float32) / 127.5 - 1.)
-        for norm in norms:
-            norm.momentum = 0.  # the moving statistics become those of this one batch
-        model(sample, training=True)
-        output = np.concatenate([model(sample[i:i + 8], training=False).numpy()
-                                 for i in range(0, len(sample.numpy()), 8)])
-        arrays = {"mean": output.mean(axis=(0, 1, 2)),
-                  "std": (output.std(axis=(0, 1, 2)) + 1e-6) / SPREAD}
-        for i, norm in enumerate(norms):
-            arrays[f"moving_mean_{i}"] = np.array(norm.moving_mean.numpy())
-            arrays[f"moving_variance_{i}"] = np.array(norm.moving_variance.numpy())
-        atomic.write_arrays(path, arrays)
-    try:
-        with atomic.load_arrays(path) as arrays:
-            for i, norm in enumerate(norms):
-                norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
-                norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
-            return arrays["mean"], arrays["std"]
-    except atomic.DAMAGED:
-        raise cli.UserError(f"{path}: damaged; delete its folder and run "
-                            "extract_features.py again")
-
-
-def fold_batch_norm(model):
-    """The same network with every batch norm multiplied into the convolution before it.
-
-    BN(W * x) = (gamma / s) W * x + (beta - gamma mean / s), with s = sqrt(var + eps):
-    one pass over the activations less for each of the 94 convolutions, and no moving
-    statistics that a graph function could spoil.
-    """
-    config = model.get_config()
-    for layer in config["layers"]:
-        if layer["class_name"] == "Conv2D":
-            layer["config"]["use_bias"] = True
-        if layer["class_name"] == "BatchNormalization":
-            layer["class_name"] = "Activation"
-            layer["config"] = {"name": layer["config"]["name"], "activation": "linear"}
-            take_no_mask(layer)
-    folded = tf.keras.Model.from_config(config)
-    pairs = zip(_in_order(model, tf.keras.layers.Conv2D),
-                _in_order(model, tf.keras.layers.BatchNormalization))
-    for conv, norm in pairs:
-        gamma = norm.gamma.numpy() if norm.scale else 1.
-        scale = gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
-        bias = norm.beta.numpy() - norm.moving_mean.numpy() * scale
-        folded.get_layer(conv.name).set_weights([conv.kernel.numpy() * scale, bias])
-    return folded
-
-
-def _in_order(model, kind):
-    """The model's layers of one kind in the order in which they were built.
-
-    model.layers is sorted by depth; the number in Keras's automatic names is not.
-    """
-    def built(layer):
-        tail = layer.name.rsplit("_", 1)[-1]
-        return int(tail) if tail.isdigit() else 0
-    return sorted((layer for layer in model.layers if isinstance(layer, kind)),
-                  key=built)
-
-
-# --- the run --------------------------------------------------------------------------
 
 def batches(paths, batch_size):
     """Yield (indices, pixels, errors): up to batch_size pictures, decoded side by side.
@@ -284,16 +62,16 @@ def batches(paths, batch_size):
         yield index.numpy(), pixels, [e.decode() for e in errors.numpy()]
 
 
-def extract(split, names, data, features, forward, batch_size, dtype, part=(0, 1)):
-    """Write the missing features of one split, or of a part of it.
+def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 1)):
+    """Write the missing features of one split, or of a share of it.
 
-    part: (i, N): only every N-th batch, from the i-th on. Returns (name, error) of
-    each image that was skipped, and how many images the part has.
+    share: (i, N): only every N-th batch, from the i-th on. Returns (name, error) of
+    each image that was skipped, and how many images the share has.
     """
     # Always the same batches, if only for one image of them: the last digits of its
-    # features depend on its place in a batch, and shall not on where a run was stopped.
+    # features depend on its place in a batch, but not on where a run was stopped.
     groups = [names[i:i + batch_size] for i in range(0, len(names), batch_size)]
-    groups = groups[part[0]::part[1]]
+    groups = groups[share[0]::share[1]]
     names = [name for group in groups for name in group]
     paths = {name: feature_path(features, name) for name in names}
     missing = {name for name in names if not is_sound(paths[name], dtype)}
@@ -311,15 +89,13 @@ def extract(split, names, data, features, forward, batch_size, dtype, part=(0, 1
             if error:
                 bad.append((name, error))
             else:
-                os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
-                with atomic.writing(paths[name]) as file:
-                    np.save(file, array)
+                write_features(paths[name], array)
         bar.update(len(missing.intersection(names)))
 
     # The disk is waited for while the network works on the next batch. Whatever ends
     # the loop, a batch that was handed over is written to its end.
     with tqdm(total=len(missing), desc=split, unit="image",
-              disable=not todo or ranks.rank > 0) as bar, \
+              disable=not todo or share[0] > 0) as bar, \
             concurrent.futures.ThreadPoolExecutor(1) as writer:
         sources, written = [os.path.join(data, name) for name in todo], None
         for indices, pixels, errors in batches(sources, batch_size) if todo else ():
@@ -348,75 +124,36 @@ def sample_images(data, split, names, seed):
     return np.stack(pictures)
 
 
-def extractor(features):
-    """The network that made the features in this folder, for one's own pictures.
-
-    Returns the function of `inception`. Raises cli.UserError where the folder has no
-    extractor.json, or its features were made by another program.
-    """
-    path = os.path.join(features, "extractor.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            made = json.load(file)
-        weights, seed = str(made["weights"]), int(made["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise cli.UserError(f"{path}: does not say which network made these features; "
-                            "a picture of one's own needs extract_features.py's")
-    if made.get("digest", "") not in ("", digest(weights).get("digest", "")):
-        raise cli.UserError(f"{weights}: missing, or no longer the file that made "
-                            f"{features}; put that file back")
-    calibration = os.path.join(features, "calibration.npz")
-    if weights == "random" and not os.path.exists(calibration):
-        raise cli.UserError(f"{calibration}: missing; run extract_features.py again")
-    return inception(weights, None, calibration, seed)
-
-
-def digest(weights):
-    """{'digest': SHA-256} of an .h5 file of weights; {} for 'imagenet' and 'random'."""
-    if not os.path.isfile(weights):
-        return {}
-    found = hashlib.sha256()
-    with open(weights, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return {"digest": found.hexdigest()}
-
-
-def claim(features, made):
-    """Record which network fills this folder; refuse to mix two in one folder.
-
-    Returns whether the record is a new one. A file of weights is known by what is in
-    it, not by its name.
-    """
-    path = os.path.join(features, "extractor.json")
-    new = not os.path.exists(path)
-    if not new:
-        try:
-            with open(path, encoding="utf-8") as file:
-                before = json.load(file)
-            if not isinstance(before, dict):
-                raise ValueError
-        except ValueError:
-            raise cli.UserError(f"{path}: damaged, so nobody knows which network made "
-                                "these features; choose another folder with "
-                                "--features, or delete this one")
-        passed = "weights" if "digest" in made and "digest" in before else "digest"
-        if any(before.get(key) != made.get(key) for key in {*before, *made} - {passed}):
-            raise cli.UserError(
-                f"{features}: holds features made with {json.dumps(before)}; choose "
-                "another folder with --features, or delete this one")
-    else:
-        atomic.write_json(path, made)
-    return new
-
-
 def main():
-    ranks.start()
     args = arguments()
-    if cli.restarted(args.restarts, args.last_on_cpu):
-        return
-    cli.introduce(2, "extract features")
+    cli.print_heading(2, "extract features")
     features = args.features or os.path.join(args.data, "features")
+    share = share_of_process(args.shard)
+    names = images_of_splits(args)
+    start()
+    with cli.locked(features, suffix(share)), device_errors(args.batch_size):
+        extract_splits(args, features, names, share)
+    cli.next_step("tokenize_captions.py", "--data", args.data,
+                  *(("--karpathy", args.karpathy) if args.karpathy else ()))
+
+
+def share_of_process(shard):
+    """Which share of the images this process has: (i, N), from --shard or a launcher.
+
+    shard: the flag's (i, N), or None. Raises cli.UserError where there are both.
+    """
+    launched = cli.launched()
+    if launched.count == 1:
+        return shard or (0, 1)
+    if shard:
+        raise cli.UserError("--shard is for processes that are started one by one; "
+                            "these share the images by themselves")
+    ranks.take_one_gpu(launched.local_rank)
+    return launched.rank, launched.count
+
+
+def images_of_splits(args):
+    """{split: paths of its images below args.data}, in order. args: the command's."""
     if args.karpathy:
         groups = read_karpathy(args.karpathy, args.data)
         wanted = args.splits or sorted(groups)
@@ -427,92 +164,63 @@ def main():
     else:
         wanted = args.splits or splits(args.data)
         groups = {split: read_captions(args.data, split) for split in wanted}
-    names = collections.OrderedDict(
+    return collections.OrderedDict(
         (split, [image.path for image in groups[split]]) for split in wanted)
-    if args.shard and ranks.size > 1:
-        raise cli.UserError("--shard is for processes that are started one by one; "
-                            "these share the images by themselves")
-    start()
-    ranks.same_devices(device_name())
-    with ranks.alone(features, shard_suffix(args)), \
-            device_errors(args.batch_size, restarts=ranks.size == 1):
-        extract_splits(args, features, names)
-    cli.next_step("python", "tokenize_captions.py", "--data", args.data,
-                  *(("--karpathy", args.karpathy) if args.karpathy else ()))
 
 
-def extract_splits(args, features, names):
-    """Make the features of all splits; names: {split: paths below args.data}."""
+def extract_splits(args, features, names, share):
+    """Make the features of all splits, or of a share (i, N) of them.
+
+    names: {split: paths below args.data}.
+    """
     if args.weights == "random":
         print("untrained weights: for trying things out, not for results")
-    if ranks.rank == 0:
-        forward = network(args, features, names)
-    ranks.gather(None)  # weights are downloaded, or calibrated, by the first one only
-    if ranks.rank:
-        forward = network(args, features, names)
-    part, suffix = args.shard or (ranks.rank, ranks.size), shard_suffix(args)
+    forward = network(args, features, names)
     for split in names:
         bad, count = extract(split, names[split], args.data, features, forward,
-                             args.batch_size, np.dtype(args.dtype), part)
-        bad = [row for rows in ranks.gather(bad) for row in rows]
-        count = sum(ranks.gather(count))
-        if ranks.rank == 0:
-            list_unreadable(features, split, suffix, bad, count)
-        if len(bad) > args.max_bad * count:
-            raise cli.UserError(
-                f"{unreadable_path(features, split, suffix)}: {len(bad)} of {count} "
-                f"images could not be used, more than --max-bad {args.max_bad:g} "
-                "allows; mend them or raise it")
+                             args.batch_size, np.dtype(args.dtype), share)
+        cli.left_out(unreadable_path(features, split, suffix(share)),
+                     [f"{name}\t{error}" for name, error in bad], count, args.max_bad,
+                     f"images of {split}", "mend them or raise --max-bad")
+        if share == (0, 1):  # all images were looked at, those of former shares too
+            for old in glob.glob(unreadable_path(glob.escape(features),
+                                                 glob.escape(split), "_*_of_*")):
+                os.remove(old)
         print(f"{split}: features of {count - len(bad)} images in {features}, each "
               f"{SHAPE} {args.dtype}")
 
 
 def network(args, features, names):
-    """`inception` for this folder, which process 0 claims for its weights."""
+    """`inception` for this folder, recorded there by the first process to come."""
     split = next(iter(names))
-    calibration = os.path.join(features, "calibration.npz")
+    calibration = calibration_path(features)
+    made = dict(digest(args.weights), weights=args.weights, seed=args.seed,
+                dtype=args.dtype)
 
     def build():
         return inception(args.weights, lambda: sample_images(
             args.data, split, names[split], args.seed), calibration, args.seed)
-    if ranks.rank == 0:
-        # Shards come at the same time: the first of them makes what is of all.
-        with cli.alone(features, "_network", wait=True):
-            new = claim(features, dict(digest(args.weights), weights=args.weights,
-                                       seed=args.seed, dtype=args.dtype))
-            try:
-                if new or args.weights == "random" and not os.path.exists(calibration):
-                    return build()
-            except BaseException:  # no network: leave the folder to other weights
-                if new and not os.path.exists(calibration):
-                    os.remove(os.path.join(features, "extractor.json"))
-                raise
+    # Shares come at the same time: the first of them makes what is of all.
+    with cli.locked(features, "_network", wait=True):
+        new = record_extractor(features, made)
+        try:
+            if new or args.weights == "random" and not os.path.exists(calibration):
+                return build()
+        except BaseException:  # no network: leave the folder to other weights
+            if new and not os.path.exists(calibration):
+                os.remove(new)
+            raise
     return build()
 
 
-def shard_suffix(args):
-    """What tells the files of this shard from those of others; '' without --shard."""
-    return "_{}_of_{}".format(args.shard[0] + 1, args.shard[1]) if args.shard else ""
+def suffix(share):
+    """What tells the files of a share (i, N) from those of others; '' for all of it."""
+    return "" if share[1] == 1 else "_{}_of_{}".format(share[0] + 1, share[1])
 
 
 def unreadable_path(features, split, suffix=""):
-    """The list of a split's images that were skipped; suffix: of a shard."""
+    """The list of a split's images that were skipped; suffix: of a share."""
     return os.path.join(features, f"unreadable_{split}{suffix}.txt")
-
-
-def list_unreadable(features, split, suffix, bad, count):
-    """Write the list of (name, error) of `count` images; remove what it replaces."""
-    path = unreadable_path(features, split, suffix)
-    if bad:
-        with atomic.writing(path, "w", encoding="utf-8") as file:
-            file.writelines(f"{name}\t{error}\n" for name, error in bad)
-        cli.warn(f"{split}: {len(bad)} of {count} images skipped, listed in {path}")
-    elif os.path.exists(path):
-        os.remove(path)
-    if not suffix:  # all images were looked at, those of former shards too
-        for old in glob.glob(unreadable_path(glob.escape(features), glob.escape(split),
-                                             "_*_of_*")):
-            os.remove(old)
 
 
 def shard(text):
@@ -544,7 +252,6 @@ def arguments():
                         default=.05, help="share of unreadable images tolerated")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of --weights random")
-    cli.add_restarts(parser)
     return parser.parse_args()
 
 

@@ -14,41 +14,55 @@ The letters are the paper's:
     z  context vector (z-hat in the paper)
 
 One word of the decoder is `Captioner.step`. Training (`Captioner.teacher_forcing`),
-greedy decoding and beam search (decode.py) all go through it.
+greedy decoding and beam search (captioning/decode.py) all go through it. The same in
+plain loops, one number at a time, is `naive` in tests/test_model.py.
 """
 import collections
+import typing
 
 import numpy as np
 
-from tf_runtime import Variable, tf
-
-Sizes = collections.namedtuple("Sizes", "vocabulary features annotation embedding "
-                                        "hidden attention")
-Batch = collections.namedtuple("Batch", "features image_of words lengths")
-Batch.__doc__ = """What the model trains on.
-
-features: float16 or float32 (I, L, F), the CNN's output for each image.
-image_of: int32 (B,), which of the I images each caption belongs to.
-words: int32 (B, C + 1): start token, words, end token, padding.
-lengths: int32 (B,), in falling order: words to predict, the end token among them.
-
-features and words may be tensors; the other two are numpy's and shape the computation.
-"""
-Masks = collections.namedtuple("Masks", "a Ey o")
-Masks.__doc__ = """Dropout's factors, 0 or 1 / (1 - rate), float32 (section 4.3).
-
-a: (I, 1, D), on the annotation vectors: an image loses a channel at all locations.
-Ey: (N, m), on the embeddings of the previous words.
-o: (N, m), on the deep output before its last layer.
-"""
+from runtime.tf import Variable, tf
 
 
-class Context(collections.namedtuple("Context", "a keys")):
-    """Encoded images: a (B, L, D), and keys = a W_1 + b_1 (L, B, A).
+class Sizes(typing.NamedTuple):
+    """The model's sizes, ints."""
+    vocabulary: int  # K
+    features: int    # F
+    annotation: int  # D
+    embedding: int   # m
+    hidden: int      # n
+    attention: int   # A
+
+
+class Masks(typing.NamedTuple):
+    """Dropout's factors, 0 or 1 / (1 - rate), float32 (section 4.3); None: none."""
+    a: typing.Any = None   # (I, 1, D): an image loses a channel at all locations
+    Ey: typing.Any = None  # (N, m): on the embeddings of the previous words
+    o: typing.Any = None   # (N, m): on the deep output before its last layer
+
+
+class Batch(typing.NamedTuple):
+    """What the model trains on.
+
+    features, words and masks may be tensors; the other two are numpy's and shape the
+    computation.
+    """
+    features: typing.Any   # float16 or float32 (I, L, F): the CNN's, of each image
+    image_of: np.ndarray   # int32 (B,): which of the I images each caption belongs to
+    words: typing.Any      # int32 (B, C + 1): start token, words, end token, padding
+    lengths: np.ndarray    # int32 (B,), falling: words to predict, END too
+    masks: Masks = Masks()
+
+
+class Context(typing.NamedTuple):
+    """Encoded images.
 
     The keys have their locations first: a query (B, A) is then added to L equal blocks,
     which takes a third of the time.
     """
+    a: typing.Any     # (B, L, D): annotation vectors
+    keys: typing.Any  # (L, B, A): a W_1 + b_1, what the attention needs of them
 
     def take(self, rows):
         """The Context of these captions or images; rows: int32 (B,)."""
@@ -60,7 +74,7 @@ class Context(collections.namedtuple("Context", "a keys")):
 
 
 class Captioner:
-    """Encoder, attention and decoder. All weights stand in `weights`, by name."""
+    """Encoder, attention and decoder. `weights` has all weights by name."""
 
     def __init__(self, sizes, gate=True, initial_state="mean", recurrent=True, seed=0,
                  dtype="float32"):
@@ -100,8 +114,8 @@ class Captioner:
 
         mask: dropout's factors on a, see Masks.
 
-        A fully connected layer with ReLU gives the annotation vectors a_1..a_L (eq. 1).
-        What the attention needs of them does not change from word to word: `keys`.
+        A fully connected layer with ReLU gives the annotation vectors a_1..a_L (section
+        3.1.1). What the attention needs of them is the same for every word: `keys`.
         """
         L, F = features.shape.as_list()[1:]
         assert F == self.sizes.features, (F, self.sizes.features)
@@ -139,8 +153,8 @@ class Captioner:
         e_i = V . tanh(W_1 a_i + W_2 h),  alpha = softmax(e)            (eqs. 4 and 5)
         """
         L, B, A = context.keys.shape.as_list()
-        y = tf.tanh(context.keys + query)                                 # (L, B, A)
-        e = tf.matmul(tf.reshape(y, (L * B, A)), self.V)                  # (L * B, 1)
+        hidden = tf.tanh(context.keys + query)                            # (L, B, A)
+        e = tf.matmul(tf.reshape(hidden, (L * B, A)), self.V)             # (L * B, 1)
         return tf.nn.softmax(tf.transpose(tf.reshape(e, (L, B))))
 
     def step(self, context, h, word_gates):
@@ -158,15 +172,17 @@ class Captioner:
             beta = tf.sigmoid(tf.matmul(h, self.W_beta) + self.b_beta)    # (B, 1)
             z = beta * z
         # The GRU (Cho et al. 2014, the reset gate behind U as in cuDNN) in place of
-        # the paper's LSTM. It receives the previous state h.
+        # the paper's LSTM, with x = [E y, z] and the previous state h:
+        #     r = sigmoid(W_r x + U_r h)            u = sigmoid(W_u x + U_u h)
+        #     c = tanh(W_c x + r * (U_c h))         h <- (1 - u) * c + u * h
         if not self.recurrent:
             h = tf.zeros_like(h)
         x = word_gates + tf.matmul(z, self.W_z)                           # (B, 3n)
         s = tf.matmul(h, self.U)                                          # (B, 3n)
         (x_r, x_u, x_c), (s_r, s_u, s_c) = tf.split(x, 3, 1), tf.split(s, 3, 1)
         r, u = tf.sigmoid(x_r + s_r), tf.sigmoid(x_u + s_u)
-        candidate = tf.tanh(x_c + r * s_c)
-        h = candidate + u * (h - candidate)                               # (B, n)
+        c = tf.tanh(x_c + r * s_c)
+        h = c + u * (h - c)                                               # (B, n)
         return h, z, alpha, beta
 
     def deep_output(self, Ey, h, z, mask=None):
@@ -177,50 +193,57 @@ class Captioner:
         o = Ey + tf.matmul(h, self.L_h) + tf.matmul(z, self.L_z)          # (N, m)
         return tf.matmul(_drop(o, mask), self.L_o) + self.b_o
 
-    def teacher_forcing(self, batch, masks=Masks(None, None, None)):
+    def teacher_forcing(self, batch):
         """Predict each real word of a Batch from the true words before it.
 
-        masks: of dropout; none unless given.
         Returns logits (N, K), targets int32 (N,) and alphas: C tensors (k_t, L), k_t
-        being the captions that still go on at step t. The N words are ordered by step,
-        then by caption: no step and no output is computed for padding.
+        being the captions that have a word at step t. The N words are ordered by step,
+        then by caption: nothing is computed for padding, and the output layer, most of
+        the work, is one product for all words.
         """
-        lengths = np.asarray(batch.lengths)
-        assert (np.diff(lengths) <= 0).all(), "captions must come longest first"
-        going_on = [int((lengths > t).sum()) for t in range(lengths[0])]  # k_t, falling
-        columns = int(batch.words.shape[1])
-        places = np.concatenate([np.arange(k) * columns + t
-                                 for t, k in enumerate(going_on)])        # (N,)
-        words = tf.reshape(batch.words, (-1,))
-        inputs, targets = tf.gather(words, places), tf.gather(words, places + 1)
-
-        context = self.encode(batch.features, masks.a)
+        inputs, targets, k = real_words(batch)
+        context = self.encode(batch.features, batch.masks.a)
         if not np.array_equal(batch.image_of, np.arange(int(context.a.shape[0]))):
             context = context.take(batch.image_of)
         h = self.h_0(context.a)
-        Ey, gates = self.embed(inputs, masks.Ey)
+        Ey, gates = self.embed(inputs, batch.masks.Ey)
         hs, zs, alphas = [], [], []
-        for gates_t, k in zip(tf.split(gates, going_on), going_on):
-            if k < h.shape[0]:  # captions that have ended drop out of the batch
-                context, h = context.first(k), h[:k]
+        for gates_t, k_t in zip(tf.split(gates, k), k):
+            if k_t < h.shape[0]:  # captions that have ended drop out of the batch
+                context, h = context.first(k_t), h[:k_t]
             h, z, alpha, _ = self.step(context, h, gates_t)
             hs.append(h)
             zs.append(z)
             alphas.append(alpha)
-        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), masks.o)
+        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), batch.masks.o)
         return logits, targets, alphas
 
 
-def loss(model, batch, penalty=0., masks=Masks(None, None, None)):
+def real_words(batch):
+    """The words of a Batch without padding, by step and then by caption.
+
+    Returns inputs int32 (N,), the words before; targets int32 (N,), the words; and k, a
+    list of C ints: how many captions have a word at each step.
+    """
+    lengths = np.asarray(batch.lengths)
+    assert (np.diff(lengths) <= 0).all(), "captions must come longest first"
+    k = [int((lengths > t).sum()) for t in range(lengths[0])]
+    columns = int(batch.words.shape[1])
+    places = np.concatenate([np.arange(k_t) * columns + t for t, k_t in enumerate(k)])
+    words = tf.reshape(batch.words, (-1,))
+    return tf.gather(words, places), tf.gather(words, places + 1), k
+
+
+def loss(model, batch, penalty=0.):
     """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
 
         L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
 
     summed over the captions and divided by N, their real words: padding counts for
-    nothing. penalty: lambda. masks: see `teacher_forcing`.
+    nothing. penalty: lambda.
     Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
     """
-    logits, targets, alphas = model.teacher_forcing(batch, masks)
+    logits, targets, alphas = model.teacher_forcing(batch)
     N = int(np.sum(batch.lengths))
     cross_entropy = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=targets, logits=logits)) / N

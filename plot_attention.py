@@ -6,7 +6,7 @@
     python plot_attention.py --run baseline --picture mine.jpg  # a file of one's own
 
 As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
-the picture where the model looked. Under it stand the word's probability and, where
+the picture where the model looked. Under it are the word's probability and, where
 there is one, the gate beta (section 4.2.1). InceptionV3 saw the whole picture,
 stretched to a square, so that the 8 x 8 map covers all of it too. No display is needed.
 
@@ -22,17 +22,17 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-import atomic
-import cli
-from decode import beam_search
-from evaluate import decoded_path, read_decoded, read_scores
-from extract_features import SHAPE, UNREADABLE, extractor, read_image
-from tf_runtime import device_errors, start
-from tokenize_captions import END
-from train import read_run
+from captioning.decode import beam_search
+from captioning.decoded import read_decoded, read_scores, scores_path
+from captioning.features import SHAPE
+from captioning.inception import extractor, read_image
+from captioning.pictures import load_picture
+from captioning.runs import read_run
+from runtime import atomic, cli
+from runtime.tf import device_errors, start
 
 LONGEST_SIDE = 480   # pixels of the picture in the figure
 COLUMNS = 5          # pictures in a row, the whole picture among them
@@ -71,29 +71,11 @@ def overlay(picture, heat, colours="light"):
     return (light + (255 - light) * .15 * heat).astype(np.uint8)
 
 
-def load_picture(path):
-    """A picture upright, its own proportions, at most LONGEST_SIDE: uint8 (H, W, 3).
-
-    Raises cli.UserError where it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-            scale = LONGEST_SIDE / max(image.size)
-            size = tuple(max(1, int(round(side * scale))) for side in image.size)
-            return np.asarray(image.resize(size, Image.LANCZOS))
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no such picture; check the name")
-    except UNREADABLE as error:
-        raise cli.UserError(f"{path}: not a readable picture ({error}); convert it to "
-                            "JPEG or PNG")
-
-
 def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light"):
     """Write one figure: the picture with its caption, then a map for every word.
 
     picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
-    ending, .png, .pdf or .svg, is the format. notes: list of T str to stand under the
+    ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
     maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
     """
     height, width = picture.shape[:2]
@@ -140,12 +122,12 @@ def _plain(text):
 
 
 def notes_of(log_probs, betas, gate):
-    """What stands under each map: p(word), and beta where there is a gate."""
+    """What is written under each map: p(word), and beta where there is a gate."""
     return [f"p {np.exp(p):.2f}" + (f"   \u03b2 {beta:.2f}" if gate else "")
             for p, beta in zip(log_probs, betas)]
 
 
-def choose(decoded, args, folder):
+def choose_images(decoded, args, folder):
     """Indices of the images to draw, as the flags say.
 
     By name (--images), by id (--ids), the --best and --worst by CIDEr, else --count at
@@ -162,11 +144,11 @@ def choose(decoded, args, folder):
         if wanted:
             return [there.index(name) for name in wanted]
     if args.best or args.worst:
-        path = os.path.join(folder, f"scores_{args.split}.json")
-        found = read_scores(path)
+        found = read_scores(folder, args.split)
         row = {str(i): n for n, i in enumerate(decoded.image_ids)}
         if not set(found["image_ids"]) <= set(row):
-            raise cli.UserError(f"{path}: of other images; run evaluate.py again")
+            raise cli.UserError(f"{scores_path(folder, args.split)}: of other images; "
+                                "run evaluate.py again")
         ranked = sorted(zip(found["of_each_image"]["CIDEr"], found["image_ids"]))
         order = [row[i] for _, i in reversed(ranked)]
         return order[:args.best or 0] + order[len(order) - (args.worst or 0):]
@@ -174,20 +156,16 @@ def choose(decoded, args, folder):
     return sorted(int(i) for i in chosen[:args.count])
 
 
-def visible(words, vocabulary):
-    """The words of a caption without its end token, as text."""
-    return [vocabulary.index_word[i] for i in words if i != END]
-
-
 def draw_split(run, args):
     """Draw images of the split; return the paths of the figures."""
-    decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
+    decoded = read_decoded(run.folder, args.split, run.vocabulary)
     drawn = []
     title = titles(decoded.images.tolist())
-    for i in choose(decoded, args, run.folder):
+    for i in choose_images(decoded, args, run.folder):
         name = str(decoded.images[i])
-        picture = load_picture(os.path.join(args.data or run.settings["data"], name))
-        words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
+        picture = load_picture(os.path.join(args.data or run.settings["data"], name),
+                               LONGEST_SIDE)
+        words = run.vocabulary.words(decoded.words[i, :decoded.steps[i]])
         notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
                          not run.settings["no_gate"])
         drawn.append(_figure(run, args, title[i], picture, words,
@@ -197,14 +175,15 @@ def draw_split(run, args):
 
 def draw_own(run, args):
     """Caption pictures of one's own and draw them; return the paths of the figures."""
-    pictures = [load_picture(source) for source in args.picture]  # before the network
+    pictures = [load_picture(source, LONGEST_SIDE)  # before the network
+                for source in args.picture]
     forward = extractor(args.features or run.settings["features"])
     drawn = []
     for source, title, picture in zip(args.picture, titles(args.picture), pictures):
         maps = forward(read_image(source)[None]).numpy()
         maps = maps.reshape(1, -1, SHAPE[-1])
         caption = beam_search(run.model, maps, args.beam)[0][0]
-        words = visible(caption.words, run.vocabulary)
+        words = run.vocabulary.words(caption.words)
         gate = caption.betas is not None
         notes = notes_of(caption.log_probs[:len(words)],
                          caption.betas if gate else np.ones(len(words)), gate)
@@ -243,10 +222,10 @@ def _figure(run, args, title, picture, words, alphas, notes):
 
 def main():
     args = arguments()
-    cli.introduce(6, "plot attention")
+    cli.print_heading(6, "plot attention")
     start()
     run = read_run(args.run)
-    with cli.alone(run.folder), device_errors():
+    with cli.locked(run.folder), device_errors():
         drawn = draw_own(run, args) if args.picture else draw_split(run, args)
     print(f"{len(drawn)} figures; open {drawn[0]}")
 

@@ -17,154 +17,31 @@ Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can re
         <tokens>/skipped_<name>.txt      empty and too long captions, if any
 """
 import collections
-import hashlib
-import json
 import os
-import re
+import typing
 from array import array
 
 import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
 from tqdm import tqdm
 
-import atomic
-import cli
-from download_coco import read_captions, read_karpathy, splits
-
-PAD, START, END, UNK = range(4)
-LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
-SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
-# Letters and digits of any script, and apostrophes inside a word: man's stays one word.
-WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
-
-Tokens = collections.namedtuple("Tokens", "words lengths image_of images image_ids "
-                                          "vocabulary")
-Tokens.__doc__ = """The captions of one split, as arrays.
-
-words: int32 (captions, C + 1): start token, words, end token, padding.
-lengths: int32 (captions,): words to predict, the end token among them.
-image_of: int32 (captions,): index into images and image_ids.
-images: str (images,), paths below the data set. image_ids: str (images,).
-vocabulary: its digest, str.
-"""
-
-Split = collections.namedtuple("Split", "words flat lengths image_of")
-Split.__doc__ = """Captions cut into words, before any word is dropped.
-
-words: list of str, the distinct ones. flat: int32, all words of all captions in a row,
-as indices into `words`. lengths, image_of: int32 (captions,).
-"""
+from captioning.coco import read_captions, read_karpathy, splits
+from captioning.tokens import (END, LARGEST, PAD, SPECIAL, START, UNK, Tokens,
+                               Vocabulary, references_path, split_words, tokens_path,
+                               vocabulary_path, write_references, write_tokens,
+                               write_vocabulary)
+from runtime import cli
 
 
-class Vocabulary:
-    """Words and indices: `index_word[i]` and `word_index[word]` undo each other."""
-
-    def __init__(self, words, counts):
-        """words: the kept words, most frequent first. counts: how often each was seen,
-        with those of the four special tokens (pad, start, end, UNK) before them.
-        """
-        self.index_word = list(SPECIAL) + list(words)
-        self.word_index = {word: i for i, word in enumerate(self.index_word)}
-        self.counts = list(counts)
-
-    def __len__(self):
-        return len(self.index_word)
-
-    def encode(self, words):
-        """A list of words -> their indices; UNK for those that were not kept."""
-        return [self.word_index.get(word, UNK) for word in words]
-
-    def decode(self, indices):
-        """Indices -> a caption: up to the end token, without start and padding."""
-        words = []
-        for index in indices:
-            if index == END:
-                break
-            if index not in (PAD, START):
-                words.append(self.index_word[index])
-        return " ".join(words)
-
-    def digest(self):
-        """What tells two vocabularies apart: SHA-256 of the words in order."""
-        return hashlib.sha256("\n".join(self.index_word).encode("utf-8")).hexdigest()
+class Split(typing.NamedTuple):
+    """Captions cut into words, before any word is dropped."""
+    words: typing.List[str]  # the distinct ones
+    flat: np.ndarray         # int32: all words of all captions in a row, as indices
+    lengths: np.ndarray      # int32 (captions,): words of each
+    image_of: np.ndarray     # int32 (captions,): which image it is of
 
 
-def split_words(caption):
-    """A caption's words: lower case, without punctuation."""
-    return WORD.findall(caption.lower())
-
-
-# --- reading what this step writes ----------------------------------------------------
-
-def read_vocabulary(path):
-    """The Vocabulary in a vocabulary.tsv. Raises cli.UserError where it is not one."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = [line.rstrip("\n").split("\t") for line in file]
-        counts = [int(row[2]) for row in rows[1:]]
-        words = [row[1] for row in rows[1:]]
-        if (rows[0] != ["index", "word", "count"] or tuple(words[:4]) != SPECIAL
-                or [int(row[0]) for row in rows[1:]] != list(range(len(words)))
-                or len(set(words)) != len(words) or "" in words):
-            raise ValueError
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no vocabulary there; run tokenize_captions.py")
-    except (ValueError, IndexError):
-        raise cli.UserError(f"{path}: not a vocabulary of this project, or damaged; "
-                            "run tokenize_captions.py again")
-    return Vocabulary(words[4:], counts)
-
-
-def read_tokens(path):
-    """The Tokens in a <split>.npz. Raises cli.UserError if they are missing or bad."""
-    try:
-        with atomic.load_arrays(path) as arrays:
-            tokens = Tokens(**{name: arrays[name] for name in Tokens._fields})
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")
-    except atomic.DAMAGED:
-        raise cli.UserError(f"{path}: damaged, or not of this project; run "
-                            "tokenize_captions.py again")
-    captions, columns = tokens.words.shape if tokens.words.ndim == 2 else (0, 0)
-    fits = (captions > 0 and tokens.words.dtype == tokens.lengths.dtype == np.int32
-            and tokens.image_of.dtype == np.int32
-            and tokens.lengths.shape == tokens.image_of.shape == (captions,)
-            and tokens.images.shape == tokens.image_ids.shape
-            and tokens.images.ndim == 1 and tokens.images.dtype.kind == "U"
-            and tokens.lengths.min() >= 1 and tokens.lengths.max() < columns
-            and tokens.words.min() >= 0
-            and 0 <= tokens.image_of.min()
-            and tokens.image_of.max() < len(tokens.images))
-    if not fits:
-        raise cli.UserError(f"{path}: its arrays do not fit together; run "
-                            "tokenize_captions.py again")
-    return tokens._replace(vocabulary=str(tokens.vocabulary))
-
-
-def references_path(tokens, name):
-    """Where the captions of a split stand as people wrote them."""
-    return os.path.join(tokens, f"references_{name}.json")
-
-
-def read_references(path):
-    """{image id: list of captions}. Raises cli.UserError if it is missing or bad."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            references = json.load(file)
-        if not references or not all(isinstance(group, list) and group and all(
-                isinstance(caption, str) for caption in group)
-                for group in references.values()):
-            raise ValueError
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no references there; run tokenize_captions.py")
-    except (ValueError, AttributeError, RecursionError):
-        raise cli.UserError(f"{path}: damaged; run tokenize_captions.py again")
-    return references
-
-
-# --- the run --------------------------------------------------------------------------
-
-def choose(data, train_split, val_split):
+def choose_splits(data, train_split, val_split):
     """The names of the training and validation splits; None for one to be cut off."""
     found = splits(data)
     chosen = []
@@ -267,30 +144,25 @@ def facts(name, tokens, skipped):
     line = (f"{name}: {len(tokens.images)} images, {len(words)} captions, "
             f"{words.mean():.2f} words on average, {words.max()} at most, "
             f"{unknown:.2%} of the words are UNK")
-    return line + (f", {skipped} captions skipped (listed in skipped_{name}.txt)"
-                   if skipped else "")
+    return line + (f", {skipped} captions skipped" if skipped else "")
 
 
-def report_skipped(tokens_folder, name, images, split, skipped, most):
-    """List the captions that were skipped; cli.UserError if their share is over `most`.
+def list_skipped(folder, name, images, split, skipped, most):
+    """List the captions that are empty or too long; see cli.left_out.
 
     skipped: their numbers in `split`, the Split of these images.
     """
-    report = os.path.join(tokens_folder, f"skipped_{name}.txt")
-    if not len(skipped):
-        if os.path.exists(report):
-            os.remove(report)
-        return
     captions = [(image.path, caption) for image in images for caption in image.captions]
-    with atomic.writing(report, "w", encoding="utf-8") as file:
-        for i in skipped:
-            path, caption = captions[i]
-            file.write(f"{path}\t{split.lengths[i]} words\t{cli.one_line(caption)}\n")
-    if len(skipped) > most * len(captions):
-        raise cli.UserError(
-            f"{report}: {len(skipped)} of {len(captions)} captions of {name} are empty "
-            f"or too long, more than --max-bad {most:g} allows; check the annotations, "
-            "or raise --max-words or --max-bad")
+    rows = ["{}\t{} words\t{}".format(captions[i][0], split.lengths[i],
+                                      cli.one_line(captions[i][1])) for i in skipped]
+    cli.left_out(skipped_path(folder, name), rows, len(captions), most,
+                 f"captions of {name}", "these are empty or too long: check the "
+                 "annotations, or raise --max-words or --max-bad")
+
+
+def skipped_path(folder, name):
+    """The list of a split's captions that are empty or too long."""
+    return os.path.join(folder, f"skipped_{name}.txt")
 
 
 def assign(args):
@@ -305,7 +177,8 @@ def assign(args):
         groups = {"train": parts.get("train", []) + parts.get("restval", []),
                   "val": parts.get("val", []), "test": parts.get("test", [])}
     else:
-        train_split, val_split = choose(args.data, args.train_split, args.val_split)
+        train_split, val_split = choose_splits(args.data, args.train_split,
+                                               args.val_split)
         groups = {"train": read_captions(args.data, train_split)}
         if val_split is not None:
             groups["val"] = read_captions(args.data, val_split)
@@ -330,7 +203,7 @@ def assign(args):
 
 def main():
     args = arguments()
-    cli.introduce(3, "tokenize captions")
+    cli.print_heading(3, "tokenize captions")
     tokens_folder = args.tokens or os.path.join(args.data, "tokens")
     groups = assign(args)
     for name in ("train", "val"):
@@ -342,14 +215,14 @@ def main():
     vocabulary = build_vocabulary(counter, len(split["train"].lengths), args.vocab_size)
     done = [(name, *tokenize(images, split[name], name, vocabulary, args.max_words))
             for name, images in groups.items()]
-    with cli.alone(tokens_folder):
+    with cli.locked(tokens_folder):
         for name, _, skipped in done:
-            report_skipped(tokens_folder, name, groups[name], split[name], skipped,
-                           args.max_bad)
+            list_skipped(tokens_folder, name, groups[name], split[name], skipped,
+                         args.max_bad)
         write(tokens_folder, groups, vocabulary, done)
     print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
-          f"in {os.path.join(tokens_folder, 'vocabulary.tsv')}")
-    cli.next_step("python", "train.py", "--data", args.data,
+          f"in {vocabulary_path(tokens_folder)}")
+    cli.next_step("train.py", "--data", args.data,
                   *(("--tokens", args.tokens) if args.tokens else ()))
 
 
@@ -358,20 +231,13 @@ def write(tokens_folder, groups, vocabulary, done):
 
     groups: what `assign` returns. done: a list of (name, Tokens, skipped).
     """
-    with atomic.writing(os.path.join(tokens_folder, "vocabulary.tsv"), "w",
-                        encoding="utf-8") as file:
-        file.write("index\tword\tcount\n")
-        file.writelines(f"{i}\t{word}\t{count}\n" for i, (word, count) in
-                        enumerate(zip(vocabulary.index_word, vocabulary.counts)))
+    write_vocabulary(tokens_folder, vocabulary)
     for name, tokens, skipped in done:
-        atomic.write_arrays(os.path.join(tokens_folder, name + ".npz"),
-                            tokens._asdict(), compress=True)
-        atomic.write_json(references_path(tokens_folder, name),
-                          {str(image.id): image.captions for image in groups[name]
-                           if image.captions})
+        write_tokens(tokens_folder, name, tokens)
+        write_references(tokens_folder, name, groups[name])
         print(facts(name, tokens, len(skipped)))
     if "test" not in groups:  # of an earlier run with other splits
-        for path in (os.path.join(tokens_folder, "test.npz"),
+        for path in (tokens_path(tokens_folder, "test"),
                      references_path(tokens_folder, "test")):
             if os.path.exists(path):
                 os.remove(path)

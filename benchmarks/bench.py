@@ -1,13 +1,13 @@
 """How fast is it? Ratios, measured side by side in one process (`make bench`).
 
-    python benchmarks/bench.py             # about 7 minutes on 2 cores
-    python benchmarks/bench.py --only train decode
+    python -m benchmarks.bench             # about 7 minutes on 2 cores
+    python -m benchmarks.bench --only train decode
 
 Ours and the published design (published.py) take turns, several rounds; the table gives
 medians and the range of the rounds. The limits of the machine (a matrix product, the
 forward pass of InceptionV3, the disk) are measured in the same minutes. Data are made
 for the purpose: random features, captions with COCO's lengths (mean 10.45 words,
-longest 49). Both designs run with this project's memory settings (tf_runtime.py).
+longest 49). Both designs run with this project's memory settings (runtime/tf.py).
 
 Writes, if everything was measured: benchmarks/results/bench.json and bench.png
 """
@@ -24,22 +24,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+import extract_features
+import tokenize_captions
+from benchmarks.published import Published, extract as published_extract
+from captioning import inception
+from captioning.batches import CaptionBatches
+from captioning.checkpoints import create_optimizer_variables
+from captioning.coco import Image as CocoImage
+from captioning.decode import beam_search, decode_files
+from captioning.features import SHAPE, feature_path, read_features
+from captioning.tokens import END, START, Tokens, write_tokens
+from model import Captioner, Sizes
+from runtime import atomic, cli
+from runtime.tf import AdamOptimizer, compiled, device_name, start, tf, v1
+from train import Trainer
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(HERE), HERE]
-
-import atomic  # noqa: E402
-import cli  # noqa: E402
-import extract_features  # noqa: E402
-import tokenize_captions  # noqa: E402
-from decode import beam_search, decode_files  # noqa: E402
-from download_coco import Image as CocoImage  # noqa: E402
-from model import Captioner, Sizes  # noqa: E402
-from published import Published, extract as published_extract  # noqa: E402
-from scores import table  # noqa: E402
-from tf_runtime import AdamOptimizer, device_name, start, tf, v1  # noqa: E402
-from tokenize_captions import END, START, Tokens  # noqa: E402
-from train import Captions, Trainer, make_slots  # noqa: E402
-
 VOCABULARY, LONGEST, MEAN = 5000, 49, 10.45
 SIZES = Sizes(vocabulary=VOCABULARY + 4, features=2048, annotation=256, embedding=256,
               hidden=512, attention=512)
@@ -84,12 +84,18 @@ def make_features(folder, images, random, files=100):
     """Features of so many images, of which only `files` differ: the rest are links."""
     os.makedirs(os.path.join(folder, "train"))
     for i in range(images):
-        path = extract_features.feature_path(folder, f"train/{i}.jpg")
+        path = feature_path(folder, f"train/{i}.jpg")
         if i < files:
-            np.save(path, random.random_sample(extract_features.SHAPE).astype("f2"))
+            np.save(path, random.random_sample(SHAPE).astype("f2"))
         else:
-            os.link(extract_features.feature_path(folder, f"train/{i % files}.jpg"),
+            os.link(feature_path(folder, f"train/{i % files}.jpg"),
                     path)
+
+
+def caption_batches(tokens, folder):
+    """CaptionBatches of tokens all of whose images have features."""
+    paths = [feature_path(folder, str(image)) for image in tokens.images]
+    return CaptionBatches(tokens, paths, np.ones(len(paths), bool))
 
 
 def flops(batch):
@@ -157,28 +163,30 @@ def bench_train(folder, rows):
     random = np.random.RandomState(0)
     tokens = make_tokens(2000, random)
     make_features(folder, 2000, random)
-    captions = Captions("train", tokens, folder)
+    captions = caption_batches(tokens, folder)
     trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3))
-    make_slots(trainer.model, trainer.optimizer)
+    create_optimizer_variables(trainer.model, trainer.optimizer)
     published = Published(SIZES.vocabulary)
     order = captions.epoch(64, np.random.RandomState(1))
     whole = [numbers for numbers in order if len(numbers) == 64]
     trainer.shapes = captions.shapes(order)
 
-    def load(numbers):
-        return captions.load_to_train(numbers, .5, SIZES, 0)
+    dropout = dict(dropout=.5, sizes=SIZES, seed=(0,))
+
+    def step(batch):
+        trainer.step(batch, int(batch.lengths.sum()))
     # Compile what an epoch would compile, timing the first batch of a new process.
-    first = load(next(
+    first = captions.load(next(
         numbers for numbers in whole
-        if tokens.lengths[numbers[0]] == 12 == tokens.lengths[numbers[-1]]))
-    first_batch = seconds(lambda: trainer.step(*first))
-    ordinary = np.median([seconds(lambda: trainer.step(*first)) for _ in range(5)])
+        if tokens.lengths[numbers[0]] == 12 == tokens.lengths[numbers[-1]]), **dropout)
+    first_batch = seconds(lambda: step(first))
+    ordinary = np.median([seconds(lambda: step(first)) for _ in range(5)])
     rows["first batch, time against an ordinary one"] = (first_batch / ordinary,) * 3
     shapes = {}
     for numbers in whole:
         shapes.setdefault(tuple(sorted(set(tokens.lengths[numbers]))), numbers)
-    for batch in captions.batches(list(shapes.values()), load):
-        trainer.step(*batch)
+    for batch in captions.batches(list(shapes.values()), **dropout):
+        step(batch)
 
     place = [0]
 
@@ -186,24 +194,24 @@ def bench_train(folder, rows):
         chosen = [whole[(place[0] + i) % len(whole)] for i in range(batches)]
         place[0] += batches
         work = sum(flops(captions.load(numbers)) for numbers in chosen)
-        took = seconds(lambda: [trainer.step(*batch)
-                                for batch in captions.batches(chosen, load)])
+        took = seconds(lambda: [step(batch)
+                                for batch in captions.batches(chosen, **dropout)])
         return 64 * batches / took, work / took
 
     def theirs():
         numbers = whole[place[0] % len(whole)]
         images = tokens.image_of[numbers]
 
-        def step():
-            maps = np.stack([extract_features.read_features(captions.paths[i])
+        def published_step():
+            maps = np.stack([read_features(captions.paths[i])
                              for i in images])
-            published.train_step(maps.reshape(64, 64, 2048), tokens.words[numbers])
-        return 64 / seconds(step)
+            published.train_step(maps, tokens.words[numbers])
+        return 64 / seconds(published_step)
 
     def pipeline(batches=60):
         chosen = [whole[i % len(whole)] for i in range(batches)]
         return 64 * batches / seconds(
-            lambda: [None for _ in captions.batches(chosen, load)])
+            lambda: [None for _ in captions.batches(chosen, **dropout)])
 
     mine, product, others, read = alternate(ours, matrix_product, theirs, pipeline)
     speeds = [speed for speed, _ in mine]
@@ -220,11 +228,11 @@ def bench_train(folder, rows):
 def bench_decode(folder, rows):
     random = np.random.RandomState(1)
     make_features(folder, 256, random)
-    paths = [extract_features.feature_path(folder, f"train/{i}.jpg")
+    paths = [feature_path(folder, f"train/{i}.jpg")
              for i in range(256)]
     model, published = Captioner(SIZES), Published(SIZES.vocabulary)
     barred(model)
-    maps = [extract_features.read_features(path).reshape(64, 2048) for path in paths]
+    maps = [read_features(path) for path in paths]
     published.decode(maps[0], 1)
     bias = published.fc2.bias.numpy().copy()
     bias[END] = -1e9
@@ -257,10 +265,10 @@ def bench_extract(folder, rows, images=48):
             os.path.join(folder, name), quality=95)
     paths = [os.path.join(folder, name) for name in names]
     targets = [os.path.join(folder, f"{i}.npy") for i in range(images)]
-    plain = extract_features._architecture()
-    extract_features.random_weights(plain, 0)
-    folded = extract_features.compiled(extract_features.fold_batch_norm(plain))
-    pixels = np.stack([extract_features.read_image(path) for path in paths[:16]])
+    plain = inception.architecture()
+    inception.random_weights(plain, 0)
+    folded = compiled(inception.fold_batch_norm(plain))
+    pixels = np.stack([inception.read_image(path) for path in paths[:16]])
     scaled = tf.constant(pixels.astype(np.float32) / 127.5 - 1)
 
     def network(x):
@@ -291,7 +299,7 @@ def bench_memory(folder, rows):
     random = np.random.RandomState(3)
     make_features(folder, 6000, random)
     peaks = [[float(subprocess.check_output(
-        [sys.executable, os.path.abspath(__file__), "--train-on", str(images),
+        [sys.executable, "-m", "benchmarks.bench", "--train-on", str(images),
          folder]).split()[-1]) for images in (6000, 600)]]
     many, few = zip(*peaks)
     rows["peak memory of training, 6,000 images against 600"] = ratio(many, few)
@@ -304,20 +312,19 @@ def train_on(images, folder):
     """Train on 100 batches of so many images; print the peak memory in GB."""
     start()
     random = np.random.RandomState(0)
-    captions = Captions("train", make_tokens(images, random), folder)
+    captions = caption_batches(make_tokens(images, random), folder)
     trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3))
-    make_slots(trainer.model, trainer.optimizer)
+    create_optimizer_variables(trainer.model, trainer.optimizer)
     order = [numbers for epoch in range(3)
              for numbers in captions.epoch(64, np.random.RandomState(epoch))]
     trainer.shapes = captions.shapes(order[:len(order) // 3])
-    for batch in captions.batches(order[:100], lambda numbers: captions.load_to_train(
-            numbers, .5, SIZES, 0)):
-        trainer.step(*batch)
+    for batch in captions.batches(order[:100], dropout=.5, sizes=SIZES, seed=(0,)):
+        trainer.step(batch, int(batch.lengths.sum()))
     print(peak_memory())
 
 
 def bench_tokenize(folder, rows, captions=414113):
-    out = subprocess.check_output([sys.executable, os.path.abspath(__file__),
+    out = subprocess.check_output([sys.executable, "-m", "benchmarks.bench",
                                    "--tokenize", str(captions), folder])
     pairs = [tuple(map(float, line.split()[1:])) for line in out.decode().splitlines()
              if line.startswith("tokenized")]
@@ -345,8 +352,7 @@ def tokenize_so_many(count, folder):
         vocabulary = tokenize_captions.build_vocabulary(
             tokenize_captions.count_words(split), count, VOCABULARY)
         tokens, _ = tokenize_captions.tokenize(images, split, "train", vocabulary, 100)
-        atomic.write_arrays(os.path.join(folder, "train.npz"),
-                            tokens._asdict(), compress=True)
+        write_tokens(folder, "train", tokens)
 
     def plain():
         counter = collections.Counter()
@@ -417,9 +423,9 @@ def main():
             rows.append((name, f"{middle:.2f}", spread,
                          f"{kind} {floor:g}" + ("" if met else "  NOT REACHED")))
     print(f"\nTensorFlow {tf.__version__} on {device_name()}, {os.cpu_count()} cores\n")
-    table(rows)
+    cli.table(rows)
     print()
-    table([("", "")] + [(name, f"{value:.1f}") for name, value in rates.items()])
+    cli.table([("", "")] + [(name, f"{value:.1f}") for name, value in rates.items()])
     if set(args.only) == set(BENCHES):
         folder = os.path.join(HERE, "results")
         os.makedirs(folder, exist_ok=True)

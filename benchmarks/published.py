@@ -6,7 +6,7 @@ every word, the output layer at every word, one image at a time when decoding, a
 InceptionV3 in a plain loop of 16 images. Its GRU does not receive its previous state:
 only the attention sees that. `bench.py` times it.
 
-    python benchmarks/published.py --data data --epochs 6
+    python -m benchmarks.published --data data --epochs 6
 
 trains it with its own loss and its own batches, which mix captions of all lengths, and
 scores it as step 5 does. The mathematics is the tutorial's; so that this takes minutes
@@ -20,26 +20,27 @@ Writes: checkpoints/<run>/: settings.json; newest.npz and best.npz (by CIDEr), l
 import argparse
 import collections
 import os
-import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import atomic  # noqa: E402
-import cli  # noqa: E402
-import evaluate  # noqa: E402
-import scores  # noqa: E402
-import train  # noqa: E402
-from decode import decode_files  # noqa: E402
-from download_coco import read_json  # noqa: E402
-from extract_features import read_features  # noqa: E402
-from tf_runtime import (COMPILED_KERAS_CRASHES, AdamOptimizer,  # noqa: E402
-                        compiled, device_errors, device_name, set_seed, start, tf,
-                        unsorted_segment_sum, v1, variable_of)
-from tokenize_captions import (END, PAD, START,  # noqa: E402
-                               read_references, references_path)
+from captioning import scores
+from captioning.batches import read_ahead, read_splits
+from captioning.checkpoints import (begin_epoch, checkpoint_path,
+                                    create_optimizer_variables, load_checkpoint,
+                                    save_checkpoint)
+from captioning.coco import read_json
+from captioning.decode import decode_files
+from captioning.features import read_features
+from captioning.runs import run_folder, settings_path, write_log
+from captioning.tokens import END, PAD, START, read_references
+from evaluate import show
+from runtime import atomic, cli
+from runtime.tf import (COMPILED_KERAS_CRASHES, AdamOptimizer, compiled, device_errors,
+                        device_name, set_seed, start, tf, unsorted_segment_sum, v1,
+                        variable_of)
+from train import ValidationScorer, epochs_since_best
 
 WHOLE = 4  # batches are cut to a multiple of so many words: fewer shapes to compile
 
@@ -183,7 +184,7 @@ def load(captions, numbers):
     T = -(-int(captions.tokens.lengths[numbers].max()) // WHOLE) * WHOLE + 1
     words = captions.tokens.words[numbers, :T]
     words = np.pad(words, [(0, 0), (0, T - words.shape[1])], "constant")
-    return maps.reshape(len(maps), -1, maps.shape[-1]), words
+    return maps, words
 
 
 def words(captions):
@@ -191,12 +192,12 @@ def words(captions):
     return int(captions.tokens.lengths[captions.captions].sum())
 
 
-def evaluated(model, judge, width, java=True):
-    """Scored captions of a Judge's images, and the captions themselves by image id."""
-    found = decode_files(Searched(model), judge.paths, 64, quiet=True, width=width)
-    texts = {i: judge.vocabulary.decode(beam[0].words)
-             for i, beam in zip(judge.ids, found)}
-    return scores.score(texts, judge.references, java=java), texts
+def evaluated(model, scorer, width, java=True):
+    """Scored captions of a ValidationScorer's images, and their texts by image id."""
+    found = decode_files(Searched(model), scorer.paths, 64, quiet=True, width=width)
+    texts = {i: scorer.vocabulary.decode(beam[0].words)
+             for i, beam in zip(scorer.ids, found)}
+    return scores.score(texts, scorer.references, java=java), texts
 
 
 def arguments():
@@ -215,46 +216,46 @@ def main():
     if COMPILED_KERAS_CRASHES:
         raise cli.UserError(f"TensorFlow {tf.__version__} crashes when it compiles "
                             "these layers; take 1.10 or a later one")
-    folder = train.run_folder(args.run)
+    folder = run_folder(args.run)
     tokens = os.path.join(args.data, "tokens")
-    vocabulary, splits = train.read_splits(tokens, os.path.join(args.data, "features"))
+    vocabulary, splits = read_splits(tokens, os.path.join(args.data, "features"))
     learnt, val = splits["train"], splits["val"]
-    training, references = (read_references(references_path(tokens, name))
+    training, references = (read_references(tokens, name)
                             for name in ("train", "val"))
-    judge = train.Judge(val, references, vocabulary, len(val.paths), args.seed)
+    scorer = ValidationScorer(val, references, vocabulary, len(val.paths), args.seed)
     start()
     set_seed(args.seed)
-    with cli.alone(folder), device_errors(args.batch_size):
-        # What it must be to go on; train.py takes no such run for one of its own.
-        claim(folder, dict(vars(args), epochs=None, published=True,
-                           vocabulary_digest=vocabulary.digest()))
+    with cli.locked(folder), device_errors(args.batch_size):
+        # What it must be to resume it; train.py takes no such run for one of its own.
+        check_settings(folder, dict(vars(args), epochs=None, published=True,
+                                    vocabulary_digest=vocabulary.digest()))
         model = Published(len(vocabulary))
         model.loss(*map(tf.constant, load(val, val.captions[:2])))  # makes the weights
         model.looped = False
         model.weights = collections.OrderedDict(
             (f"{i:02d}", variable) for i, variable in enumerate(model.variables))
-        train.make_slots(model, model.optimizer)
-        train_epochs(args, folder, model, learnt, val, judge)
+        create_optimizer_variables(model, model.optimizer)
+        train_epochs(args, folder, model, learnt, val, scorer)
         seen = {scores.plain(c) for group in training.values() for c in group}
-        report(args, folder, model, judge, seen)
+        report(args, folder, model, scorer, seen)
 
 
-def claim(folder, settings):
+def check_settings(folder, settings):
     """Write the settings of a new run, or check that they are the same."""
-    path = os.path.join(folder, "settings.json")
+    path = settings_path(folder)
     if not os.path.exists(path):
         atomic.write_json(path, settings)
     elif read_json(path) != settings:
         raise cli.UserError(f"{path}: is of another run; choose another --run")
 
 
-def train_epochs(args, folder, model, learnt, val, judge):
+def train_epochs(args, folder, model, learnt, val, scorer):
     """Train to the last epoch from the last one that is kept in the folder."""
-    newest, best = (os.path.join(folder, name) for name in ("newest.npz", "best.npz"))
+    newest, best = (checkpoint_path(folder, name) for name in ("newest", "best"))
     history = []
     if os.path.exists(newest):
-        history = train.load_checkpoint(newest, model, model.optimizer).history
-        train.write_log(folder, history, dropout=0)
+        history = load_checkpoint(newest, model, model.optimizer).history
+        write_log(folder, history, dropout=0)
 
     def dense(features, words):
         loss, *found = model.gradients(features, words)
@@ -267,7 +268,7 @@ def train_epochs(args, folder, model, learnt, val, judge):
         order = batches(learnt, args.batch_size,
                         np.random.RandomState([args.seed, epoch]))
         for features, rows in tqdm(
-                learnt.batches(order, lambda numbers: load(learnt, numbers)),
+                read_ahead(lambda numbers: load(learnt, numbers), order),
                 total=len(order), desc=f"epoch {epoch}/{args.epochs}", unit="batch"):
             nats = model.train_step(features, rows, gradients)
             if not np.isfinite(nats):
@@ -278,7 +279,7 @@ def train_epochs(args, folder, model, learnt, val, judge):
         for numbers in val.epoch(args.batch_size):
             features, rows = map(tf.constant, load(val, numbers))
             summed += len(numbers) * float(loss(features, rows).numpy())
-        found = scores.averages(evaluated(model, judge, width=1, java=False)[0])
+        found = scores.averages(evaluated(model, scorer, width=1, java=False)[0])
         history = history + [{
             "epoch": epoch, "train_loss": total / words(learnt),
             "val_loss": summed / words(val),
@@ -286,24 +287,24 @@ def train_epochs(args, folder, model, learnt, val, judge):
             "val_cider": round(found["CIDEr"], 3),
             "captions_per_second": round(len(learnt.captions) / seconds, 1),
             "seconds": round(time.time() - begin, 1)}]
-        progress = train.begin_epoch(history)
-        if train.waited(history, "cider") == 0:
-            train.save_checkpoint(best, model, model.optimizer, progress)
-        train.save_checkpoint(newest, model, model.optimizer, progress)
-        train.write_log(folder, history, dropout=0)
+        progress = begin_epoch(history)
+        if epochs_since_best(history, "cider") == 0:
+            save_checkpoint(best, model, model.optimizer, progress)
+        save_checkpoint(newest, model, model.optimizer, progress)
+        write_log(folder, history, dropout=0)
         print(f"epoch {epoch}: training loss {history[-1]['train_loss']:.4f}, "
               f"validation loss {history[-1]['val_loss']:.4f} nats a word, CIDEr "
               f"{history[-1]['val_cider']:.1f}", flush=True)
 
 
-def report(args, folder, model, judge, seen):
+def report(args, folder, model, scorer, seen):
     """Score the captions of the best epoch, greedy and of a beam of 3."""
-    history = train.load_checkpoint(os.path.join(folder, "best.npz"), model).history
+    history = load_checkpoint(checkpoint_path(folder, "best"), model).history
     for width, name in ((1, "greedy"), (3, "beam3")):
-        scored, texts = evaluated(model, judge, width)
-        summary = evaluate.report(scored, texts, judge.references, seen)
+        scored, texts = evaluated(model, scorer, width)
+        summary = scores.summarize(scored, texts, scorer.references, seen)
         print(f"\nepoch {len(history)}, beam {width}, tokenizer: {scored.tokenizer}\n")
-        evaluate.show(summary)
+        show(summary)
         atomic.write_json(
             os.path.join(folder, f"scores_val_{name}.json"),
             dict(summary, run=args.run, split="val", beam=width, epoch=len(history),

@@ -1,56 +1,52 @@
 """How much faster are two processes than one? (needs Horovod: `make horovod`)
 
-    python benchmarks/scaling.py           # about 6 minutes on 2 cores
+    python -m benchmarks.scaling           # about 6 minutes on 2 cores
 
 One process on one core and two processes on two cores take turns, several rounds, each
 with one thread for computing: training steps of the size that the defaults have, on
-made-up data (bench.py's), dropout on. Two ways to share: each process with 64 captions
-a step, so that the batch grows; and 64 captions in all. Beside it stand what one step
-sends (the gradients), and how long that takes between two processes of one machine.
+random data, dropout on. Two ways to share: each process with 64 captions a step, so
+that the batch grows; and 64 captions in all. Beside it: what one step sends (the
+gradients), and how long that takes between two processes of one machine.
 """
 import json
-import os
 import subprocess
 import sys
 import tempfile
 
 import numpy as np
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(HERE), HERE]
-
-import cli  # noqa: E402
-import ranks  # noqa: E402
-from bench import (SIZES, flops, make_features, make_tokens, ratio,  # noqa: E402
-                   seconds)
-from model import Captioner  # noqa: E402
-from scores import table  # noqa: E402
-from tf_runtime import AdamOptimizer, start, tf  # noqa: E402
-from train import Captions, Trainer, make_slots  # noqa: E402
+from benchmarks.bench import (SIZES, caption_batches, flops, make_features, make_tokens,
+                              ratio, seconds)
+from captioning.batches import CaptionBatches
+from captioning.checkpoints import create_optimizer_variables
+from model import Captioner
+from runtime import cli, ranks
+from runtime.tf import AdamOptimizer, start, tf
+from train import Trainer
 
 IMAGES, BATCHES, SEED = 2000, 12, 5
 
 
 def worker(captions_of_a_step, folder):
-    """Train on some batches, which are shared; process 0 prints a line of JSON."""
+    """Train on some batches, which are shared; rank 0 prints a line of JSON."""
     ranks.start()
     start()
-    captions = Captions("train", make_tokens(IMAGES, np.random.RandomState(SEED)),
-                        folder)
+    captions = caption_batches(make_tokens(IMAGES, np.random.RandomState(SEED)), folder)
     order = captions.epoch(captions_of_a_step, np.random.RandomState(1))
-    owners = captions.deal(order, ranks.size)
+    owners = captions.assign_images(order, ranks.size)
     lengths, image_of = captions.tokens.lengths, captions.tokens.image_of
     chosen = [numbers for numbers in order
               if lengths[numbers[0]] == lengths[numbers[-1]]][:BATCHES]
     mine = [numbers[owners[image_of[numbers]] == ranks.rank] for numbers in chosen]
     trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3))
-    make_slots(trainer.model, trainer.optimizer)
+    create_optimizer_variables(trainer.model, trainer.optimizer)
     trainer.shapes = {(len(n), int(lengths[n[0]])) for n in mine}
 
     def run():
-        for numbers, (batch, masks) in zip(chosen, captions.batches(
-                mine, lambda n: captions.load_to_train(n, .3, SIZES, 0))):
-            trainer.step(batch, masks, int(lengths[numbers].sum()))
+        for numbers, batch in zip(chosen, captions.batches(
+                mine, dropout=.3, sizes=SIZES, seed=(0,))):
+            trainer.step(batch, int(lengths[numbers].sum()))
+            ranks.any_of(False)  # as train_epoch votes on stopping
         ranks.gather(None)
     run()  # compiles
     took = min(seconds(run) for _ in range(2))
@@ -70,12 +66,12 @@ def worker(captions_of_a_step, folder):
 
 
 def fullest(processes, random):
-    """How much more the fullest share of a batch has than an even one, as Captions.deal
-    shares it and by chance: two ratios, means over an epoch of 20,000 images.
+    """How much more the fullest share of a batch has than an even one, with
+    CaptionBatches.assign_images and by chance: two ratios, means over an epoch of
+    20,000 images.
     """
-    captions = object.__new__(Captions)  # no features are read
-    captions.tokens, captions.paths = make_tokens(20000, random), [""] * 20000
-    captions.captions = np.arange(len(captions.tokens.lengths))
+    captions = CaptionBatches(make_tokens(20000, random), [""] * 20000,
+                              np.ones(20000, bool))  # no features are read
     order = [numbers for numbers in captions.epoch(64 * processes, random)
              if len(numbers) == 64 * processes]
 
@@ -84,14 +80,14 @@ def fullest(processes, random):
                                       captions.tokens.lengths[numbers], processes)
                           for numbers in order])
         return (words.max(axis=1) / words.mean(axis=1)).mean()
-    return (excess(captions.deal(order, processes)),
+    return (excess(captions.assign_images(order, processes)),
             excess(random.randint(processes, size=20000)))
 
 
 def measure(processes, captions_of_a_step, folder):
     out = subprocess.check_output([
         "mpirun", "--allow-run-as-root", "--bind-to", "core", "-np", str(processes),
-        sys.executable, os.path.abspath(__file__), "--worker", str(captions_of_a_step),
+        sys.executable, "-m", "benchmarks.scaling", "--worker", str(captions_of_a_step),
         folder])
     line = next(line for line in out.decode().splitlines()
                 if line.startswith("measured "))
@@ -116,9 +112,9 @@ def main():
                               ("64 captions in all", shared, "")):
         middle, low, high = ratio(speeds(found), speeds(alone))
         rows.append((name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", goal))
-    table(rows)
+    cli.table(rows)
     print()
-    table([("", "1 process", "2, 64 each", "2, 64 in all")] + [
+    cli.table([("", "1 process", "2, 64 each", "2, 64 in all")] + [
         (name, *(f"{np.median([row[key] for row in found]):.{digits}f}"
                  for found in (alone, grown, shared)))
         for name, key, digits in (
@@ -130,7 +126,7 @@ def main():
             ("only its rows of a step, MB", "embedding_rows_mb", 2))])
     print("\nwords of the fullest share of a batch against those of an even one:")
     random = np.random.RandomState(SEED)
-    table([("processes, 64 captions each", "dealt out", "by chance")] + [
+    cli.table([("processes, 64 captions each", "dealt out", "by chance")] + [
         (str(processes), *(f"{value:.3f}" for value in fullest(processes, random)))
         for processes in (2, 8, 64)])
 

@@ -1,30 +1,26 @@
 """How fast is another TensorFlow on this machine? Rates of two or more, in turns.
 
-    python benchmarks/versions.py .venv/bin/python .venv-2/bin/python
+    python -m benchmarks.versions .venv/bin/python .venv-2/bin/python
 
 Each Python named is run once a round, so that what else the machine does meets all of
 them alike. The table gives the median of every rate, and its ratio to the first
 Python's, round by round: median and range.
 """
 import json
-import os
 import subprocess
-import sys
 import tempfile
 
 import numpy as np
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(HERE), HERE]
-
-import bench  # noqa: E402
-import cli  # noqa: E402
-import extract_features  # noqa: E402
-from decode import decode_files  # noqa: E402
-from model import Captioner  # noqa: E402
-from scores import table  # noqa: E402
-from tf_runtime import AdamOptimizer, start, tf  # noqa: E402
-from train import Captions, Trainer, make_slots  # noqa: E402
+from benchmarks import bench
+from captioning import inception
+from captioning.checkpoints import create_optimizer_variables
+from captioning.decode import decode_files
+from captioning.features import feature_path
+from model import Captioner
+from runtime import cli
+from runtime.tf import AdamOptimizer, compiled, start, tf
+from train import Trainer
 
 
 def training(folder, steps=15):
@@ -32,15 +28,16 @@ def training(folder, steps=15):
     random = np.random.RandomState(0)
     tokens = bench.make_tokens(1000, random)
     bench.make_features(folder, 1000, random)
-    captions = Captions("train", tokens, folder)
+    captions = bench.caption_batches(tokens, folder)
     numbers = np.flatnonzero(tokens.lengths == 12)[:64]
     trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3))
     trainer.shapes = {(64, 12)}
-    make_slots(trainer.model, trainer.optimizer)
-    batch = captions.load_to_train(numbers, .5, bench.SIZES, 0)
+    create_optimizer_variables(trainer.model, trainer.optimizer)
+    batch = captions.load(numbers, dropout=.5, sizes=bench.SIZES, seed=(0,))
+    words = int(batch.lengths.sum())
     for _ in range(3):  # the first one compiles
-        trainer.step(*batch)
-    return 64 * steps / bench.seconds(lambda: [trainer.step(*batch)
+        trainer.step(batch, words)
+    return 64 * steps / bench.seconds(lambda: [trainer.step(batch, words)
                                                for _ in range(steps)])
 
 
@@ -48,7 +45,7 @@ def decoding(folder, images=128):
     """Images/s of greedy decoding, 12 words each; features as `training` made them."""
     model = Captioner(bench.SIZES)
     bench.barred(model)
-    paths = [extract_features.feature_path(folder, f"train/{i}.jpg")
+    paths = [feature_path(folder, f"train/{i}.jpg")
              for i in range(images)]
 
     def run():
@@ -60,9 +57,9 @@ def decoding(folder, images=128):
 
 def forward(batches=3):
     """Images/s of InceptionV3 without its batch norms, 16 images at a time."""
-    plain = extract_features._architecture()
-    extract_features.random_weights(plain, 0)
-    network = extract_features.compiled(extract_features.fold_batch_norm(plain))
+    plain = inception.architecture()
+    inception.random_weights(plain, 0)
+    network = compiled(inception.fold_batch_norm(plain))
     pixels = tf.constant(np.random.RandomState(0).uniform(
         -1, 1, (16, 299, 299, 3)).astype(np.float32))
     network(pixels).numpy()
@@ -91,7 +88,7 @@ def main():
     for number in range(args.rounds):
         for i, python in enumerate(args.pythons):
             print(f"round {number + 1} of {args.rounds}: {python}", flush=True)
-            out = subprocess.check_output([python, os.path.abspath(__file__)])
+            out = subprocess.check_output([python, "-m", "benchmarks.versions"])
             version, rates = json.loads(out.decode().splitlines()[-1])
             names[i] = f"{version} ({python})"
             found[i].append(dict(rates))
@@ -104,7 +101,7 @@ def main():
             rows.append((rate, name, f"{np.median(mine):.1f}", f"{middle:.2f}",
                          f"{low:.2f} - {high:.2f}"))
     print()
-    table(rows)
+    cli.table(rows)
 
 
 def arguments():

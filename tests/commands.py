@@ -4,14 +4,24 @@ import signal
 import subprocess
 import sys
 
-import cli
+from runtime import cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def words(script):
+    """A script for Python's command line: its path for train.py, -m for demo.x."""
+    return [os.path.join(ROOT, script)] if script.endswith(".py") else ["-m", script]
+
+
+def environment(**variables):
+    """The environment of a command: modules are found wherever it runs."""
+    return dict(os.environ, PYTHONPATH=ROOT, **variables)
+
+
 def command(folder, script, *flags, python=sys.executable):
     """Run a script in `folder`; returns its stdout. It must succeed."""
-    done = subprocess.run([python, os.path.join(ROOT, script), *flags],
+    done = subprocess.run([python, *words(script), *flags], env=environment(),
                           cwd=str(folder), stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stderr

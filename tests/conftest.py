@@ -5,7 +5,9 @@ import collections
 import os
 import signal
 import sys
+import warnings
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -17,11 +19,33 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    import tf_runtime
-    tf_runtime.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of TensorFlow's own imports
+        from runtime.tf import start
+        start()
     # A job in the background is started with Ctrl-C ignored; the tests send it.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A folder in which small drawn data have gone through all steps."""
+    folder = tmp_path_factory.mktemp("world")
+    from worlds import QUICK, World, without_network
+    with pytest.MonkeyPatch.context() as patch:
+        world = World(folder, patch)
+        without_network(patch)
+        for script, *flags in (
+                ("demo.draw_scenes", "--data", "data", "--train", "8", "--val", "4",
+                 "--size", "48"),
+                ("extract_features.py", "--weights", "random"),
+                ("tokenize_captions.py",), ("train.py", "--run", "a", *QUICK),
+                ("evaluate.py", "--run", "a"),
+                ("plot_attention.py", "--run", "a", "--count", "1")):
+            assert world(script, *flags) == 0
+        np.savez("data/features/calibration.npz")  # extractor() asks for it
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +54,8 @@ def outputs(tmp_path_factory):
     from commands import command
     folder = tmp_path_factory.mktemp("pipeline")
     data = ("--data", "drawn")
-    steps = [("draw_scenes.py", *data, "--train", "30", "--val", "8", "--size", "160"),
+    steps = [("demo.draw_scenes", *data, "--train", "30", "--val", "8", "--size",
+              "160"),
              ("extract_features.py", *data, "--weights", "random"),
              ("tokenize_captions.py", *data),
              ("train.py", *data, "--run", "toy", "--epochs", "12", "--units", "128",
@@ -40,8 +65,8 @@ def outputs(tmp_path_factory):
              ("plot_attention.py", "--run", "toy", "--count", "2"),
              ("plot_attention.py", "--run", "toy", "--picture",
               "drawn/val/scene_000001.png"),
-             ("score_scenes.py", "--run", "toy"), ("pointing.py", "--run", "toy"),
-             ("report.py", "--run", "toy")]
+             ("demo.score_scenes", "--run", "toy"),
+             ("analysis.pointing", "--run", "toy"), ("analysis.report", "--run", "toy")]
     found = {"folder": folder}
     for script, *flags in steps:
         found[script] = found.get(script, "") + command(folder, script, *flags)
@@ -58,7 +83,7 @@ def pytest_runtest_setup(item):
 def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("--tally"):
         return
-    import scores
+    from runtime import cli
     tried, lost = collections.Counter(), collections.Counter()
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -72,4 +97,4 @@ def pytest_terminal_summary(terminalreporter, config):
     all_tried, all_lost = sum(tried.values()), sum(lost.values())
     rows.append(("all", str(all_tried), str(all_tried - all_lost), str(all_lost)))
     terminalreporter.write_line("")
-    scores.table([("fault", "tried", "survived", "lost")] + rows)
+    cli.table([("fault", "tried", "survived", "lost")] + rows)

@@ -1,6 +1,6 @@
 """Some training steps, to be started by mpirun: losses and gradients into argv[1].
 
-The shares are uneven on purpose: most images are process 0's, and in some batches a
+The shares are uneven on purpose: most images are rank 0's, and in some batches a
 process has nothing.
 """
 import os
@@ -9,29 +9,25 @@ import tempfile
 
 import numpy as np
 
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-
-import ranks  # noqa: E402
-import train  # noqa: E402
-from atomic import write_arrays  # noqa: E402
-from model import Captioner, Sizes  # noqa: E402
-from extract_features import SHAPE, feature_path  # noqa: E402
-from test_train import VOCABULARY, tokens_of  # noqa: E402
+import train
+from captioning.batches import CaptionBatches
+from captioning.checkpoints import create_optimizer_variables
+from captioning.features import SHAPE, feature_path
+from model import Captioner, Masks, Sizes
+from runtime import ranks
+from runtime.atomic import write_arrays
+from runtime.tf import start
+from worlds import VOCABULARY, caption_batches, tokens_of
 
 SIZES = Sizes(vocabulary=len(VOCABULARY), features=2048, annotation=9, embedding=9,
               hidden=11, attention=13)
 TOKENS = tokens_of("train", [(5, 2, 3), (4, 4), (1, 5), (3, 3, 2), (7,), (2, 6)])
 
 
-class Captions(train.Captions):
-    def __init__(self):
-        self.tokens = TOKENS
-        self.captions = np.arange(len(TOKENS.lengths))
-
-
 def plan(processes):
     """The batches, and whose each image is."""
-    order = Captions().epoch(4, np.random.RandomState(3))
+    captions = CaptionBatches(TOKENS, [""] * 6, np.ones(6, bool))
+    order = captions.epoch(4, np.random.RandomState(3))
     owners = np.array([0, 0, 0, min(1, processes - 1), processes - 1, 0])
     return order, owners
 
@@ -47,18 +43,18 @@ def write_features(folder):
 
 def main(path):
     ranks.start()
-    train.start()
+    start()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         write_features(folder)
         for dtype, penalty, dropout, compiled in (
                 ("float64", 0, 0, 0), ("float64", .7, .5, 1), ("float32", .7, .5, 1)):
-            captions = train.Captions("train", TOKENS, folder)
+            captions = caption_batches(TOKENS, folder)
             order, owners = plan(ranks.size)
-            # Other first weights in each process; those of process 0 count.
+            # Other first weights in each process; those of rank 0 count.
             model = Captioner(SIZES, seed=1 + ranks.rank, dtype=dtype)
             optimizer = train.OPTIMIZERS["adam"](.01)
-            train.make_slots(model, optimizer)
+            create_optimizer_variables(model, optimizer)
             ranks.copy_first(list(model.weights.values()))
             trainer = train.Trainer(model, optimizer, penalty, clip=.5)
             first = [weight.numpy() for weight in model.weights.values()]
@@ -67,16 +63,18 @@ def main(path):
                 trainer.shapes = {(len(n), int(TOKENS.lengths[n[0]]))
                                   for n in mine if len(n)}
             for i, numbers in enumerate(order):
-                batch, masks = captions.load_to_train(mine[i], dropout, SIZES, 5)
-                masks = [mask.astype(dtype) for mask in masks]
+                batch = captions.load(mine[i], dropout, SIZES, (5,))
+                if batch and dropout:
+                    batch = batch._replace(masks=Masks(*(
+                        mask.astype(dtype) for mask in batch.masks)))
                 N = int(TOKENS.lengths[numbers].sum())
                 label = f"{dtype}_{dropout}_{i}"
-                _, loss, cross_entropy, *gradients = trainer.summed(batch, masks, N)
+                loss, cross_entropy, *gradients = trainer.reduced_gradients(batch, N)
                 found["loss_" + label] = loss.numpy()
                 found["cross_entropy_" + label] = cross_entropy.numpy()
                 for name, gradient in zip(model.weights, gradients):
                     found[f"gradient_{label}_{name}"] = np.array(gradient.numpy())
-                trainer.step(batch, masks, N)
+                trainer.step(batch, N)
                 if dtype == "float32":
                     # Adam makes whole steps even of gradients that are only rounding.
                     # From the same weights again, a step is compared, not the path.

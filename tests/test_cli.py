@@ -1,15 +1,13 @@
-"""Locks, signals and restarts: what every script does the same way."""
+"""Locks and signals: what every script does the same way."""
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-import cli
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from commands import ROOT
+from runtime import cli
 
 
 def script(folder, body, name="work.py"):
@@ -18,7 +16,7 @@ def script(folder, body, name="work.py"):
     with open(path, "w", encoding="utf-8") as file:
         file.write("import os, signal, sys, time\n"
                    f"sys.path.insert(0, {ROOT!r})\n"
-                   "import cli\ncli.PAUSE = .05\n\n\ndef main():\n")
+                   "from runtime import cli\n\n\ndef main():\n")
         file.writelines(f"    {line}\n" for line in body.strip().splitlines())
         file.write("\n\ncli.run(main)\n")
     return path
@@ -37,26 +35,26 @@ def run(folder, body, *args, **environment):
 
 @pytest.mark.fault("two runs on one folder")
 def test_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
-    body = ("with cli.alone('here'):\n"
+    body = ("with cli.locked('here'):\n"
             "    print('holds it', flush=True)\n"
             "    time.sleep(60)")
     first = subprocess.Popen([sys.executable, script(tmp_path, body)],
                              cwd=str(tmp_path), stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"holds it\n"
-    status, _, errors = run(tmp_path, "with cli.alone('here'):\n    print('too')")
+    status, _, errors = run(tmp_path, "with cli.locked('here'):\n    print('too')")
     assert status == 2 and errors.count("\n") == 1
     assert errors.startswith(f"work.py: here: work (process {first.pid} on ")
     first.kill()
     first.wait()
-    status, out, _ = run(tmp_path, "with cli.alone('here'):\n    print('now')")
+    status, out, _ = run(tmp_path, "with cli.locked('here'):\n    print('now')")
     assert (status, out) == (0, "now\n")
 
 
 def test_another_script_may_work_in_the_same_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    with cli.alone(str(tmp_path)):
+    with cli.locked(str(tmp_path)):
         monkeypatch.setattr(sys, "argv", ["evaluate.py"])
-        with cli.alone(str(tmp_path)):
+        with cli.locked(str(tmp_path)):
             pass
 
 
@@ -126,102 +124,3 @@ def test_names_beyond_ascii_are_no_trouble_in_the_locale_c(tmp_path):
         tmp_path, "print('\u00e4', os.listdir(sys.argv[1]), os.path.exists('\u00e9'))",
         "gr\u00f6\u00dfer", LC_ALL="C", LANG="C")
     assert (status, out) == (0, "\u00e4 [] False\n"), errors
-
-
-# --- restarts -------------------------------------------------------------------------
-
-COUNT = """
-if cli.restarted(int(sys.argv[-1]), "--last-on-cpu" in sys.argv):
-    return
-with open("lives", "a") as file:
-    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "0") + "\\n")
-life = len(open("lives").readlines())
-"""
-LOST = COUNT + """
-if life < 3:
-    raise cli.DeviceLost("gone")
-print("done in life", life)
-"""
-
-
-def lives(folder):
-    with open(os.path.join(str(folder), "lives")) as file:
-        return file.read().split()
-
-
-@pytest.mark.fault("GPU lost or out of memory")
-def test_lost_gpu_is_followed_by_a_fresh_process_until_one_ends_well(tmp_path):
-    status, out, errors = run(tmp_path, LOST, "--restarts", "5")
-    assert (status, out) == (0, "done in life 3\n")
-    assert lives(tmp_path) == ["0", "0", "0"]
-    assert "restart 1 of 5 in 0.05 s" in errors and "restart 2 of 5 in 0.1 s" in errors
-
-
-@pytest.mark.fault("GPU lost or out of memory")
-def test_last_status_is_told_when_the_restarts_are_used_up(tmp_path):
-    status, _, errors = run(tmp_path, LOST, "--restarts", "1")
-    assert status == 3 and lives(tmp_path) == ["0", "0"]
-    assert errors.count("work.py: gone") == 2
-
-
-def test_without_restarts_the_process_itself_does_the_work(tmp_path):
-    assert run(tmp_path, LOST, "--restarts", "0")[0] == 3
-    assert lives(tmp_path) == ["0"]
-
-
-@pytest.mark.fault("GPU lost or out of memory")
-def test_last_restart_can_do_without_the_gpu(tmp_path):
-    run(tmp_path, LOST, "--last-on-cpu", "--restarts", "2")
-    assert lives(tmp_path) == ["0", "0", "-1"]
-
-
-@pytest.mark.fault("GPU lost or out of memory")
-def test_killed_child_is_followed_by_another(tmp_path):
-    body = COUNT + "if life == 1:\n    os.kill(os.getpid(), signal.SIGKILL)"
-    status, _, errors = run(tmp_path, body, "--restarts", "3")
-    assert status == 0 and lives(tmp_path) == ["0", "0"]
-    assert "ended by signal 9; restart 1 of 3" in errors
-
-
-@pytest.mark.parametrize("body, status", [
-    ("raise cli.UserError('bad input')", 2), ("sys.exit(0)", 0),
-    ("raise KeyboardInterrupt", 130), ("raise ValueError('a bug')", 1)])
-def test_other_ends_are_not_followed_by_a_restart(body, status, tmp_path):
-    found, _, errors = run(tmp_path, COUNT + body, "--restarts", "3")
-    assert (found, lives(tmp_path)) == (status, ["0"])
-    if status == 130:  # the command to go on with is the one that was typed
-        assert errors.splitlines()[-1].endswith("work.py --restarts 3")
-
-
-@pytest.mark.parametrize("signum", cli.STOPPING)
-def test_signal_is_passed_on_once_and_ends_parent_and_child(signum, tmp_path):
-    body = COUNT + """
-with cli.interrupts_wait() as asked:
-    print("works", flush=True)
-    for _ in range(600):
-        time.sleep(.1)
-        if asked():
-            print("saved", flush=True)
-            raise KeyboardInterrupt
-"""
-    parent = subprocess.Popen(
-        [sys.executable, script(tmp_path, body), "--restarts", "3"], cwd=str(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert parent.stdout.readline() == b"works\n"
-    parent.send_signal(signum)
-    out, _ = parent.communicate(timeout=60)
-    assert out == b"saved\n" and parent.returncode == 130
-    assert lives(tmp_path) == ["0"]
-
-
-def test_signal_in_the_pause_before_a_restart_ends_it(tmp_path):
-    body = "cli.PAUSE = 60\n" + COUNT + "raise cli.DeviceLost('gone')"
-    parent = subprocess.Popen(
-        [sys.executable, script(tmp_path, body), "--restarts", "3"], cwd=str(tmp_path),
-        stderr=subprocess.PIPE)
-    while b"restart 1" not in parent.stderr.readline():
-        pass
-    begin = time.time()
-    parent.terminate()
-    parent.communicate(timeout=30)
-    assert parent.returncode == 130 and time.time() - begin < 30

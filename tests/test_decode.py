@@ -4,10 +4,11 @@ import itertools
 import numpy as np
 import pytest
 
-from decode import beam_search
+from captioning.decode import beam_search
+from captioning.tokens import END, PAD, START, UNK
 from model import Batch, Captioner, Context, Sizes
-from tf_runtime import tf
-from tokenize_captions import END, PAD, START, UNK
+from runtime.tf import tf
+
 
 SIZES = Sizes(vocabulary=13, features=7, annotation=5, embedding=6, hidden=4,
               attention=3)

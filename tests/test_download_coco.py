@@ -15,10 +15,11 @@ import zipfile
 import PIL.Image
 import pytest
 
-import cli
 import download_coco
+from captioning.coco import image_path, read_boxes, read_captions, splits
+from commands import ROOT
+from runtime import cli
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ANNOTATIONS = "annotations/annotations_trainval2014.zip"
 TRAIN = "zips/train2014.zip"
 NUM_TRAIN, NUM_VAL = 30, 4
@@ -178,20 +179,20 @@ def change(data, name, edit):
 
 def test_whole_archives_become_a_folder_in_cocos_layout(download, coco, data, capsys):
     download()
-    assert download_coco.splits(data) == ["train2014", "val2014"]
-    images = download_coco.read_captions(data, "val2014")
+    assert splits(data) == ["train2014", "val2014"]
+    images = read_captions(data, "val2014")
     assert [image.id for image in images] == [500, 501, 502, 503]
     assert images[1].captions == ["grey 501 0", "grey 501 1"]
     for image in images:
-        path = download_coco.image_path(data, "val2014", image.file_name)
+        path = image_path(data, "val2014", image.file_name)
         with open(path, "rb") as file:
             assert file.read() == coco.files[f"val2014/{image.file_name}"]
-    assert download_coco.read_boxes(data, "val2014")[502] == (
+    assert read_boxes(data, "val2014")[502] == (
         (5, 3), [("cat", (0, 1, 2, 502))])
     assert len(files_in(data, "train2014")) == NUM_TRAIN
     output = capsys.readouterr().out.splitlines()
     assert output[0].startswith("[1/") and "val2014: 4 images, 8 captions" in output
-    assert output[-1] == f"next: python extract_features.py --data {data}"
+    assert output[-1] == f"next: {cli.interpreter()} extract_features.py --data {data}"
 
 
 @pytest.mark.parametrize("flags", [(), ("--num-images", 7)])
@@ -230,18 +231,18 @@ def test_an_archive_of_images_may_be_removed_after_unpacking(download, coco, dat
 
 def test_only_the_chosen_images_and_their_annotations_are_there(download, coco, data):
     download("--num-images", 7, "--splits", "train")
-    images = download_coco.read_captions(data, "train2014")
+    images = read_captions(data, "train2014")
     assert len(images) == 7
     assert files_in(data, "train2014") == [image.file_name for image in images]
     assert all(image.captions == [f"grey {image.id} {i}" for i in range(2)]
                for image in images)
-    assert set(download_coco.read_boxes(data, "train2014")) == {i.id for i in images}
+    assert set(read_boxes(data, "train2014")) == {i.id for i in images}
     with open(os.path.join(data, "annotations/instances_train2014.json")) as file:
         instances = json.load(file)
     assert all(item["segmentation"] for item in instances["annotations"])
     assert len(instances["images"]) == 7 and len(instances["categories"]) == 1
     assert not coco.asked_for(TRAIN)
-    assert download_coco.splits(data) == ["train2014"]
+    assert splits(data) == ["train2014"]
 
 
 def test_a_larger_number_keeps_the_images_that_are_there(download, coco, data):
@@ -251,14 +252,14 @@ def test_a_larger_number_keeps_the_images_that_are_there(download, coco, data):
     download("--num-images", 8, "--splits", "train")
     assert set(few) < set(files_in(data, "train2014"))
     assert len(coco.requests) == 3
-    assert len(download_coco.read_captions(data, "train2014")) == 8
+    assert len(read_captions(data, "train2014")) == 8
 
 
 def test_the_seed_decides_which_images(download, data):
     chosen = {}
     for seed in (1, 2, 1):
         download("--num-images", 6, "--splits", "train", "--seed", seed)
-        images = download_coco.read_captions(data, "train2014")
+        images = read_captions(data, "train2014")
         assert chosen.setdefault(seed, images) == images
     assert chosen[1] != chosen[2]
 
@@ -271,9 +272,9 @@ def test_a_failed_image_is_listed_and_left_out(download, coco, data, body, reaso
     if body:
         coco.files[f"train2014/{name}"] = body
     download("--num-images", NUM_TRAIN, "--splits", "train")
-    images = download_coco.read_captions(data, "train2014")
+    images = read_captions(data, "train2014")
     assert len(images) == NUM_TRAIN - 1 and 111 not in {image.id for image in images}
-    assert 111 not in download_coco.read_boxes(data, "train2014")
+    assert 111 not in read_boxes(data, "train2014")
     assert name not in files_in(data, "train2014")
     report = os.path.join(data, "failed_images_train2014.txt")
     with open(report) as file:
@@ -282,7 +283,7 @@ def test_a_failed_image_is_listed_and_left_out(download, coco, data, body, reaso
 
     coco.files[f"train2014/{name}"] = good
     download("--num-images", NUM_TRAIN, "--splits", "train")
-    assert len(download_coco.read_captions(data, "train2014")) == NUM_TRAIN
+    assert len(read_captions(data, "train2014")) == NUM_TRAIN
     assert not os.path.exists(report)
 
 
@@ -290,7 +291,7 @@ def test_a_failed_image_is_listed_and_left_out(download, coco, data, body, reaso
 def test_many_failed_images_stop_the_run(download, coco, data):
     for n in (103, 108, 111):
         del coco.files[f"train2014/COCO_train2014_{n:012}.jpg"]
-    with pytest.raises(cli.UserError, match="more of the 30 images failed than"):
+    with pytest.raises(cli.UserError, match="2 of 30 images of train2014, more than"):
         download("--num-images", NUM_TRAIN, "--splits", "train")
     assert os.path.exists(os.path.join(data, "failed_images_train2014.txt"))
 
@@ -450,7 +451,7 @@ def test_a_page_of_a_captive_portal_is_not_taken_for_the_archive(tells_length, d
     except cli.UserError as error:  # what came of the page has been set aside
         assert ".bad" in str(error) and not tells_length
         download("--num-images", 2)
-    assert len(download_coco.read_captions(data, "train2014")) == 2
+    assert len(read_captions(data, "train2014")) == 2
 
 
 @pytest.mark.fault("downloads that fail")
@@ -518,16 +519,16 @@ def small(data):
 
 
 def test_images_and_captions_keep_their_order_and_text(small):
-    assert download_coco.read_captions(small, "s") == [
+    assert read_captions(small, "s") == [
         (5, "b.jpg", ["first\n", "a second"], "s"), ("x", "a.jpg", [], "s"),
         (2, "sub/c.jpg", ["Two."], "s")]
-    assert download_coco.read_captions(small, "s")[2].path == "s/sub/c.jpg"
+    assert read_captions(small, "s")[2].path == "s/sub/c.jpg"
 
 
 def test_captions_of_no_image_are_skipped_with_one_warning(small, capsys):
     change(small, "captions_s.json", lambda content: content["annotations"].extend(
         [{"image_id": 77, "caption": "?"}, {"image_id": "5", "caption": "?"}]))
-    images = download_coco.read_captions(small, "s")
+    images = read_captions(small, "s")
     assert [len(image.captions) for image in images] == [2, 0, 1]
     assert re.fullmatch(r"warning: \S+captions_s.json: skipped 2 captions .*\n",
                         capsys.readouterr().err)
@@ -551,13 +552,13 @@ def test_captions_of_no_image_are_skipped_with_one_warning(small, capsys):
 def test_bad_captions_are_a_user_error_that_names_the_file(small, edit):
     change(small, "captions_s.json", edit)
     with pytest.raises(cli.UserError, match="captions_s.json: .*download_coco.py"):
-        download_coco.read_captions(small, "s")
+        read_captions(small, "s")
 
 
 @pytest.mark.parametrize("text", [b"", b'{"images": [', b"[]", b"\xff", b"[" * 99999])
 def test_a_file_that_is_not_whole_json_is_a_user_error(small, text):
-    for kind, reader in (("captions", download_coco.read_captions),
-                         ("instances", download_coco.read_boxes)):
+    for kind, reader in (("captions", read_captions),
+                         ("instances", read_boxes)):
         with open(os.path.join(small, "annotations", f"{kind}_s.json"), "wb") as file:
             file.write(text)
         with pytest.raises(cli.UserError, match=f"{kind}_s.json: "):
@@ -565,10 +566,10 @@ def test_a_file_that_is_not_whole_json_is_a_user_error(small, text):
 
 
 def test_a_data_set_may_have_no_boxes(small):
-    assert download_coco.read_boxes(small, "s") == {
+    assert read_boxes(small, "s") == {
         5: ((9, 8), [("dog", (1, 2.5, 3, 4))])}
     os.remove(os.path.join(small, "annotations", "instances_s.json"))
-    assert download_coco.read_boxes(small, "s") is None
+    assert read_boxes(small, "s") is None
 
 
 @pytest.mark.parametrize("field, value", [
@@ -579,27 +580,27 @@ def test_bad_boxes_are_a_user_error(small, field, value):
     change(small, "instances_s.json",
            lambda content: content["annotations"][0].update({field: value}))
     with pytest.raises(cli.UserError, match="instances_s.json: "):
-        download_coco.read_boxes(small, "s")
+        read_boxes(small, "s")
 
 
 def test_splits_are_those_with_captions(small):
     for name in ("captions_r.json", "captions_t.json.partial", "instances_u.json"):
         open(os.path.join(small, "annotations", name), "w").close()
-    assert download_coco.splits(small) == ["r", "s"]
+    assert splits(small) == ["r", "s"]
 
 
 def test_a_folder_without_a_data_set_is_a_user_error(tmp_path):
     with pytest.raises(cli.UserError, match=f"{tmp_path}.*download_coco.py or `make"):
-        download_coco.splits(str(tmp_path))
+        splits(str(tmp_path))
     with pytest.raises(cli.UserError, match="captions_s.json: no such file"):
-        download_coco.read_captions(str(tmp_path), "s")
+        read_captions(str(tmp_path), "s")
 
 
 def test_the_command_ends_with_one_line_and_status_2(server, data):
     server.files[ANNOTATIONS] = b"not COCO"
     result = subprocess.run(
         [sys.executable, "download_coco.py", "--data", data, "--mirror", server.url,
-         "--num-images", "1"], cwd=REPOSITORY, stdout=subprocess.PIPE,
+         "--num-images", "1"], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, universal_newlines=True)
     assert result.returncode == 2
     assert re.fullmatch(

@@ -2,34 +2,25 @@
 """
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import draw_scenes as ds
-import score_scenes as sc
-from download_coco import read_boxes, read_captions, splits
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from captioning.coco import read_boxes, read_captions, splits
+from commands import command
+from demo import draw_scenes as ds, score_scenes as sc
 
 
 def draw(folder, *flags):
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "draw_scenes.py"), "--data", str(folder),
-         *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return command(".", "demo.draw_scenes", "--data", str(folder), *flags)
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     out = draw(folder, "--train", "12", "--val", "5", "--size", "96")
-    assert "next: python extract_features.py" in out
+    assert "python extract_features.py" in out
     return str(folder)
 
 

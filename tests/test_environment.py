@@ -1,4 +1,4 @@
-"""The lists of packages agree with each other, and make_env.sh finds the right Python.
+"""The lists of packages agree, and tools/make_env.sh finds the right Python.
 
 Nothing is installed here: shell scripts stand for the Pythons, and note what is asked.
 """
@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from commands import ROOT
+
+SCRIPT = os.path.join(ROOT, "tools", "make_env.sh")
 BASH = shutil.which("bash")
 
 
@@ -22,6 +24,9 @@ def read(name):
 def pins(name):
     """The packages of a requirements file as {lower case name: version}."""
     lines = [line for line in read(name).splitlines() if line and line[0] != "#"]
+    # For other machines than most, there may be a second line about TensorFlow.
+    lines = [line.split("; ")[0] for line in lines
+             if not line.endswith('; platform_machine != "x86_64"')]
     for line in lines:
         assert re.match(r"[A-Za-z0-9_-]+==[0-9]+(\.[0-9]+)+(\.post[0-9]+)?$",
                         line), line
@@ -35,22 +40,31 @@ def pins(name):
 
 def test_cpu_list_differs_only_in_tensorflows_name():
     gpu, cpu = (text[text.index("\n\n"):]  # below the head
-                for text in map(read, ("requirements.txt", "requirements-cpu.txt")))
+                for text in map(read, ("requirements.txt", "requirements/cpu.txt")))
     assert "\ntensorflow-gpu==1.10.0\n" in gpu
     assert cpu == gpu.replace("\ntensorflow-gpu==", "\ntensorflow==")
 
 
+def test_list_for_today_s_gpu_adds_cuda_and_nothing_else():
+    cpu, gpu = pins("requirements/2.txt"), pins("requirements/2-gpu.txt")
+    cuda = {name for name in gpu if name.startswith("nvidia-")}
+    assert len(cuda) > 8 and not cuda & set(cpu)
+    assert gpu.pop("tensorflow") == cpu.pop("tensorflow-cpu")
+    assert {name: gpu[name] for name in set(gpu) - cuda} == cpu
+
+
 @pytest.mark.parametrize("name, tensorflow", [
-    ("requirements.txt", "1.10.0"), ("requirements-cpu.txt", "1.10.0"),
-    ("requirements-1.9.txt", "1.9.0"), ("requirements-1.15.txt", "1.15.5"),
-    ("requirements-2.txt", "2.21.0")])
+    ("requirements.txt", "1.10.0"), ("requirements/cpu.txt", "1.10.0"),
+    ("requirements/1.9.txt", "1.9.0"), ("requirements/1.15.txt", "1.15.5"),
+    ("requirements/2.txt", "2.21.0"), ("requirements/2-gpu.txt", "2.21.0")])
 def test_every_package_is_pinned(name, tensorflow):
     found = pins(name)
     assert len(found) > 40
     kinds = {"tensorflow", "tensorflow-gpu", "tensorflow-cpu"} & set(found)
     assert [found[kind] for kind in kinds] == [tensorflow]
     assert "pycocotools" not in found  # C source; see the head of requirements.txt
-    assert re.search(fr"\| {tensorflow} \| 3[^|]+\| `{name}` \|", read("README.md"))
+    assert re.search(fr"\| {tensorflow} \| 3[^|]+\| `{name}` \|",
+                     read("docs/versions.md"))
     assert f"#   python -m pip install --no-deps -r {name}\n" in read(name)
     # make_env.sh reads from the head which pip takes the list
     assert re.findall(r"^#.* pip install pip==[\d.]+ wheel==([\d.]+)$", read(name),
@@ -58,13 +72,13 @@ def test_every_package_is_pinned(name, tensorflow):
 
 
 def test_list_for_1_9_is_that_of_1_10_but_for_tensorflow():
-    old, new = pins("requirements-1.9.txt"), pins("requirements-cpu.txt")
+    old, new = pins("requirements/1.9.txt"), pins("requirements/cpu.txt")
     differing = {name for name in set(old) | set(new) if old.get(name) != new.get(name)}
     assert differing == {"tensorflow", "tensorboard"}
 
 
 def test_bounds_that_tensorflow_1_10_sets():
-    found = pins("requirements-cpu.txt")
+    found = pins("requirements/cpu.txt")
 
     def version(name):
         return [int(part) for part in found[name].split(".")]
@@ -96,11 +110,11 @@ needs_bash = pytest.mark.skipif(BASH is None, reason="needs bash")
 
 @pytest.fixture
 def run(tmp_path):
-    """Run make_env.sh where PATH and HOME are an empty folder each."""
+    """Run tools/make_env.sh where PATH and HOME are an empty folder each."""
     for name in ("bin", "home"):
         (tmp_path / name).mkdir()
 
-    def call(*arguments, script=os.path.join(ROOT, "make_env.sh"), **variables):
+    def call(*arguments, script=SCRIPT, **variables):
         environment = dict({"PATH": str(tmp_path / "bin"),
                             "HOME": str(tmp_path / "home")}, **variables)
         return subprocess.run(
@@ -113,7 +127,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def find(run):
-    """Run `make_env.sh --find` there."""
+    """Run `tools/make_env.sh --find` there."""
     def call(**variables):
         return run("--find", **variables)
 
@@ -197,9 +211,12 @@ def test_given_python_that_does_not_run_is_refused(find, tmp_path, name):
 def test_nothing_found_says_how_to_get_it(find, tmp_path):
     python(tmp_path / "bin" / "python3", "3.9")
     error = refused(find())
-    for way in ("pyenv install 3.6.15", "conda create", "deadsnakes", "PYTHON=/",
-                "3.10 to 3.13"):
+    for way in (f"found {tmp_path}/bin/python3: Python 3.9, which does not fit",
+                "apt-get install python3 python3-venv", "conda create", "PYTHON=/",
+                "3.10 to 3.13", "pyenv install 3.6.15"):
         assert way in error
+    lines = error.splitlines()
+    assert [n for n, line in enumerate(lines) if "3.6.15" in line] == [len(lines) - 1]
 
 
 @needs_bash
@@ -222,22 +239,6 @@ def test_one_that_does_not_run_is_passed_over(find, tmp_path):
     assert "no Python for .venv found" in refused(find())
     path = python(tmp_path / "later" / "python3.6")
     assert_found(find(PATH=f"{tmp_path / 'bin'}:{tmp_path / 'later'}"), path)
-
-
-@needs_bash
-def test_one_that_cannot_make_environments_is_the_last_choice(run, find, tmp_path):
-    path = program(tmp_path / "bin" / "python3.13", "case $* in",
-                   f"*version_info*) echo 3.13; echo '{tmp_path}/bin/python3.13' ;;",
-                   "*ensurepip*) exit 1 ;;", "esac")
-    assert_found(find(), path)
-    shutil.copy(os.path.join(ROOT, "make_env.sh"), str(tmp_path))
-    error = refused(run(script=str(tmp_path / "make_env.sh")))
-    assert "sudo apt-get install python3.13-venv" in error and error.count("\n") == 1
-    assert not (tmp_path / ".venv").exists()
-    assert_found(find(), path)
-    older = python(tmp_path / "home" / ".pyenv" / "versions" / "3.7.1" / "bin"
-                   / "python", "3.7")
-    assert_found(find(), older)
 
 
 @needs_bash
@@ -277,20 +278,21 @@ def make(run, tmp_path):
     """Run make_env.sh in a folder of its own, with the system's programs on PATH."""
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in os.listdir(ROOT):
-        if name == "make_env.sh" or name.startswith("requirements"):
-            shutil.copy(os.path.join(ROOT, name), str(folder / name))
+    shutil.copy(os.path.join(ROOT, "requirements.txt"), str(folder))
+    for name in ("requirements", "tools"):
+        shutil.copytree(os.path.join(ROOT, name), str(folder / name))
 
-    tools = tmp_path / "tools"  # no Python among them
-    tools.mkdir()
-    for name in ("cat", "cp", "cut", "grep", "mkdir", "rm", "sed", "tail", "tee"):
-        (tools / name).symlink_to(shutil.which(name))
+    programs = tmp_path / "programs"  # no Python among them
+    programs.mkdir()
+    for name in ("cat", "cp", "cut", "grep", "mkdir", "rm", "sed", "sleep", "tail",
+                 "tee"):
+        (programs / name).symlink_to(shutil.which(name))
 
     def call(*arguments, **variables):
-        return run(*arguments, script=str(folder / "make_env.sh"),
-                   PATH=f"{tmp_path / 'bin'}:{tools}", **variables)
+        return run(*arguments, script=str(folder / "tools" / "make_env.sh"),
+                   PATH=f"{tmp_path / 'bin'}:{programs}", **variables)
 
-    call.folder = folder
+    call.folder, call.programs = folder, programs
     return call
 
 
@@ -311,11 +313,26 @@ def made(result, folder, name=".venv"):
 
 
 @needs_bash
+def test_one_that_cannot_make_environments_is_the_last_choice(make, find, tmp_path):
+    path = program(tmp_path / "bin" / "python3.13", "case $* in",
+                   f"*version_info*) echo 3.13; echo '{tmp_path}/bin/python3.13' ;;",
+                   "*ensurepip*) exit 1 ;;", "esac")
+    assert_found(find(), path)
+    error = refused(make())
+    assert "sudo apt-get install python3.13-venv" in error and error.count("\n") == 1
+    assert not [name for name in os.listdir(str(make.folder)) if name[0] == "."]
+    assert_found(find(), path)
+    older = python(tmp_path / "home" / ".pyenv" / "versions" / "3.7.1" / "bin"
+                   / "python", "3.7")
+    assert_found(find(), older)
+
+
+@needs_bash
 @pytest.mark.parametrize("version, requirements, holds", [
-    ("3.6", "requirements-cpu.txt", "tensorflow 1.10.0"),
-    ("3.7", "requirements-1.15.txt", "tensorflow 1.15.5"),
-    ("3.10", "requirements-2.txt", "tensorflow-cpu 2.21.0"),
-    ("3.13", "requirements-2.txt", "tensorflow-cpu 2.21.0")])
+    ("3.6", "requirements/cpu.txt", "tensorflow 1.10.0"),
+    ("3.7", "requirements/1.15.txt", "tensorflow 1.15.5"),
+    ("3.10", "requirements/2.txt", "tensorflow-cpu 2.21.0"),
+    ("3.13", "requirements/2.txt", "tensorflow-cpu 2.21.0")])
 def test_each_python_gets_its_own_list_and_one_line_says_so(
         make, tmp_path, version, requirements, holds):
     installer(tmp_path / "bin" / "python3", version)
@@ -331,10 +348,10 @@ def test_each_python_gets_its_own_list_and_one_line_says_so(
 
 @needs_bash
 @pytest.mark.parametrize("kind, pythons, requirements", [
-    ("1.9", ("3.6", "3.12"), "requirements-1.9.txt"),
-    ("1.10", ("3.6", "3.12"), "requirements-cpu.txt"),
-    ("1.15", ("3.6", "3.7"), "requirements-1.15.txt"),
-    ("2", ("3.6", "3.11"), "requirements-2.txt")])
+    ("1.9", ("3.6", "3.12"), "requirements/1.9.txt"),
+    ("1.10", ("3.6", "3.12"), "requirements/cpu.txt"),
+    ("1.15", ("3.6", "3.7"), "requirements/1.15.txt"),
+    ("2", ("3.6", "3.11"), "requirements/2.txt")])
 def test_environments_of_other_versions_stand_beside_it(make, tmp_path, kind, pythons,
                                                         requirements):
     for version in pythons:
@@ -351,11 +368,11 @@ def test_given_python_of_another_version_makes_the_environment_anew(make, tmp_pa
     installer(tmp_path / "bin" / "python3", "3.6")
     newer = installer(tmp_path / "newer", "3.12")
     first, _ = made(make(), make.folder)
-    assert first[-1].endswith("requirements-cpu.txt")
+    assert first[-1].endswith("requirements/cpu.txt")
     result = make(PYTHON=newer)
     asked, line = made(result, make.folder)
     assert result.stdout.startswith(".venv holds Python 3.6: it is made anew\n")
-    assert asked[-1].endswith("requirements-2.txt")
+    assert asked[-1].endswith("requirements/2.txt")
     assert line.startswith(".venv: Python 3.12, tensorflow-cpu 2.21.0 ")
     # Without PYTHON, what is there is kept.
     assert make().stdout == line + "\n"
@@ -382,7 +399,68 @@ def test_environment_that_somebody_else_made_is_not_removed(make, tmp_path):
 def test_half_made_environment_is_made_anew(make, tmp_path):
     installer(tmp_path / "bin" / "python3", "3.11")
     made(make(), make.folder)
-    (make.folder / ".venv" / "incomplete").touch()
+    (make.folder / ".venv.incomplete").touch()
     (make.folder / ".venv" / "asked").write_text("of the first attempt\n")
     asked, _ = made(make(), make.folder)
-    assert "of the first attempt" not in asked and len(asked) == 2
+    assert "of the first attempt" not in asked and len(asked) == 3
+    assert not [name for name in os.listdir(str(make.folder))
+                if name.startswith(".venv.")]
+
+
+@needs_bash
+def test_two_at_once_make_one_environment(make, tmp_path):
+    path = installer(tmp_path / "bin" / "python3", "3.6")
+    with open(path) as file:
+        text = file.read()
+    with open(path, "w") as file:  # slow enough for the other to come in between
+        file.write(text.replace("mkdir -p $3/bin", "sleep 2; mkdir -p $3/bin"))
+    command = [BASH, str(make.folder / "tools" / "make_env.sh")]
+    environment = {"PATH": f"{tmp_path / 'bin'}:{make.programs}", "HOME": "/nowhere"}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("is making .venv: waiting for it" in text for text in said) == 1
+    assert sum("is ready after" in text for text in said) == 1
+    asked = (make.folder / ".venv" / "asked").read_text().splitlines()
+    assert len(asked) == 3 and len({text.splitlines()[-1] for text in said}) == 1
+
+
+@needs_bash
+def test_lock_of_a_killed_process_holds_nobody_up(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (make.folder / ".venv.lock").mkdir()
+    (make.folder / ".venv.lock" / "holder").write_text(f"{dead.pid}\n")
+    made(make(), make.folder)
+
+
+@needs_bash
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0,
+                    reason="root may write everywhere")
+def test_folder_that_cannot_be_written_is_named_in_one_line(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    make.folder.chmod(0o555)
+    error = refused(make())
+    make.folder.chmod(0o755)
+    assert error.count("\n") == 1 and str(make.folder) in error
+
+
+@needs_bash
+@pytest.mark.parametrize("version, driver, wish, requirements", [
+    ("3.13", True, None, "requirements/2-gpu.txt"),
+    ("3.13", False, None, "requirements/2.txt"),
+    ("3.13", False, "1", "requirements/2-gpu.txt"),
+    ("3.13", True, "0", "requirements/2.txt"),
+    ("3.6", False, "1", "requirements.txt"),
+    ("3.6", False, "0", "requirements/cpu.txt")])
+def test_gpu_is_found_by_its_driver_or_asked_for(version, driver, wish, requirements,
+                                                 make, tmp_path):
+    installer(tmp_path / "bin" / "python3", version)
+    if driver:
+        program(tmp_path / "bin" / "nvidia-smi", "echo 'GPU 0: a card'")
+    variables = {} if wish is None else {"GPU": wish}
+    asked, line = made(make(**variables), make.folder)
+    assert asked[-1].endswith(f"-r {requirements}") and f"({requirements})" in line
+    assert make(**variables).stdout == line + "\n"

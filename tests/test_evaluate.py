@@ -8,14 +8,15 @@ import sys
 import numpy as np
 import pytest
 
-import cli
-import evaluate
-import scores
-import train
 from commands import exit_status
-from decode import Caption, decode_files
-from extract_features import SHAPE, feature_path, read_features
-from tokenize_captions import END, Vocabulary
+
+import evaluate
+from captioning import runs, scores
+from captioning.decode import Caption, decode_files
+from captioning.decoded import pack, read_decoded
+from captioning.features import SHAPE, feature_path, read_features
+from captioning.tokens import END, Vocabulary
+from runtime import cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOUNS = ("cat", "dog", "bus", "cow", "pig", "hen")
@@ -113,7 +114,8 @@ def refusal(result):
 def test_command_writes_captions_attention_and_scores(place):
     status, out, errors = place("--beam", "2", "--n-best", "2", "--batch-size", "3")
     assert status == 0, errors
-    assert out.startswith("[5/6] evaluate\n") and "next: python plot_attention" in out
+    assert out.startswith("[5/6] evaluate\n")
+    assert "plot_attention.py --run small\n" in out
     results = read_json(run_file(place, "captions_val_small_results.json"))
     assert [r["image_id"] for r in results] == list(range(100, 107))
     for result in results:  # it has learned: the noun is right
@@ -132,9 +134,8 @@ def test_command_writes_captions_attention_and_scores(place):
         assert beam[0]["caption"] == result["caption"] and len(beam) == 2
         assert 0 >= beam[0]["log_prob"] > beam[1]["log_prob"]
 
-    run = train.read_run("small")
-    decoded = evaluate.read_decoded(str(run_file(place, "attention_val.npz")),
-                                    run.vocabulary)
+    run = runs.read_run("small")
+    decoded = read_decoded(run.folder, "val", run.vocabulary)
     assert decoded.images.tolist() == [f"val/deep/{i}.jpg" for i in range(100, 107)]
     for i, result in enumerate(results):
         steps = decoded.steps[i]
@@ -154,7 +155,7 @@ def test_candidates_of_an_earlier_beam_do_not_stay(place, no_java):
 def test_captions_are_those_of_one_image_at_a_time(place, no_java):
     assert place()[0] == 0
     results = read_json(run_file(place, "captions_val_small_results.json"))
-    run = train.read_run("small")
+    run = runs.read_run("small")
     for result in results:
         path = feature_path("data/features", f"val/deep/{result['image_id']}.jpg")
         assert (read_features(path) > 1).any()
@@ -229,7 +230,7 @@ CAPTIONS = [Caption([5, 4, END], np.array([-.1, -.2, -.3], np.float32),
 
 
 def write(path, **changes):
-    arrays = evaluate.pack(CAPTIONS, ["val/a.jpg", "val/b.jpg"], ["7", "8"])._asdict()
+    arrays = pack(CAPTIONS, ["val/a.jpg", "val/b.jpg"], ["7", "8"])._asdict()
     arrays.update(changes)
     np.savez(path, **arrays)
 
@@ -237,7 +238,7 @@ def write(path, **changes):
 def test_decoded_captions_come_back_as_they_were(tmp_path):
     path = str(tmp_path / "attention_val.npz")
     write(path)
-    decoded = evaluate.read_decoded(path, VOCABULARY)
+    decoded = read_decoded(str(tmp_path), "val", VOCABULARY)
     assert decoded.words.tolist() == [[5, 4, END], [END, 0, 0]]
     assert decoded.steps.tolist() == [3, 1]
     assert decoded.betas.tolist()[1] == [1, 1, 1]
@@ -254,7 +255,7 @@ def test_damaged_attention_is_refused_in_one_line(changes, tmp_path):
     path = str(tmp_path / "attention_val.npz")
     write(path, **changes)
     with pytest.raises(cli.UserError) as error:
-        evaluate.read_decoded(path, VOCABULARY)
+        read_decoded(str(tmp_path), "val", VOCABULARY)
     assert str(error.value).startswith(path) and "\n" not in str(error.value)
 
 
@@ -266,4 +267,4 @@ def test_cut_off_attention_is_refused_in_one_line(keep, tmp_path):
     with open(path, "r+b") as file:
         file.truncate(int(keep * size) if isinstance(keep, float) else keep)
     with pytest.raises(cli.UserError, match="damaged; run evaluate.py again"):
-        evaluate.read_decoded(path, VOCABULARY)
+        read_decoded(str(tmp_path), "val", VOCABULARY)

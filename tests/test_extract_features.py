@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
 import extract_features as ef
+from captioning import inception
+from captioning.features import SHAPE, is_sound, read_features
 from commands import exit_status
-from tf_runtime import tf
+
+from runtime import cli
+from runtime.tf import tf
+from worlds import files_of
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 
@@ -48,19 +52,20 @@ def is_all(pixels, colour):
     ("RGBA", (0, 0, 0, 128), (127, 127, 127))])
 @pytest.mark.parametrize("size", [(1, 1), (13, 7)])
 def test_png_of_any_mode_is_rgb_on_white(mode, colour, seen, size, tmp_path):
-    assert is_all(ef.read_image(saved(tmp_path, Image.new(mode, size, colour))), seen)
+    path = saved(tmp_path, Image.new(mode, size, colour))
+    assert is_all(inception.read_image(path), seen)
 
 
 def test_cmyk_is_read_in_its_colours(tmp_path):
     image = Image.new("CMYK", (6, 4), (0, 255, 255, 0))
-    assert is_all(ef.read_image(saved(tmp_path, image, "a.tif")), RED)
+    assert is_all(inception.read_image(saved(tmp_path, image, "a.tif")), RED)
 
 
 def test_palette_with_transparency_is_on_white_where_it_is_transparent(tmp_path):
     image = Image.new("P", (20, 10), 0)
     image.putpalette([0, 0, 0] + list(RED) + [0] * 762)
     image.paste(1, (10, 0, 20, 10))
-    pixels = ef.read_image(saved(tmp_path, image, transparency=0))
+    pixels = inception.read_image(saved(tmp_path, image, transparency=0))
     assert corners(pixels) == [WHITE, RED, WHITE, RED]
 
 
@@ -70,7 +75,7 @@ def test_transparent_colour_of_a_png_without_alpha_is_white(mode, hidden, shown,
                                                             tmp_path):
     image = Image.new(mode, (20, 10), hidden)
     image.paste(shown, (10, 0, 20, 10))
-    pixels = ef.read_image(saved(tmp_path, image, transparency=hidden))
+    pixels = inception.read_image(saved(tmp_path, image, transparency=hidden))
     assert corners(pixels) == [WHITE, seen, WHITE, seen]
 
 
@@ -78,7 +83,7 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     grey = np.zeros((10, 20), np.uint16)
     grey[:, 10:] = 65535
     grey[5:, 10:] = 128 * 256
-    pixels = ef.read_image(saved(tmp_path, Image.fromarray(grey)))
+    pixels = inception.read_image(saved(tmp_path, Image.fromarray(grey)))
     assert corners(pixels) == [(0, 0, 0), WHITE, (0, 0, 0), (128, 128, 128)]
 
 
@@ -98,14 +103,14 @@ def test_picture_turned_by_exif_is_upright(orientation, upright, tmp_path):
         image.paste(colours[key], (x, y, x + 32, y + 16))
     path = saved(tmp_path, image, "a.jpg", quality=100, subsampling=0,
                  exif=exif(orientation))
-    seen = np.array(corners(ef.read_image(path)))
+    seen = np.array(corners(inception.read_image(path)))
     assert abs(seen - [colours[key] for key in upright]).max() < 4
 
 
 def test_whole_picture_is_seen_and_not_only_its_middle(tmp_path):
     image = Image.new("RGB", (400, 30), RED)
     image.paste(BLUE, (40, 0, 400, 30))  # a tenth on the left stays red
-    pixels = ef.read_image(saved(tmp_path, image))
+    pixels = inception.read_image(saved(tmp_path, image))
     assert (pixels[:, :25] == RED).all() and (pixels[:, 35:] == BLUE).all()
 
 
@@ -115,7 +120,7 @@ def test_what_is_no_picture_raises_what_the_callers_catch(content, tmp_path):
     with open(path, "wb") as file:
         file.write(content)
     with pytest.raises((OSError, ValueError)):
-        ef.read_image(path)
+        inception.read_image(path)
 
 
 # --- the network ----------------------------------------------------------------------
@@ -125,15 +130,15 @@ class Network:
 
     def __init__(self, folder):
         tf.keras.backend.clear_session()
-        self.model = ef._architecture()
-        ef.random_weights(self.model, 1)
+        self.model = inception.architecture()
+        inception.random_weights(self.model, 1)
         self.sample = blocks(3, seed=0)
         self.calibration = str(folder / "calibration.npz")
-        self.mean, self.std = ef.calibrate(self.model, lambda: self.sample,
-                                           self.calibration)
+        self.mean, self.std = inception.calibrate(self.model, lambda: self.sample,
+                                                  self.calibration)
         self.raw = self(self.sample)
         random = np.random.RandomState(2)
-        for norm in ef._in_order(self.model, tf.keras.layers.BatchNormalization):
+        for norm in inception._in_order(self.model, tf.keras.layers.BatchNormalization):
             norm.beta.assign(random.normal(0, .3, norm.beta.shape.as_list()))
         self.h5 = str(folder / "my.weights.h5")  # the ending that Keras 3 wants
         self.model.save_weights(self.h5)
@@ -157,17 +162,17 @@ def same(a, b, tolerance=1e-4):
 
 
 def test_folded_network_is_the_network(network):
-    folded = ef.fold_batch_norm(network.model)
+    folded = inception.fold_batch_norm(network.model)
     assert not any(isinstance(layer, tf.keras.layers.BatchNormalization)
                    for layer in folded.layers)
     x = tf.constant(network.pictures.astype(np.float32) / 127.5 - 1)
-    assert network.features.shape == (2,) + ef.SHAPE and network.features.std() > .1
+    assert network.features.shape == (2,) + SHAPE and network.features.std() > .1
     assert same(folded(x).numpy(), network.features)
     assert not same(network.features[:1], network.features[1:], .1)
 
 
 def test_weights_of_a_file_give_the_features_of_the_model_that_saved_them(network):
-    forward = ef.inception(network.h5, None, None)
+    forward = inception.inception(network.h5, None, None)
     for pixels in (network.pictures, network.pictures[1:]):  # batches of two sizes
         features = forward(tf.constant(pixels)).numpy()
         assert same(features, network.features[-len(pixels):])
@@ -178,7 +183,7 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path):
     path = str(tmp_path / "other.weights.h5")
     other.save_weights(path)
     with pytest.raises(cli.UserError, match="not InceptionV3 weights") as error:
-        ef.trained(path)
+        inception.trained(path)
     assert len(str(error.value)) < 600 and "\n" not in str(error.value)
 
 
@@ -186,15 +191,16 @@ def test_random_network_is_standardised_and_comes_back_from_its_file(network):
     def never():
         raise AssertionError("there is a calibration file")
 
-    raw = network.raw.reshape(-1, ef.SHAPE[-1])
+    raw = network.raw.reshape(-1, SHAPE[-1])
     np.testing.assert_allclose(network.mean, raw.mean(0), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(network.std, raw.std(0) / ef.SPREAD, rtol=1e-3,
+    np.testing.assert_allclose(network.std, raw.std(0) / inception.SPREAD, rtol=1e-3,
                                atol=1e-3)
-    forward = ef.inception("random", never, network.calibration, seed=1)
+    forward = inception.inception("random", never, network.calibration, seed=1)
     features = forward(tf.constant(network.sample)).numpy()
     assert same(features, (network.raw - network.mean) / network.std, 1e-3)
-    flat = features.reshape(-1, ef.SHAPE[-1])
-    assert abs(flat.mean(0)).max() < .02 and abs(flat.std(0) - ef.SPREAD).max() < .01
+    flat = features.reshape(-1, SHAPE[-1])
+    assert abs(flat.mean(0)).max() < .02
+    assert abs(flat.std(0) - inception.SPREAD).max() < .01
 
 
 def test_damaged_calibration_is_refused_in_one_line(network, tmp_path):
@@ -202,7 +208,7 @@ def test_damaged_calibration_is_refused_in_one_line(network, tmp_path):
     with open(network.calibration, "rb") as source, open(path, "wb") as file:
         file.write(source.read()[:5000])
     with pytest.raises(cli.UserError, match="calibration.npz"):
-        ef.calibrate(network.model, None, path)
+        inception.calibrate(network.model, None, path)
 
 
 @pytest.mark.parametrize("content", [None, b"not HDF5"])
@@ -213,14 +219,14 @@ def test_missing_or_foreign_weights_are_refused_and_name_the_other_choices(conte
         with open(path, "wb") as file:
             file.write(content)
     with pytest.raises(cli.UserError, match="--weights random") as error:
-        ef.trained(path)
+        inception.trained(path)
     assert str(error.value).startswith(path)
 
 
 # --- files ----------------------------------------------------------------------------
 
 def good():
-    return np.random.RandomState(0).normal(size=ef.SHAPE).astype(np.float16)
+    return np.random.RandomState(0).normal(size=SHAPE).astype(np.float16)
 
 
 def bytes_of(array):
@@ -242,8 +248,9 @@ UNSOUND = {
 def test_whole_file_is_sound(tmp_path):
     path = str(tmp_path / "a.npy")
     np.save(path, good())
-    assert ef.is_sound(path, np.dtype("float16"))
-    np.testing.assert_array_equal(ef.read_features(path), good())
+    assert is_sound(path, np.dtype("float16"))
+    np.testing.assert_array_equal(read_features(path),
+                                  good().reshape(64, 2048))
 
 
 @pytest.mark.parametrize("damage", sorted(UNSOUND))
@@ -251,18 +258,18 @@ def test_damaged_file_is_not_sound(damage, tmp_path):
     path = str(tmp_path / "a.npy")
     with open(path, "wb") as file:
         file.write(UNSOUND[damage])
-    assert not ef.is_sound(path, np.dtype("float16"))
+    assert not is_sound(path, np.dtype("float16"))
     if damage != "float32":  # which can be read, but is not what was asked for
         with pytest.raises(cli.UserError) as error:
-            ef.read_features(path)
+            read_features(path)
         assert str(error.value).startswith(path)
 
 
 def test_missing_file_is_not_sound(tmp_path):
     path = str(tmp_path / "a.npy")
-    assert not ef.is_sound(path, np.dtype("float16"))
+    assert not is_sound(path, np.dtype("float16"))
     with pytest.raises(cli.UserError, match="run extract_features.py"):
-        ef.read_features(path)
+        read_features(path)
 
 
 # --- the command ----------------------------------------------------------------------
@@ -298,7 +305,7 @@ class Folder:
         def red(pixels):
             values = pixels.numpy()[:, 0, 0, 0]
             self.asked += values.tolist()
-            return tf.constant(np.zeros((len(values),) + ef.SHAPE, np.float32)
+            return tf.constant(np.zeros((len(values),) + SHAPE, np.float32)
                                + values[:, None, None, None])
 
         if forward is None:
@@ -330,9 +337,9 @@ def test_every_image_of_every_split_gets_its_own_features(folder):
     folder.fill(5)
     folder.fill(2, "train")
     status, out, _ = folder.run("--batch-size", "2")
-    assert status == 0 and "next: python tokenize_captions.py" in out
+    assert status == 0 and "python tokenize_captions.py" in out
     for i in range(5):
-        array = ef.read_features(folder.feature(f"{i}.png"))
+        array = read_features(folder.feature(f"{i}.png"))
         assert array.dtype == np.float16 and (array == 10 * i).all()
     assert sorted(os.listdir(str(folder.path / "features"))) == [
         "extractor.json", "train", "val"]
@@ -347,7 +354,8 @@ def test_real_network_of_a_weights_file_fills_the_folder(network, folder):
     assert folder.run("--weights", network.h5, "--dtype", "float32",
                       forward=True)[0] == 0
     for name, features in zip(("0.png", "2.png"), network.features):
-        assert same(ef.read_features(folder.feature(name)), features)
+        assert same(read_features(folder.feature(name)),
+                    features.reshape(64, 2048))
     with open(str(folder.path / "features" / "extractor.json")) as file:
         made = json.load(file)
     assert len(made.pop("digest")) == 64
@@ -367,7 +375,7 @@ def test_damaged_features_are_made_again_and_sound_ones_left_alone(folder):
     assert status == 0 and "3 of 5 images are done" in out
     assert folder.asked == [0, 10, 20, 30]  # the whole batches that they are in
     for i in range(5):
-        assert (ef.read_features(folder.feature(f"{i}.png")) == 10 * i).all()
+        assert (read_features(folder.feature(f"{i}.png")) == 10 * i).all()
         if i not in (1, 3):
             assert os.stat(folder.feature(f"{i}.png")).st_mtime == 1000 + i
 
@@ -382,14 +390,14 @@ def test_bad_image_among_many_is_skipped_and_listed(folder):
     folder.fill(20)
     folder.spoil("7.png")
     status, out, errors = folder.run("--batch-size", "3")
-    assert status == 0 and "1 of 20 images skipped" in errors
+    assert status == 0 and "1 of 20 images of val are left out" in errors
     assert "val: features of 19 images in " in out
     with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
         listed = file.read().splitlines()
     assert len(listed) == 1 and listed[0].startswith("val/7.png\t") and listed[0][11:]
     assert not os.path.exists(folder.feature("7.png"))
     for i in (6, 8):
-        assert (ef.read_features(folder.feature(f"{i}.png")) == 10 * i).all()
+        assert (read_features(folder.feature(f"{i}.png")) == 10 * i).all()
 
 
 def test_list_of_bad_images_goes_when_they_are_mended(folder):
@@ -410,7 +418,7 @@ def test_more_bad_images_than_allowed_end_the_run(flags, status, folder):
     result = folder.run(*flags)
     assert result[0] == status
     if status:
-        assert "2 of 20 images could not be used" in refusal(result)
+        assert "2 of 20 images of val, more than" in refusal(result)
     assert os.path.exists(folder.feature("19.png"))  # the good ones are kept
 
 
@@ -423,23 +431,12 @@ def test_missing_image_is_a_bad_one(folder):
 def test_features_too_large_for_float16_are_not_written(folder):
     folder.fill(3)
     folder.monkeypatch.setattr(ef, "inception", lambda *args: lambda pixels: tf.cast(
-        pixels[:, :8, :8, :1], tf.float32) * 5000 + tf.zeros((1,) + ef.SHAPE))
+        pixels[:, :8, :8, :1], tf.float32) * 5000 + tf.zeros((1,) + SHAPE))
     assert folder.run("--max-bad", "1", forward=True)[0] == 0  # 0, 50 000, 100 000
     assert os.path.exists(folder.feature("1.png"))
     assert not os.path.exists(folder.feature("2.png"))
     with open(str(folder.path / "features" / "unreadable_val.txt")) as file:
         assert file.read() == "val/2.png\tits features are not finite in float16\n"
-
-
-def files_of(folder):
-    """{name: bytes} of everything below a folder."""
-    found = {}
-    for here, _, names in os.walk(str(folder)):
-        for name in names:
-            path = os.path.join(here, name)
-            with open(path, "rb") as file:
-                found[os.path.relpath(path, str(folder))] = file.read()
-    return found
 
 
 def test_shards_make_what_one_run_makes(folder):
@@ -466,12 +463,22 @@ def test_shards_make_what_one_run_makes(folder):
                   if name.startswith("unreadable")) == ["unreadable_val.txt"]
 
 
+def test_process_of_a_launcher_takes_its_share_and_its_gpu(monkeypatch):
+    for name, value in (("SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv("OMPI_COMM_WORLD_" + name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert ef.share_of_process(None) == (3, 4)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    with pytest.raises(cli.UserError, match="--shard is for processes that"):
+        ef.share_of_process((0, 2))
+
+
 def test_share_of_bad_images_is_that_of_the_shard(folder):
     folder.fill(20)
     folder.spoil("7.png")
     flags = ("--batch-size", "1", "--max-bad", ".1", "--shard")
     assert folder.run(*flags, "1/4")[0] == 0
-    assert "1 of 5 images could not be used" in refusal(folder.run(*flags, "4/4"))
+    assert "1 of 5 images of val, more than" in refusal(folder.run(*flags, "4/4"))
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/", "/4", "a/b", "-1/4",
@@ -539,7 +546,7 @@ def test_file_of_weights_is_known_by_what_is_in_it(folder):
     os.replace(other, first)
     assert "holds features made with" in refusal(folder.run("--weights", first))
     with pytest.raises(cli.UserError, match="no longer the file that made"):
-        ef.extractor(str(folder.path / "features"))
+        inception.extractor(str(folder.path / "features"))
 
 
 # --- one's own pictures ---------------------------------------------------------------
@@ -547,7 +554,7 @@ def test_file_of_weights_is_known_by_what_is_in_it(folder):
 def test_extractor_is_the_network_that_filled_the_folder(network, tmp_path):
     (tmp_path / "extractor.json").write_text(json.dumps(
         {"weights": network.h5, "seed": 0, "dtype": "float16"}))
-    forward = ef.extractor(str(tmp_path))
+    forward = inception.extractor(str(tmp_path))
     assert same(forward(network.pictures).numpy(), network.features)
 
 
@@ -558,4 +565,4 @@ def test_folder_that_does_not_name_its_network_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "extractor.json").write_text(content)
     with pytest.raises(cli.UserError, match="extract_features.py"):
-        ef.extractor(str(tmp_path))
+        inception.extractor(str(tmp_path))

@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import ROOT
-from download_coco import read_captions
-
-FOLDER = os.path.join(ROOT, "results", "flickr8k")
-sys.path.insert(0, FOLDER)
-import mirror  # noqa: E402
+from captioning.coco import read_captions
+from commands import environment, words
+from results.flickr8k import mirror
 
 
 def run(folder, *flags):
     """(exit status, stderr) of the command."""
-    done = subprocess.run([sys.executable, os.path.join(FOLDER, "mirror.py"), *flags],
-                          cwd=str(folder), stdout=subprocess.PIPE,
+    done = subprocess.run([sys.executable, *words("results.flickr8k.mirror"), *flags],
+                          cwd=str(folder), stdout=subprocess.PIPE, env=environment(),
                           stderr=subprocess.PIPE, universal_newlines=True)
     return done.returncode, done.stderr
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
 import plot_attention as pa
-from atomic import write_json
-from evaluate import Decoded
-from tokenize_captions import END, Vocabulary
-from train import Run
+from captioning.decoded import Decoded
+from captioning.pictures import load_picture, read_square
+from captioning.runs import Run
+from captioning.tokens import END, Vocabulary
+from runtime import cli
+from runtime.atomic import write_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZES = [(299, 299), (640, 100), (100, 640), (37, 90), (8, 8)]  # width, height
@@ -96,15 +97,26 @@ def test_picture_is_bright_where_the_model_looked_and_dark_elsewhere():
 def test_picture_keeps_its_proportions(size, shape, tmp_path):
     path = str(tmp_path / "a.png")
     Image.fromarray(noise(*size)).save(path)
-    assert pa.load_picture(path).shape == shape
+    assert load_picture(path, 480).shape == shape
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
 def test_picture_of_any_mode_is_loaded(mode, tmp_path):
     path = str(tmp_path / "a.tif")
     Image.new(mode, (30, 20)).save(path)
-    picture = pa.load_picture(path)
+    picture = load_picture(path, 480)
     assert picture.shape == (320, 480, 3) and picture.dtype == np.uint8
+
+
+def test_picture_is_drawn_as_the_network_sees_it(tmp_path):
+    hidden = Image.new("RGBA", (48, 48), (200, 0, 0, 0))   # red, wholly transparent
+    deep = np.tile(np.linspace(0, 65535, 48), (48, 1)).astype(np.uint16)
+    for i, picture in enumerate((hidden, Image.fromarray(deep))):
+        path = str(tmp_path / f"{i}.png")
+        picture.save(path)
+        drawn, seen = load_picture(path, 48), read_square(path, 48)
+        assert abs(drawn.astype(int) - seen).max() <= 1
+        assert (drawn == 255).all() if i == 0 else np.ptp(drawn) > 250
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture"])
@@ -114,7 +126,7 @@ def test_missing_or_unreadable_picture_is_refused_by_name(content, tmp_path):
         with open(path, "wb") as file:
             file.write(content)
     with pytest.raises(cli.UserError) as error:
-        pa.load_picture(path)
+        load_picture(path, 480)
     assert str(error.value).startswith(path)
 
 
@@ -238,7 +250,7 @@ def chosen(tmp_path, monkeypatch):
 
     def choose(*flags, decoded=DECODED):
         monkeypatch.setattr(sys, "argv", ["plot_attention.py", *flags])
-        return pa.choose(decoded, pa.arguments(), str(tmp_path))
+        return pa.choose_images(decoded, pa.arguments(), str(tmp_path))
     return choose
 
 

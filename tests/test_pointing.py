@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-import pointing
 from commands import exit_status
-from evaluate import Decoded
-from pointing import changes, covered, means, named, plural, point, words_for
-from tokenize_captions import END, Vocabulary
+
+from analysis import pointing
+from analysis.pointing import (box_coverage, changes, means, named, plural,
+                               pointing_hits, words_for)
+from captioning.decoded import Decoded
+from captioning.tokens import END, Vocabulary
 
 COCO = ["person", "dog", "hot dog", "bus", "wine glass", "potted plant", "skis"]
 
@@ -49,7 +51,7 @@ def test_no_word_names_two_categories():
 
 def test_cells_inside_the_boxes():
     """A box over the left upper quarter, another over a half cell beside it."""
-    share, middles, centre = covered([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60), 8)
+    share, middles, centre = box_coverage([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60), 8)
     assert share[:4, :4].tolist() == [[1] * 4] * 4
     np.testing.assert_allclose(share[:4, 4], .5)
     assert share[4:].sum() == share[:, 5:].sum() == 0
@@ -58,7 +60,7 @@ def test_cells_inside_the_boxes():
 
 
 def test_boxes_that_overlap_count_once():
-    share, _, _ = covered([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), 8)
+    share, _, _ = box_coverage([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), 8)
     assert share.max() == 1 and abs(share.sum() - (16 + 16 - 4)) < 1e-9
 
 
@@ -70,15 +72,15 @@ def test_pointing_by_hand():
     alphas[2] = 1 / 64                 # everywhere
     alphas[3, 0] = 1                   # inside, but the word names nothing here
     names = words_for(["ring", "cross"])
-    rows = point(["ring", "ring", "ring", "cross"], alphas, [("ring", (0, 0, 40, 40))],
-                 (80, 80), names)
+    rows = pointing_hits(["ring", "ring", "ring", "cross"], alphas,
+                         [("ring", (0, 0, 40, 40))], (80, 80), names)
     # Peak in the box, evenly, centre (on its corner); mass, evenly, and at the centre,
     # where four cells meet and one of them is inside
     np.testing.assert_allclose(rows, [[1, .25, 1, 1, .25, .25],
                                       [0, .25, 1, 0, .25, .25],
                                       [1, .25, 1, .25, .25, .25]], rtol=1e-6)
-    assert point(["cross"], alphas, [("ring", (0, 0, 9, 9))], (80, 80),
-                 names).shape == (0, 6)
+    assert pointing_hits(["cross"], alphas, [("ring", (0, 0, 9, 9))], (80, 80),
+                         names).shape == (0, 6)
 
 
 def test_map_that_moves_has_a_larger_distance():
@@ -124,7 +126,7 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pointing, "start", lambda: None)
 
     def command(*flags):
-        monkeypatch.setattr(sys, "argv", ["pointing.py", *flags])
+        monkeypatch.setattr(sys, "argv", ["analysis.pointing", *flags])
         return (exit_status(pointing.main),) + tuple(capsys.readouterr())
     command.folder = tmp_path
     return command

@@ -1,24 +1,18 @@
 """The published design is trained as it was published, only faster."""
 import csv
+import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-import tf_runtime
-
-from decode import beam_search
-from evaluate import read_scores
-from extract_features import feature_path
-from test_train import VAL, write_data
-from tf_runtime import compiled, tf
-from tokenize_captions import END, PAD, START
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
-import published  # noqa: E402
+from benchmarks import published
+from captioning.decode import beam_search
+from captioning.features import feature_path
+from captioning.tokens import END, PAD, START
+from commands import command
+from runtime.tf import COMPILED_KERAS_CRASHES, compiled, tf
+from worlds import VAL, write_data
 
 
 @pytest.fixture
@@ -65,23 +59,21 @@ def test_searched_greedily_it_says_what_its_own_loop_says(model):
         np.testing.assert_allclose(caption.alphas, maps, rtol=1e-5)
 
 
-@pytest.mark.skipif(tf_runtime.COMPILED_KERAS_CRASHES, reason="crashes with 1.9")
+@pytest.mark.skipif(COMPILED_KERAS_CRASHES, reason="crashes with 1.9")
 def test_command_trains_goes_on_and_scores(tmp_path):
     write_data(tmp_path)
     os.remove(feature_path(str(tmp_path / "data" / "features"), VAL.images[0]))
     log = tmp_path / "checkpoints" / "published" / "log.csv"
     texts = []
     for epochs in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, os.path.join(ROOT, "benchmarks", "published.py"),
-             "--epochs", epochs, "--batch-size", "4"], cwd=str(tmp_path),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-        assert done.returncode == 0, done.stderr
+        command(tmp_path, "benchmarks.published", "--epochs", epochs,
+                "--batch-size", "4")
         texts.append(log.read_text())
     assert texts[1].startswith(texts[0])  # the first epoch was not trained again
     rows = list(csv.DictReader(texts[1].splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert 0 < float(rows[1]["train_loss"]) != float(rows[0]["train_loss"]) > 0
     for name in ("greedy", "beam3"):
-        scores = read_scores(str(log.parent / f"scores_val_{name}.json"))
+        with open(str(log.parent / f"scores_val_{name}.json")) as file:
+            scores = json.load(file)
         assert 0 <= scores["scores"]["BLEU-1 with punctuation"] <= 100

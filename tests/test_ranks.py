@@ -14,14 +14,12 @@ import time
 import numpy as np
 import pytest
 
-import cli
-import ranks
-import train
-from atomic import write_json
-from test_extract_features import files_of
-from test_train import TRAIN, tokens_of, write_data
+from captioning.batches import CaptionBatches
+from commands import ROOT, environment, words
+from runtime import cli, ranks
+from runtime.atomic import write_json
+from worlds import TRAIN, files_of, tokens_of, write_data
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 several = pytest.mark.skipif(
     not (importlib.util.find_spec("horovod") and shutil.which("mpirun")),
     reason="needs Horovod and mpirun (make horovod)")
@@ -36,27 +34,24 @@ def mpirun(processes, *command):
 def finish(command, cwd, timeout=240):
     """(exit status, stdout, stderr) of a command."""
     done = subprocess.run(command, cwd=str(cwd), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, timeout=timeout)
+                          env=environment(), stderr=subprocess.PIPE, timeout=timeout)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-# --- dealing out ----------------------------------------------------------------------
+# --- who has which image ------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Captions of 600 images, five each, without real features."""
     random = np.random.RandomState(0)
     tokens = tokens_of("train", [tuple(8 + random.poisson(2.5, 5)) for _ in range(600)])
-    captions = object.__new__(train.Captions)
-    captions.tokens, captions.paths = tokens, [""] * 600
-    captions.captions = np.arange(3000)
-    return captions
+    return CaptionBatches(tokens, [""] * 600, np.ones(600, bool))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_every_image_is_one_process_s_and_all_have_as_much_to_do(processes, many):
     order = many.epoch(64, np.random.RandomState(0))
-    owners = many.deal(order, processes)
+    owners = many.assign_images(order, processes)
     assert owners.shape == (600,) and set(owners) == set(range(processes))
     words = np.array([[many.tokens.lengths[n[owners[many.tokens.image_of[n]] == rank]]
                        .sum() for rank in range(processes)] for n in order])
@@ -72,7 +67,7 @@ def test_every_image_is_one_process_s_and_all_have_as_much_to_do(processes, many
 
 def test_images_without_captions_in_the_epoch_do_no_harm(many):
     order = many.epoch(64)[:1]
-    assert many.deal(order, 2).shape == (600,)
+    assert many.assign_images(order, 2).shape == (600,)
 
 
 # --- by itself ------------------------------------------------------------------------
@@ -82,6 +77,7 @@ def test_one_process_gives_back_what_it_got():
     assert ranks.gather({"a": 1}) == [{"a": 1}] and ranks.from_first(5) == 5
     tensors = [object()]
     assert ranks.total(tensors) is tensors
+    assert ranks.any_of(True) is True and ranks.any_of(False) is False
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -98,13 +94,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.parametrize("variables", [
     {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
     {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}])
-@pytest.mark.parametrize("script", ["train.py", "extract_features.py"])
-def test_several_processes_without_horovod_are_refused_in_one_line(variables, script,
-                                                                   tmp_path):
+def test_several_processes_without_horovod_are_refused_in_one_line(variables, tmp_path):
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod" / "__init__.py").write_text("raise ImportError('not here')")
     done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, script)], cwd=str(tmp_path),
+        [sys.executable, os.path.join(ROOT, "train.py")], cwd=str(tmp_path),
         env=dict(os.environ, PYTHONPATH=str(tmp_path), **variables),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 2
@@ -204,7 +198,7 @@ def trained(tmp_path_factory):
     assert status == 0, errors
     status, out, errors = finish(mpirun(2, *TRAINING, "two", "--epochs", "3"), folder)
     assert status == 0, errors
-    assert out.count("[4/6] train") == out.count("epoch 3:") == 1  # of process 0 only
+    assert out.count("[4/6] train") == out.count("epoch 3:") == 1  # of rank 0 only
     assert errors.count("epoch 1/3:   0%") == 1
     return folder
 
@@ -323,9 +317,8 @@ def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, then
 def test_features_of_two_processes_are_the_bytes_of_one(tmp_path):
     arguments = (os.path.join(ROOT, "extract_features.py"), "--weights", "random",
                  "--batch-size", "2", "--data", "data", "--max-bad", "1", "--features")
-    draw = os.path.join(ROOT, "draw_scenes.py")
-    assert finish([sys.executable, draw, "--data", "data", "--train", "5", "--val",
-                   "3"], tmp_path)[0] == 0
+    assert finish([sys.executable, *words("demo.draw_scenes"), "--data", "data",
+                   "--train", "5", "--val", "3"], tmp_path)[0] == 0
     (tmp_path / "data" / "train" / "broken.jpg").write_bytes(b"no picture")
     path = str(tmp_path / "data" / "annotations" / "captions_train.json")
     with open(path, encoding="utf-8") as file:
@@ -336,7 +329,9 @@ def test_features_of_two_processes_are_the_bytes_of_one(tmp_path):
     assert status == 0, errors
     status, out, errors = finish(mpirun(2, *arguments, "two"), tmp_path)
     assert status == 0, errors
-    assert out.count("train: features of 5 images") == 1
+    assert out.count("train: features of ") == 1  # of rank 0, about its share
     one, two = (files_of(tmp_path / name) for name in ("one", "two"))
-    assert len(one) == 5 + 3 + 3 and one == two
-    assert one["unreadable_train.txt"].startswith(b"train/broken.jpg\t")
+    listed = one.pop("unreadable_train.txt")
+    assert listed.startswith(b"train/broken.jpg\t")
+    assert listed == two.pop("unreadable_train_1_of_2.txt")  # the third batch's
+    assert len(one) == 5 + 3 + 2 and one == two

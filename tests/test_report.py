@@ -3,18 +3,18 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 
 import numpy as np
 import pytest
 
-import evaluate
-import report
-import train
-from atomic import write_arrays, write_json
-from test_bad_input import World, made, refused  # noqa: F401
-from tokenize_captions import END
+from analysis import report
+from captioning.decoded import (read_decoded, read_scores, write_decoded, write_nbest,
+                                write_scores)
+from captioning.runs import read_run
+from captioning.tokens import END, read_references
+from runtime.atomic import write_json
+from worlds import World, refused
 
 HOSTILE = ("</script><script>window.hacked = 1</script>"
            "<img src=x onerror='hacked = 2'> & \"")
@@ -23,9 +23,8 @@ RUN = "checkpoints/a/"
 
 def write_run(name, captions, cell):
     """Let a run have decoded these captions; word t of it looks at cell + t."""
-    run = train.read_run(name)
-    path = evaluate.decoded_path(run.folder, "val")
-    decoded = evaluate.read_decoded(path, run.vocabulary)
+    run = read_run(name)
+    decoded = read_decoded(run.folder, "val", run.vocabulary)
     I, T = len(captions), max(map(len, captions)) + 1
     words, alphas = np.zeros((I, T), np.int32), np.full((I, T, 64), .001, np.float32)
     for i, caption in enumerate(captions):
@@ -33,26 +32,21 @@ def write_run(name, captions, cell):
         words[i, len(caption)] = END
         for t in range(len(caption)):
             alphas[i, t, (cell + t) % 64] = 1
-    write_arrays(path, dict(
-        decoded._asdict(), words=words, alphas=alphas, betas=np.full((I, T), .75),
+    write_decoded(run.folder, "val", decoded._replace(
+        words=words, alphas=alphas, betas=np.full((I, T), .75),
         steps=np.array([len(c) + 1 for c in captions], np.int32),
         log_probs=np.full((I, T), np.log(.25), np.float32)))
-    scores = evaluate.read_scores(run.folder + "/scores_val.json")
+    scores = read_scores(run.folder, "val")
     scores["of_each_image"]["CIDEr"] = [30., 10., 40., 20.]
-    write_json(run.folder + "/scores_val.json", scores)
+    write_scores(run.folder, "val", scores)
 
 
 @pytest.fixture
-def page(made, tmp_path, monkeypatch):  # noqa: F811
+def page(made, tmp_path, monkeypatch):
     """A function that makes the report, with more flags, and returns its path."""
     shutil.copytree(str(made), str(tmp_path / "w"))
     world = World(tmp_path / "w", monkeypatch)
-    monkeypatch.setattr(report, "start", lambda: None)
-    monkeypatch.setitem(sys.modules["test_bad_input"].MAIN, "report.py", report.main)
-    monkeypatch.setitem(sys.modules["test_bad_input"].COMMANDS, "report.py",
-                        ("--run", "a"))
-    with open("data/tokens/references_val.json") as file:
-        references = json.load(file)
+    references = read_references("data/tokens", "val")
     references[sorted(references)[0]][0] = HOSTILE
     write_json("data/tokens/references_val.json", references)
     shutil.copytree("checkpoints/a", "checkpoints/b")
@@ -60,7 +54,7 @@ def page(made, tmp_path, monkeypatch):  # noqa: F811
     write_run("b", [["green", "square"]] * 4, 36)
 
     def make(*flags):
-        assert world("report.py", "--run", "a", *flags) == 0
+        assert world("analysis.report", "--run", "a", *flags) == 0
         return os.path.join(os.getcwd(), RUN, "report_val.html")
     make.world = world
     return make
@@ -116,9 +110,8 @@ def test_fewer_images_are_drawn_with_the_seed(page):
 
 
 def test_candidates_of_the_beam_are_listed(page):
-    decoded = evaluate.read_decoded(RUN + "attention_val.npz",
-                                    train.read_run("a").vocabulary)
-    write_json(RUN + "nbest_val.json", {str(decoded.image_ids[0]): [
+    decoded = read_decoded(RUN, "val", read_run("a").vocabulary)
+    write_nbest(RUN, "val", {str(decoded.image_ids[0]): [
         {"caption": "red ring", "log_prob": -1.5},
         {"caption": "blue ring", "log_prob": -2.25}]})
     text = read(page())
@@ -133,15 +126,14 @@ def test_candidates_of_the_beam_are_listed(page):
 def test_what_is_not_there_is_refused_in_one_line(flags, spoil, words, page, capsys):
     if spoil:
         os.remove(RUN + spoil)
-    assert words in refused(page.world, capsys, "report.py", *flags)
+    assert words in refused(page.world, capsys, "analysis.report", *flags)
     assert not os.path.exists(RUN + "report_val.html")
 
 
 def test_scores_of_other_images_are_refused_in_one_line(page, capsys):
-    scores = evaluate.read_scores(RUN + "scores_val.json")
-    write_json(RUN + "scores_val.json",
-               dict(scores, image_ids=["77"] + scores["image_ids"][1:]))
-    assert "of other images" in refused(page.world, capsys, "report.py")
+    scores = read_scores(RUN, "val")
+    write_scores(RUN, "val", dict(scores, image_ids=["77"] + scores["image_ids"][1:]))
+    assert "of other images" in refused(page.world, capsys, "analysis.report")
 
 
 @pytest.mark.parametrize("name", ["scores_val.json", "nbest_val.json"])
@@ -149,7 +141,7 @@ def test_scores_of_other_images_are_refused_in_one_line(page, capsys):
 def test_damaged_files_are_refused_in_one_line(name, content, page, capsys):
     with open(RUN + name, "w") as file:
         file.write(content)
-    assert name in refused(page.world, capsys, "report.py")
+    assert name in refused(page.world, capsys, "analysis.report")
 
 
 # --- in a browser ---------------------------------------------------------------------

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 
-import cli
-import scores
+from captioning import scores
+from runtime import cli
+
 
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 MADE = {"1": "a man rides a horse", "2": "a dog", "3": "two red buses on a street",

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-import tf_runtime
+from runtime import tf as tf_runtime
+
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

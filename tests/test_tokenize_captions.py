@@ -8,10 +8,14 @@ import zipfile
 import numpy as np
 import pytest
 
-import cli
 import tokenize_captions as tc
-from atomic import write_arrays
-from download_coco import Image
+
+from captioning.coco import Image
+from captioning.tokens import (END, PAD, SPECIAL, START, UNK, Vocabulary,
+                               read_references, read_tokens, read_vocabulary,
+                               split_words)
+from runtime import cli
+from runtime.atomic import write_arrays
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -56,9 +60,9 @@ def refused(done):
 def results(folder):
     """The vocabulary and the two splits that step 3 wrote."""
     folder = str(folder)
-    return (tc.read_vocabulary(os.path.join(folder, "vocabulary.tsv")),
-            tc.read_tokens(os.path.join(folder, "train.npz")),
-            tc.read_tokens(os.path.join(folder, "val.npz")))
+    return (read_vocabulary(folder),
+            read_tokens(folder, "train"),
+            read_tokens(folder, "val"))
 
 
 def captions_of(tokens, vocabulary):
@@ -90,13 +94,13 @@ def tokens_of(*captions, size=100):
     ("Ein ÄPFELCHEN über Nacht", ["ein", "äpfelchen", "über", "nacht"]),
     ("...", []), ("", [])])
 def test_words_are_lower_case_without_punctuation_and_white_space(caption, words):
-    assert tc.split_words(caption) == words
+    assert split_words(caption) == words
 
 
 def test_word_of_the_last_kept_rank_stays_and_the_next_becomes_unk():
     vocabulary, _ = tokens_of(["d d d d", "c c c b b a"], size=3)
     assert vocabulary.index_word[4:] == ["d", "c", "b"]
-    assert vocabulary.encode(["b", "a"]) == [6, tc.UNK]
+    assert vocabulary.encode(["b", "a"]) == [6, UNK]
 
 
 def test_words_of_equal_frequency_are_ranked_alphabetically():
@@ -113,7 +117,7 @@ def test_counts_say_how_often_each_word_was_seen():
 
 def test_all_words_are_kept_where_there_are_fewer_than_wanted():
     vocabulary, tokens = tokens_of(["b a"], size=50)
-    assert len(vocabulary) == 6 and tc.UNK not in tokens.words
+    assert len(vocabulary) == 6 and UNK not in tokens.words
 
 
 # --- arrays ---------------------------------------------------------------------------
@@ -127,13 +131,13 @@ def test_sequences_are_start_words_end_padding():
     assert tokens.lengths.tolist() == [5, 2, 3]
     assert tokens.image_of.tolist() == [0, 0, 1]
     assert vocabulary.index_word[:4] == ["<pad>", "<start>", "<end>", "UNK"]
-    assert (tc.PAD, tc.START, tc.END, tc.UNK) == (0, 1, 2, 3)
+    assert (PAD, START, END, UNK) == (0, 1, 2, 3)
 
 
 def test_no_caption_can_spell_a_special_token():
     vocabulary, tokens = tokens_of(["<pad> <start> <end> UNK unk"])
-    assert tc.SPECIAL == ("<pad>", "<start>", "<end>", "UNK")
-    assert (tokens.words[0, 1:6] > tc.UNK).all()
+    assert SPECIAL == ("<pad>", "<start>", "<end>", "UNK")
+    assert (tokens.words[0, 1:6] > UNK).all()
     assert vocabulary.decode(tokens.words[0]) == "pad start end unk unk"
 
 
@@ -217,20 +221,20 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
 def test_damaged_vocabulary_is_refused_in_one_line(damage, tmp_path):
-    vocabulary = tc.Vocabulary(["cat", "a", "dog", "the"], [0, 1, 1, 1, 5, 4, 1, 1])
+    vocabulary = Vocabulary(["cat", "a", "dog", "the"], [0, 1, 1, 1, 5, 4, 1, 1])
     text = "index\tword\tcount\n" + "".join(
         f"{i}\t{word}\t{count}\n" for i, (word, count) in
         enumerate(zip(vocabulary.index_word, vocabulary.counts)))
     path = str(tmp_path / "vocabulary.tsv")
     with open(path, "w") as file:
         file.write(text)
-    assert tc.read_vocabulary(path).index_word == vocabulary.index_word
+    assert read_vocabulary(os.path.dirname(path)).index_word == vocabulary.index_word
     broken = DAMAGES[damage](text)
     assert broken != text
     with open(path, "w") as file:
         file.write(broken)
     with pytest.raises(cli.UserError) as error:
-        tc.read_vocabulary(path)
+        read_vocabulary(os.path.dirname(path))
     one_line_naming(error, path)
 
 
@@ -239,17 +243,18 @@ def test_vocabulary_that_is_not_text_is_refused_in_one_line(tmp_path):
     with open(path, "wb") as file:
         file.write(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(cli.UserError) as error:
-        tc.read_vocabulary(path)
+        read_vocabulary(os.path.dirname(path))
     one_line_naming(error, path)
 
 
 def test_missing_files_name_the_step_that_makes_them(tmp_path):
-    for read, name in ((tc.read_vocabulary, "vocabulary.tsv"),
-                       (tc.read_tokens, "train.npz")):
-        path = str(tmp_path / name)
+    folder = str(tmp_path)
+    for name, read in (("vocabulary.tsv", lambda: read_vocabulary(folder)),
+                       ("train.npz", lambda: read_tokens(folder, "train")),
+                       ("references_val.json", lambda: read_references(folder, "val"))):
         with pytest.raises(cli.UserError) as error:
-            read(path)
-        one_line_naming(error, path)
+            read()
+        one_line_naming(error, os.path.join(folder, name))
 
 
 @pytest.fixture
@@ -264,7 +269,7 @@ def written(tmp_path):
 def test_tokens_come_back_as_they_were_written(written):
     path, _ = written
     vocabulary, tokens = tokens_of(["a b c d", "a"], ["b a"])
-    back = tc.read_tokens(path)
+    back = read_tokens(os.path.dirname(path), "train")
     for name in ("words", "lengths", "image_of", "images", "image_ids"):
         np.testing.assert_array_equal(getattr(back, name), getattr(tokens, name))
         assert getattr(back, name).dtype == getattr(tokens, name).dtype
@@ -280,7 +285,7 @@ def test_cut_off_tokens_are_refused_in_one_line(keep, written):
         file.write(content[:keep if isinstance(keep, int)
                            else int(keep * len(content))])
     with pytest.raises(cli.UserError) as error:
-        tc.read_tokens(path)
+        read_tokens(os.path.dirname(path), "train")
     one_line_naming(error, path)
 
 
@@ -294,7 +299,7 @@ def test_tokens_with_a_flipped_byte_in_the_data_are_refused(written):
         file.seek(offset + 12)
         file.write(bytes([byte ^ 255]))
     with pytest.raises(cli.UserError) as error:
-        tc.read_tokens(path)
+        read_tokens(os.path.dirname(path), "train")
     one_line_naming(error, path)
 
 
@@ -309,7 +314,7 @@ def test_pickled_objects_are_refused_and_never_run(written, tmp_path):
     np.savez(path, **dict(arrays, images=np.array([Evil(), Evil()])))
     assert not os.path.exists(touched)
     with pytest.raises(cli.UserError) as error:
-        tc.read_tokens(path)
+        read_tokens(os.path.dirname(path), "train")
     one_line_naming(error, path)
     assert not os.path.exists(touched)
 
@@ -328,7 +333,7 @@ def test_arrays_that_do_not_fit_together_are_refused(name, value, written):
     path, arrays = written
     np.savez(path, **dict(arrays, **{name: value}))
     with pytest.raises(cli.UserError) as error:
-        tc.read_tokens(path)
+        read_tokens(os.path.dirname(path), "train")
     one_line_naming(error, path)
 
 
@@ -337,7 +342,7 @@ def test_tokens_without_one_of_the_arrays_are_refused(written):
     del arrays["lengths"]
     np.savez(path, **arrays)
     with pytest.raises(cli.UserError) as error:
-        tc.read_tokens(path)
+        read_tokens(os.path.dirname(path), "train")
     one_line_naming(error, path)
 
 
@@ -350,7 +355,7 @@ def test_command_with_two_splits_takes_each_where_it_belongs(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[3/6] tokenize captions\n")
-    assert "next: python train.py" in done.stdout
+    assert "python train.py --data" in done.stdout
     vocabulary, *both = results(tmp_path / "tokens")
     for tokens, images, split in zip(both, (train, val), ("train2014", "val2014")):
         assert tokens.images.tolist() == [f"{split}/{i.file_name}" for i in images]
@@ -366,7 +371,7 @@ def test_vocabulary_comes_from_training_captions_only(tmp_path):
     vocabulary, _, val = results(tmp_path / "tokens")
     assert sorted(vocabulary.index_word[4:]) == ["a", "cat", "dog"]
     assert captions_of(val, vocabulary) == {"009.jpg": ["a UNK UNK UNK cat"]}
-    assert vocabulary.counts[tc.UNK] == 0  # counted on training captions, too
+    assert vocabulary.counts[UNK] == 0  # counted on training captions, too
 
 
 def test_vocabulary_of_one_cut_split_comes_from_its_training_part(tmp_path):
@@ -388,7 +393,7 @@ def test_vocab_size_of_the_command_counts_words_without_special_tokens(tmp_path)
     write_split(tmp_path, "val", images_of(["a b c"], first=2))
     assert command(tmp_path, "--vocab-size", "2").returncode == 0
     vocabulary, train, _ = results(tmp_path / "tokens")
-    assert vocabulary.index_word == list(tc.SPECIAL) + ["c", "b"]
+    assert vocabulary.index_word == list(SPECIAL) + ["c", "b"]
     assert captions_of(train, vocabulary) == {"001.jpg": ["c c c b b UNK"]}
 
 
@@ -494,7 +499,7 @@ def test_karpathy_file_of_flickr_finds_the_images_wherever_they_are(tmp_path):
     done = command(data, "--karpathy", file)
     assert done.returncode == 0, done.stderr
     vocabulary, train, val = results(data / "tokens")
-    test = tc.read_tokens(str(data / "tokens" / "test.npz"))
+    test = read_tokens(str(data / "tokens"), "test")
     assert train.images.tolist() == ["Images/a.jpg", "images/d.jpg"]
     assert val.images.tolist() == ["Images/b.jpg"]
     assert test.images.tolist() == ["more/c.jpg"]
@@ -555,9 +560,9 @@ def test_references_are_the_captions_as_people_wrote_them(tmp_path):
     with open(str(tmp_path / "tokens" / "skipped_train.txt")) as file:
         assert file.read() == "train/001.jpg\t0 words\t!\n"
     tokens = str(tmp_path / "tokens")
-    assert list(tc.read_references(tc.references_path(tokens, "train")).values()) == [
+    assert list(read_references(tokens, "train").values()) == [
         ["A cat, sitting.", "!"]]
-    assert list(tc.read_references(tc.references_path(tokens, "val")).values()) == [
+    assert list(read_references(tokens, "val").values()) == [
         ["\u00c4 dog"]]
 
 
@@ -568,5 +573,5 @@ def test_damaged_references_are_refused_in_one_line(content, tmp_path):
     if content is not None:
         path.write_text(content)
     with pytest.raises(cli.UserError) as error:
-        tc.read_references(str(path))
+        read_references(str(tmp_path), "val")
     one_line_naming(error, str(path))

@@ -1,61 +1,30 @@
-"""What step 4 promises: batches, checkpoints, runs that go on as if never stopped."""
+"""What step 4 promises: batches, checkpoints, runs that resume as if never stopped."""
 import csv
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import cli
 import train
-from atomic import write_arrays, write_json
-from commands import exit_status
-from extract_features import SHAPE, feature_path
-from model import Batch, Captioner, Sizes, loss
-from tf_runtime import AdamOptimizer, RMSPropOptimizer, tf
-from tokenize_captions import (END, START, Tokens, Vocabulary, references_path)
-
-WORDS = ["cat", "dog", "red", "on", "a"]
-VOCABULARY = Vocabulary(WORDS, [0, 9, 9, 0, 5, 4, 3, 2, 1])
-SIZES = Sizes(vocabulary=len(VOCABULARY), features=SHAPE[-1], annotation=3,
-              embedding=5, hidden=4, attention=6)
-
-
-def tokens_of(folder, captions):
-    """Tokens of random captions: `captions` lists how many words, image by image."""
-    random = np.random.RandomState(len(captions))
-    lengths = np.array([n + 1 for group in captions for n in group], np.int32)
-    words = np.zeros((len(lengths), lengths.max() + 1), np.int32)
-    for row, n in zip(words, lengths):
-        row[:n + 1] = [START] + list(random.randint(4, len(VOCABULARY), n - 1)) + [END]
-    image_of = np.repeat(np.arange(len(captions)), [len(g) for g in captions])
-    images = np.array([f"{folder}/{i}.jpg" for i in range(len(captions))])
-    return Tokens(words, lengths, image_of.astype(np.int32), images,
-                  np.array([str(i) for i in range(len(captions))]),
-                  VOCABULARY.digest())
-
-
-TRAIN = tokens_of("train", [(5, 2, 3), (4,), (1, 5), (3, 3, 2), (7,), (2,)])
-VAL = tokens_of("val", [(4, 2), (6,), (3,), (1,)])
-
-
-def write_features(folder, tokens):
-    """Random float16 features of every image of some tokens."""
-    random = np.random.RandomState(len(tokens.images))
-    os.makedirs(os.path.join(folder, os.path.dirname(tokens.images[0])))
-    for name in tokens.images:
-        np.save(feature_path(folder, name),
-                random.uniform(0, 2, SHAPE).astype(np.float16))
+from captioning import batches, checkpoints
+from captioning.features import SHAPE, feature_path
+from captioning.runs import read_run, read_split
+from captioning.tokens import END, START, write_tokens
+from model import Batch, Captioner, Masks, loss
+from runtime import cli
+from runtime.tf import AdamOptimizer, RMSPropOptimizer, tf
+from worlds import (SIZES, TRAIN, VAL, VOCABULARY, Runs, caption_batches, refusal,
+                    write_features)
 
 
 def model_and_optimizer(seed=0, kind=AdamOptimizer, steps=0, slots=True):
     """A small model, its optimizer, and some steps of random gradients."""
     model, optimizer = Captioner(SIZES, seed=seed), kind(.01)
     if slots:
-        train.make_slots(model, optimizer)
+        checkpoints.create_optimizer_variables(model, optimizer)
     random = np.random.RandomState(seed)
     for _ in range(steps):
         optimizer.apply_gradients(
@@ -87,15 +56,15 @@ def features(tmp_path_factory):
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, seed,
                                                                   features):
-    captions = train.Captions("train", TRAIN, features)
+    captions = caption_batches(TRAIN, features)
     order = captions.epoch(batch_size,
                            None if seed is None else np.random.RandomState(seed))
     assert sorted(np.concatenate(order)) == list(range(11))
     assert sorted(map(len, order), reverse=True) == [
         min(batch_size, 11 - i) for i in range(0, 11, batch_size)]
-    batches = [TRAIN.lengths[numbers].tolist() for numbers in order]
-    pure = [batch for batch in batches if batch[0] == batch[-1]]
-    mixed = sorted((b for b in batches if b[0] != b[-1]), key=lambda b: -b[-1])
+    found = [TRAIN.lengths[numbers].tolist() for numbers in order]
+    pure = [batch for batch in found if batch[0] == batch[-1]]
+    mixed = sorted((b for b in found if b[0] != b[-1]), key=lambda b: -b[-1])
     lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
     for length, count in zip(lengths, counts):  # as many of one length as there can be
         assert sum(len(b) == batch_size and b[0] == length
@@ -107,7 +76,7 @@ def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, se
 
 
 def test_batches_change_with_the_generator_and_come_in_no_order_of_length(features):
-    captions = train.Captions("train", TRAIN, features)
+    captions = caption_batches(TRAIN, features)
     first, again, other = (
         [numbers.tolist() for numbers in captions.epoch(2, np.random.RandomState(s))]
         for s in (3, 3, 6))
@@ -118,7 +87,7 @@ def test_batches_change_with_the_generator_and_come_in_no_order_of_length(featur
 
 
 def test_batch_holds_the_features_of_the_image_of_each_caption(features):
-    captions = train.Captions("train", TRAIN, features)
+    captions = caption_batches(TRAIN, features)
     for numbers in captions.epoch(4, np.random.RandomState(0)):
         batch = captions.load(numbers)
         assert batch.features.dtype == np.float16
@@ -139,7 +108,7 @@ def test_batch_holds_the_features_of_the_image_of_each_caption(features):
 
 
 def test_batches_read_ahead_come_in_the_order_asked_for(features):
-    captions = train.Captions("train", TRAIN, features)
+    captions = caption_batches(TRAIN, features)
     order = captions.epoch(1, np.random.RandomState(0))
     for numbers, batch in zip(order, captions.batches(order)):
         np.testing.assert_array_equal(batch.words, captions.load(numbers).words)
@@ -152,15 +121,15 @@ def test_captions_of_images_without_features_are_left_out_and_counted(features,
     write_features(folder, TRAIN)
     for i in (0, 4):
         os.remove(feature_path(folder, TRAIN.images[i]))
-    captions = train.Captions("train", TRAIN, folder)
+    captions = caption_batches(TRAIN, folder)
     assert captions.missing == 2 and len(captions.captions) == 11 - 3 - 1
     assert set(TRAIN.image_of[np.concatenate(captions.epoch(3))]) == {1, 2, 3, 5}
     with pytest.raises(cli.UserError, match="run extract_features.py"):
-        train.Captions("val", VAL, folder)
+        caption_batches(VAL, folder)
 
 
 def test_validation_weighs_words_and_not_batches(features):
-    captions = train.Captions("val", VAL, features)
+    captions = caption_batches(VAL, features)
     model, _ = model_and_optimizer(seed=5, steps=20)
     total = words = 0
     for number in range(len(VAL.words)):  # one caption at a time
@@ -175,20 +144,20 @@ def test_validation_weighs_words_and_not_batches(features):
 # --- checkpoints ----------------------------------------------------------------------
 
 HISTORY = [{"epoch": 1, "val_loss": 2.5}, {"epoch": 2, "val_loss": 2.25}]
-INSIDE = train.Progress(HISTORY, 3, 1.25, 17, .5, 99)
+INSIDE = checkpoints.Progress(HISTORY, 3, 1.25, 17, .5, 99)
 
 
 @pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
 def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(1, kind, steps=3)
-    train.save_checkpoint(path, model, optimizer, INSIDE)
+    checkpoints.save_checkpoint(path, model, optimizer, INSIDE)
     other, other_optimizer = model_and_optimizer(2, kind, steps=1)
-    before = values(train.slots(other, other_optimizer))
-    assert train.load_checkpoint(path, other, other_optimizer) == INSIDE
+    before = values(checkpoints.optimizer_variables(other, other_optimizer))
+    assert checkpoints.load_checkpoint(path, other, other_optimizer) == INSIDE
     assert equal(values(other.weights), values(model.weights))
-    slots = values(train.slots(model, optimizer))
-    assert equal(values(train.slots(other, other_optimizer)), slots)
+    slots = values(checkpoints.optimizer_variables(model, optimizer))
+    assert equal(values(checkpoints.optimizer_variables(other, other_optimizer)), slots)
     assert not any((slots[name] == before[name]).all() for name in slots
                    if not name.startswith("momentum"))  # all zero
     assert len(slots) >= 2 * len(model.weights)
@@ -201,7 +170,7 @@ def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
 def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(steps=1)
-    train.save_checkpoint(path, model, optimizer, INSIDE)
+    checkpoints.save_checkpoint(path, model, optimizer, INSIDE)
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     assert all(array.dtype.kind in "fuU" for array in arrays.values())
@@ -213,15 +182,15 @@ def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
 def test_model_alone_can_be_loaded(tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(1, steps=1)
-    train.save_checkpoint(path, model, optimizer, INSIDE)
+    checkpoints.save_checkpoint(path, model, optimizer, INSIDE)
     other = Captioner(SIZES, seed=2)
-    assert train.load_checkpoint(path, other) == INSIDE
+    assert checkpoints.load_checkpoint(path, other) == INSIDE
     assert equal(values(other.weights), values(model.weights))
 
 
 def checkpoint_bytes(tmp_path):
     path = str(tmp_path / "whole.npz")
-    train.save_checkpoint(path, *model_and_optimizer(1, steps=1), INSIDE)
+    checkpoints.save_checkpoint(path, *model_and_optimizer(1, steps=1), INSIDE)
     with open(path, "rb") as file:
         return file.read()
 
@@ -235,7 +204,7 @@ def test_cut_off_checkpoint_is_refused_and_changes_nothing(keep, tmp_path):
     model, optimizer = model_and_optimizer(2)
     before = values(model.weights)
     with pytest.raises(cli.UserError) as error:
-        train.load_checkpoint(path, model, optimizer)
+        checkpoints.load_checkpoint(path, model, optimizer)
     assert str(error.value).startswith(path)
     assert equal(values(model.weights), before)
 
@@ -250,23 +219,23 @@ def test_pickled_checkpoint_is_refused_and_never_run(tmp_path):
     model, _ = model_and_optimizer()
     np.savez(path, **dict(values(model.weights), progress=np.array(Evil())))
     with pytest.raises(cli.UserError):
-        train.load_checkpoint(path, model)
+        checkpoints.load_checkpoint(path, model)
     assert not os.path.exists(touched)
 
 
 def test_checkpoint_of_other_sizes_is_refused_and_changes_nothing(tmp_path):
     path = str(tmp_path / "a.npz")
-    train.save_checkpoint(path, *model_and_optimizer(1), INSIDE)
+    checkpoints.save_checkpoint(path, *model_and_optimizer(1), INSIDE)
     other = Captioner(SIZES._replace(hidden=9), seed=2)
     before = values(other.weights)
     with pytest.raises(cli.UserError, match="this checkpoint is of another run"):
-        train.load_checkpoint(path, other)
+        checkpoints.load_checkpoint(path, other)
     assert equal(values(other.weights), before)
 
 
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(cli.UserError, match="no such checkpoint"):
-        train.load_checkpoint(str(tmp_path / "a.npz"), Captioner(SIZES))
+        checkpoints.load_checkpoint(str(tmp_path / "a.npz"), Captioner(SIZES))
 
 
 @pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
@@ -280,75 +249,16 @@ def test_making_the_slots_changes_neither_weights_nor_the_first_steps(kind):
 
 # --- runs -----------------------------------------------------------------------------
 
-def write_data(tmp_path):
-    """Tokens and features of TRAIN and VAL in data/; returns the features' folder."""
-    features, tokens = str(tmp_path / "data" / "features"), tmp_path / "data" / "tokens"
-    tokens.mkdir(parents=True)
-    with open(str(tokens / "vocabulary.tsv"), "w") as file:
-        file.write("index\tword\tcount\n")
-        file.writelines(f"{i}\t{word}\t{VOCABULARY.counts[i]}\n"
-                        for i, word in enumerate(VOCABULARY.index_word))
-    for split in (TRAIN, VAL):
-        name = os.path.dirname(split.images[0])
-        write_arrays(str(tokens / (name + ".npz")), split._asdict())
-        write_features(features, split)
-        write_json(references_path(str(tokens), name), {
-            i: [VOCABULARY.decode(row[1:]) for row in
-                split.words[split.image_of == int(i)]] for i in split.image_ids})
-    return features
-
-
-class Runs:
-    """A tokenized data set on disk, and the command run on it inside this process."""
-
-    def __init__(self, tmp_path, monkeypatch, capsys):
-        self.path, self.monkeypatch, self.capsys = tmp_path, monkeypatch, capsys
-        self.features = write_data(tmp_path)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(train, "start", lambda: None)
-
-    def __call__(self, run, epochs, *flags):
-        """Train; returns (exit status, stdout, stderr)."""
-        self.monkeypatch.setattr(sys, "argv", [
-            "train.py", "--data", "data", "--run", run, "--epochs", str(epochs),
-            "--embedding", "7", "--units", "11", "--batch-size", "4",
-            *(() if "--select" in flags else ("--select", "loss")), *flags])
-        return (exit_status(train.main),) + tuple(self.capsys.readouterr())
-
-    def file(self, run, name):
-        return os.path.join("checkpoints", run, name)
-
-    def arrays(self, run, name="newest"):
-        """All arrays of a checkpoint, and its progress but for the times."""
-        with np.load(self.file(run, name + ".npz"), allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key != "progress"}
-            progress = json.loads(str(file["progress"]))
-        for key in ("epoch", "train_loss", "val_loss"):
-            arrays[key] = np.array([row[key] for row in progress["history"]])
-        for key in ("batch", "total", "words"):
-            arrays[key] = np.array(progress[key])
-        return arrays
-
-
 @pytest.fixture
 def runs(tmp_path, monkeypatch, capsys):
     return Runs(tmp_path, monkeypatch, capsys)
-
-
-def refusal(result):
-    """The one line that a run ended with."""
-    status, _, errors = result
-    assert status == 2, errors
-    assert "Traceback" not in errors and errors.count("train.py: ") == 1
-    assert errors.endswith("\n") and errors.splitlines()[-1].startswith("train.py: ")
-    return errors.splitlines()[-1]
 
 
 def test_run_writes_what_its_help_lists(runs):
     status, out, _ = runs("a", 2)
     assert status == 0
     assert "train: 11 captions, 0 images without features left out" in out
-    assert "next: python evaluate.py --run a" in out
+    assert "python evaluate.py --run a\n" in out
     found = set(os.listdir(runs.file("a", "")))
     assert {n for n in found if not n.startswith("events")} == {
         "settings.json", "vocabulary.tsv", "split.json", "newest.npz", "previous.npz",
@@ -410,13 +320,13 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_loss(runs):
 
 def test_trained_run_is_read_back(runs):
     assert runs("a", 2)[0] == 0
-    run = train.read_run("a", "newest")
+    run = read_run("a", "newest")
     assert run.vocabulary.index_word == VOCABULARY.index_word
     assert run.history[-1]["epoch"] == 2 and run.model.sizes.hidden == 11
     arrays = runs.arrays("a")
     assert all((w.numpy() == arrays[name]).all()
                for name, w in run.model.weights.items())
-    captions = train.Captions("val", VAL, runs.features)
+    captions = caption_batches(VAL, runs.features)
     assert abs(train.validate(run.model, captions, 3)
                - run.history[-1]["val_loss"]) < 1e-4
 
@@ -458,15 +368,15 @@ def test_damaged_settings_are_refused_in_one_line(content, runs):
         file.write(content)
     assert "settings.json" in refusal(runs("a", 2))
     with pytest.raises(cli.UserError, match="settings.json"):
-        train.read_run("a")
+        read_run("a")
 
 
 def test_images_of_the_run_are_recorded_and_others_are_refused(runs):
     assert runs("a", 1)[0] == 0
-    assert train.read_split(runs.file("a", "")) == {"train": TRAIN.images.tolist(),
-                                                    "val": VAL.images.tolist()}
-    path = os.path.join("data", "tokens", "val.npz")
-    write_arrays(path, VAL._replace(images=VAL.images[::-1])._asdict())
+    assert read_split(runs.file("a", "")) == {"train": TRAIN.images.tolist(),
+                                              "val": VAL.images.tolist()}
+    write_tokens(os.path.join("data", "tokens"), "val",
+                 VAL._replace(images=VAL.images[::-1]))
     assert "other images" in refusal(runs("a", 2))
 
 
@@ -475,7 +385,7 @@ def test_damaged_record_of_the_images_is_refused_in_one_line(content, tmp_path):
     if content is not None:
         (tmp_path / "split.json").write_text(content)
     with pytest.raises(cli.UserError, match="split.json: missing or damaged"):
-        train.read_split(str(tmp_path))
+        read_split(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "", ".."])
@@ -516,7 +426,7 @@ def test_run_starts_anew_where_no_checkpoint_is_sound(runs):
     for name in ("newest.npz", "previous.npz"):
         cut_off(runs.file("a", name))
     status, out, errors = runs("a", 2)
-    assert status == 0 and "going on" not in out and errors.count("warning: ") == 2
+    assert status == 0 and "resuming" not in out and errors.count("warning: ") == 2
     assert equal(runs.arrays("a"), runs.arrays("whole"))
 
 
@@ -549,10 +459,10 @@ def test_many_damaged_features_stop_the_run_and_are_listed(runs):
     path = feature_path(runs.features, TRAIN.images[2])
     cut_off(path)
     line = refusal(runs("a", 1))
-    assert "1 of 6 features of train are damaged" in line and "--max-bad" in line
-    with open(runs.file("a", "bad_features.txt")) as file:
+    assert "1 of 6 features of train, more than --max-bad" in line
+    with open(runs.file("a", "bad_features_train.txt")) as file:
         assert file.read().split("data", 1)[1] == path.split("data", 1)[1] + "\n"
-    assert os.listdir(runs.file("a", "")) == ["bad_features.txt"]
+    assert os.listdir(runs.file("a", "")) == ["bad_features_train.txt"]
 
 
 def test_few_damaged_features_are_left_out_and_listed(runs):
@@ -561,12 +471,12 @@ def test_few_damaged_features_are_left_out_and_listed(runs):
     cut_off(path)
     status, out, errors = runs("a", 1, "--max-bad", ".2")
     assert status == 0 and "train: 9 captions" in out
-    assert "1 damaged features files are left out, listed in" in errors
-    assert os.path.exists(runs.file("a", "bad_features.txt"))
+    assert "1 of 6 features of train are left out, listed in" in errors
+    assert os.path.exists(runs.file("a", "bad_features_train.txt"))
     np.save(path, whole)
     status, out, _ = runs("a", 2)
     assert status == 0 and "train: 11 captions" in out
-    assert not os.path.exists(runs.file("a", "bad_features.txt"))
+    assert not os.path.exists(runs.file("a", "bad_features_train.txt"))
 
 
 def test_run_counts_the_images_without_features(runs):
@@ -585,8 +495,8 @@ def test_missing_features_of_a_whole_split_are_refused(runs):
 # --- the compiled step ----------------------------------------------------------------
 
 def test_only_shapes_of_many_batches_are_compiled(features, monkeypatch):
-    monkeypatch.setattr(train, "WORTH_COMPILING", 3)
-    captions = train.Captions("train", TRAIN, features)
+    monkeypatch.setattr(batches, "WORTH_COMPILING", 3)
+    captions = caption_batches(TRAIN, features)
     lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
     shapes = {(1, n) for n in lengths[counts >= 3]}
     assert 0 < len(shapes) < len(lengths)
@@ -612,12 +522,13 @@ def test_compiled_step_is_the_plain_step(dropout, penalty):
         noise = np.random.RandomState(9)
         losses = []
         for i in range(3):
-            masks = [(noise.random_sample(shape) >= dropout) / np.float32(1 - dropout)
-                     for shape in ((5, 1, 3), (35, 5), (35, 5)) if dropout]
+            masks = Masks(*[
+                (noise.random_sample(shape) >= dropout) / np.float32(1 - dropout)
+                for shape in ((5, 1, 3), (35, 5), (35, 5)) if dropout])
             maps = np.random.RandomState(i).uniform(0, 2, (5, 64, SHAPE[-1]))
             losses.append(trainer.step(Batch(
-                maps.astype(np.float16), np.arange(5, dtype=np.int32), words, lengths),
-                masks)[0])
+                maps.astype(np.float16), np.arange(5, dtype=np.int32), words, lengths,
+                masks), 35))
         assert len(trainer.compiled) == len(shapes)
         found.append((losses, values(model.weights)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -626,7 +537,7 @@ def test_compiled_step_is_the_plain_step(dropout, penalty):
 
 
 def test_run_with_a_compiled_step_goes_on_as_if_never_stopped(runs, monkeypatch):
-    monkeypatch.setattr(train, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(batches, "WORTH_COMPILING", 1)
     flags = ("--batch-size", "2")
     assert runs("whole", 3, *flags)[0] == 0
     assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
@@ -635,55 +546,67 @@ def test_run_with_a_compiled_step_goes_on_as_if_never_stopped(runs, monkeypatch)
 
 # --- choosing the model ---------------------------------------------------------------
 
-@pytest.mark.parametrize("select, key", [("cider", "val_cider"),
-                                         ("bleu-4", "val_bleu4")])
-def test_best_checkpoint_is_that_of_the_highest_score(select, key, runs, monkeypatch):
-    monkeypatch.setattr(train.Judge, "__call__", lambda self, model, batch_size: {
-        key: float(next(figures)), {"val_cider": "val_bleu4",
-                                    "val_bleu4": "val_cider"}[key]: 0.})
-    figures = iter([3, 7, 5, 7])
-    status, out, _ = runs("a", 4, "--select", select)
-    assert status == 0 and f"best by {select}: epoch 2, validation loss" in out
-    arrays = runs.arrays("a", "best")
-    assert arrays["epoch"].tolist() == [1, 2]
+def test_best_checkpoint_is_that_of_the_highest_score(runs):
+    status, out, _ = runs("a", 6, "--select", "cider", "--learning-rate", ".1",
+                          "--dropout", "0")
+    assert status == 0
     with open(runs.file("a", "log.csv")) as file:
-        assert [float(row[key]) for row in csv.DictReader(file)] == [3, 7, 5, 7]
+        figures = [float(row["val_cider"]) for row in csv.DictReader(file)]
+    best = figures.index(max(figures)) + 1
+    assert best < 6 and max(figures) > min(figures)  # else any epoch would do
+    assert f"best by cider: epoch {best}, validation loss" in out
+    assert runs.arrays("a", "best")["epoch"].tolist() == list(range(1, best + 1))
+
+
+@pytest.mark.parametrize("select, key, figures, epochs", [
+    ("cider", "val_cider", [3, 7, 5, 7], 2), ("cider", "val_cider", [1, 2], 0),
+    ("bleu-4", "val_bleu4", [9, 7, 5], 2), ("loss", "val_loss", [3, 2, 4], 1)])
+def test_first_of_the_best_epochs_counts(select, key, figures, epochs):
+    assert train.epochs_since_best([{key: x} for x in figures], select) == epochs
 
 
 def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs):
     status, out, _ = runs("a", 2, "--select", "cider", "--val-images", "3")
     assert status == 0 and out.count(", CIDEr ") == 2
-    run = train.read_run("a", "newest")
-    captions = train.Captions("val", VAL, runs.features)
+    run = read_run("a", "newest")
+    captions = caption_batches(VAL, runs.features)
     references = {i: [VOCABULARY.decode(row[1:]) for row in
                       VAL.words[VAL.image_of == int(i)]] for i in VAL.image_ids}
-    judge = train.Judge(captions, references, VOCABULARY, 3, 0)
-    assert len(judge.ids) == len(set(judge.ids)) == 3
-    assert {k: run.history[-1][k] for k in ("val_bleu4", "val_cider")} == judge(
+    scorer = train.ValidationScorer(captions, references, VOCABULARY, 3, 0)
+    assert len(scorer.ids) == len(set(scorer.ids)) == 3
+    assert {k: run.history[-1][k] for k in ("val_bleu4", "val_cider")} == scorer(
         run.model, 2)
     with Image.open(runs.file("a", "loss.png")) as image:
         assert image.size[0] > 1.5 * image.size[1]  # two panels
 
 
-def test_training_stops_when_nothing_gets_better(runs, monkeypatch):
-    figures = iter([3, 7, 5, 6, 4, 9, 9])
-    monkeypatch.setattr(train.Judge, "__call__", lambda self, model, batch_size: {
-        "val_cider": float(next(figures)), "val_bleu4": 0.})
-    status, out, _ = runs("a", 9, "--select", "cider", "--patience", "3")
-    assert status == 0 and "no better for 3 epochs" in out
-    assert runs.arrays("a")["epoch"].tolist() == [1, 2, 3, 4, 5]
-    status, out, _ = runs("a", 9, "--select", "cider", "--patience", "3")
-    assert status == 0 and runs.arrays("a")["epoch"].tolist() == [1, 2, 3, 4, 5]
+def test_training_stops_when_nothing_gets_better(runs):
+    flags = ("--patience", "2", "--learning-rate", ".3", "--dropout", "0")
+    status, out, _ = runs("a", 30, *flags)
+    assert status == 0 and "no better for 2 epochs" in out
+    losses = runs.arrays("a")["val_loss"].tolist()
+    waits = [n - 1 - losses[:n].index(min(losses[:n]))
+             for n in range(1, len(losses) + 1)]
+    assert waits[-1] == 2 and max(waits[:-1]) < 2 and len(losses) < 30
+    status, out, _ = runs("a", 30, *flags)
+    assert status == 0 and runs.arrays("a")["val_loss"].tolist() == losses
 
 
 def rates_of(monkeypatch):
     """A list that the learning rate of every step is added to."""
-    rates, real = [], train.Trainer.step
+    rates = []
 
-    def spy(trainer, *args):
-        rates.append(float(trainer.optimizer._lr.numpy()))
-        return real(trainer, *args)
-    monkeypatch.setattr(train.Trainer, "step", spy)
+    class Recorder(AdamOptimizer):
+        def __init__(self, learning_rate):
+            super().__init__(learning_rate)
+            self.rate, self.steps = learning_rate, -1  # the first makes its variables
+
+        def apply_gradients(self, *args, **kwargs):
+            self.steps += 1
+            if self.steps:
+                rates.append(float(self.rate.numpy()))
+            return super().apply_gradients(*args, **kwargs)
+    monkeypatch.setitem(train.OPTIMIZERS, "adam", Recorder)
     return rates
 
 
@@ -712,19 +635,19 @@ def test_learning_rate_grows_with_the_batch_and_warms_up(runs, monkeypatch):
 
 @pytest.mark.parametrize("alike", [False, True])
 def test_masks_of_a_caption_do_not_depend_on_its_batch(alike, features):
-    captions = train.Captions("train", TRAIN, features)
+    captions = caption_batches(TRAIN, features)
     order = captions.epoch(3)
     numbers = next(batch for batch in order
                    if (len(set(TRAIN.lengths[batch])) == 1) == alike)
-    together = captions.masks(numbers, .5, SIZES, 7, 1)
+    together = captions.masks(numbers, .5, SIZES, (7, 1))
     D, m = SIZES.annotation, SIZES.embedding
-    images, image_of = captions.rows(numbers)
+    images, image_of = captions.images_of_batch(numbers)
     lengths = TRAIN.lengths[numbers]
     assert together.a.shape == (len(images), 1, D)
     assert together.Ey.shape == together.o.shape == (lengths.sum(), m)
     steps, row_of = np.nonzero(np.arange(lengths[0])[:, None] < lengths)
     for row, number in enumerate(numbers):
-        alone = captions.masks(np.array([number]), .5, SIZES, 7, 1)
+        alone = captions.masks(np.array([number]), .5, SIZES, (7, 1))
         np.testing.assert_array_equal(alone.a[0], together.a[image_of[row]])
         np.testing.assert_array_equal(alone.Ey, together.Ey[row_of == row])
         np.testing.assert_array_equal(alone.o, together.o[row_of == row])
@@ -732,17 +655,17 @@ def test_masks_of_a_caption_do_not_depend_on_its_batch(alike, features):
 
 
 def test_masks_leave_out_the_share_that_is_asked_for_and_change_with_the_seed(features):
-    captions = train.Captions("train", TRAIN, features)
+    captions = caption_batches(TRAIN, features)
     sizes = SIZES._replace(annotation=500, embedding=700)
     numbers = captions.epoch(11)[0]
-    found = captions.masks(numbers, .3, sizes, 7, 1)
+    found = captions.masks(numbers, .3, sizes, (7, 1))
     for mask in found:
         assert mask.dtype == np.float32
         np.testing.assert_allclose(np.unique(mask), [0, 1 / .7], rtol=1e-6)
         assert abs((mask == 0).mean() - .3) < .03
     assert (found.Ey != found.o).any()
     for seed in ((8, 1), (7, 2)):
-        for mask, other in zip(found, captions.masks(numbers, .3, sizes, *seed)):
+        for mask, other in zip(found, captions.masks(numbers, .3, sizes, seed)):
             assert .3 < (mask != other).mean() < .5   # of independent ones .42 differ
 
 
@@ -771,15 +694,10 @@ def test_checkpoints_without_settings_are_not_taken_over(runs):
 
 
 def test_signal_after_the_last_step_of_an_epoch_stops_the_run(runs, monkeypatch):
-    """Another process's signal of just then is told of at the same place."""
     assert runs("whole", 2)[0] == 0
-
-    class Bar(train.tqdm):
-        def set_postfix(self, *args, **kwargs):
-            if self.n == self.total:
-                os.kill(os.getpid(), signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "tqdm", Bar)
+        on_step(patch, BATCHES,
+                lambda run: [run(), os.kill(os.getpid(), signal.SIGTERM)][0])
         assert runs("a", 2)[0] == 130
     status, out, _ = runs("a", 2)
     assert status == 0 and f"after epoch 0 and {BATCHES} batches" in out
@@ -804,9 +722,8 @@ def test_run_stopped_by_a_signal_at_any_batch_goes_on_as_if_never_stopped(
         on_step(patch, number, interrupt)
         status, _, errors = runs("parts", 3)
     assert status == 130
-    assert errors.endswith("goes on from there:\n  python train.py --data data --run "
-                           "parts --epochs 3 --embedding 7 --units 11 --batch-size 4 "
-                           "--select loss\n")
+    assert errors.endswith("python train.py --data data --run parts --epochs 3 "
+                           "--embedding 7 --units 11 --batch-size 4 --select loss\n")
     epoch, batch = divmod(number - 1, BATCHES)
     stopped = runs.arrays("parts")
     assert stopped["epoch"].tolist() == list(range(1, epoch + 1))
@@ -818,17 +735,25 @@ def test_run_stopped_by_a_signal_at_any_batch_goes_on_as_if_never_stopped(
     assert equal(runs.arrays("parts", "best"), runs.arrays("whole", "best"))
 
 
-def test_checkpoints_are_written_inside_an_epoch(runs, monkeypatch):
-    found = []
-    monkeypatch.setattr(train, "keep", lambda folder, model, optimizer, progress:
-                        found.append((len(progress.history), progress.batch)))
-    assert runs("a", 2, "--save-minutes", "1e-9")[0] == 0
-    #                            each batch,   before validation, and after
-    assert found == [(0, 1), (0, 2), (0, 3), (0, 3), (1, 0),
-                     (1, 1), (1, 2), (1, 3), (1, 3), (2, 0)]
-    del found[:]
-    assert runs("b", 2)[0] == 0  # ten minutes
-    assert found == [(0, 3), (1, 0), (1, 3), (2, 0)]
+@pytest.mark.parametrize("step", range(1, 2 * BATCHES + 1))
+def test_checkpoints_are_written_inside_an_epoch(step, runs, monkeypatch):
+    lost = tf.errors.InternalError(None, None, "GPU sync failed")
+    on_step(monkeypatch, step, raising(lost))
+    assert runs("a", 2, "--save-minutes", "1e-9")[0] == 3
+    epochs, batches_done = divmod(step - 1, BATCHES)
+    if step > 1:
+        kept = runs.arrays("a")
+        assert (len(kept["epoch"]), kept["batch"]) == (epochs, batches_done)
+    else:
+        assert not os.path.exists(runs.file("a", "newest.npz"))
+
+
+def test_checkpoints_are_not_written_more_often_than_asked_for(runs, monkeypatch):
+    on_step(monkeypatch, 2 * BATCHES,
+            raising(tf.errors.InternalError(None, None, "GPU sync failed")))
+    assert runs("a", 2)[0] == 3  # ten minutes have not passed since epoch 1
+    kept = runs.arrays("a")
+    assert (len(kept["epoch"]), kept["batch"]) == (1, 0)
 
 
 def test_second_signal_does_not_wait(runs, monkeypatch):
@@ -887,7 +812,7 @@ def test_lost_gpu_ends_the_run_with_its_own_status_and_loses_nothing(error, runs
         status, _, errors = runs("a", 2, "--save-minutes", "1e-9")
     assert status == 3 and "Traceback" not in errors
     line = errors.splitlines()[-1]
-    assert line.startswith("train.py: the GPU was lost (") and "--restarts" in line
+    assert line.startswith("train.py: the GPU was lost (") and "runtime.restart" in line
     status, out, _ = runs("a", 2)
     assert status == 0 and "after epoch 1 and 1 batches" in out
     assert equal(runs.arrays("a"), runs.arrays("whole"))
@@ -922,7 +847,7 @@ def test_second_run_on_the_same_folder_says_so_and_stops(runs, monkeypatch):
     def start_another(run):
         before = runs.arrays("a")
         status, _, errors = runs("a", 3)
-        assert status == 2 and errors.count("\n") == 2  # the first one's bar, the line
+        assert status == 2 and errors.count("train.py: ") == 1
         assert f"train (process {os.getpid()} on " in errors
         assert equal(before, runs.arrays("a"))
         return run()

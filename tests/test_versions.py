@@ -13,10 +13,9 @@ import sys
 import numpy as np
 import pytest
 
-import extract_features as ef
-import tf_runtime
+from captioning import inception
 from commands import ROOT, command
-from tf_runtime import tf
+from runtime.tf import start, tf
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -143,10 +142,10 @@ def test_untrained_network_gives_the_same_features(outputs, copies):
 def write_weights(path):
     """InceptionV3's weights, each number drawn, in an .h5 file of Keras 2's format."""
     tf.keras.backend.clear_session()
-    model = ef._architecture()
+    model = inception.architecture()
     random = np.random.RandomState(5)
-    ef.random_weights(model, 5)
-    for norm in ef._in_order(model, tf.keras.layers.BatchNormalization):
+    inception.random_weights(model, 5)
+    for norm in inception._in_order(model, tf.keras.layers.BatchNormalization):
         beta, mean, variance = norm.get_weights()
         norm.set_weights([random.normal(0, .3, beta.shape),
                           random.normal(0, .3, mean.shape),
@@ -161,12 +160,12 @@ def write_features(weights, path):
     """The features of two pictures by the weights in a file, as an array."""
     small = np.random.RandomState(6).randint(0, 256, (2, 5, 5, 3))
     pixels = np.kron(small, np.ones((1, 60, 60, 1)))[:, :299, :299].astype(np.uint8)
-    np.save(path, ef.inception(weights, None, None)(tf.constant(pixels)).numpy())
+    np.save(path, inception.inception(weights, None, None)(tf.constant(pixels)).numpy())
 
 
 def answer(folder):
     """The other's part of the next test: read weights, and write some to be read."""
-    tf_runtime.start()
+    start()
     write_features(os.path.join(folder, "here.h5"),
                    os.path.join(folder, "here_read_there.npy"))
     write_weights(os.path.join(folder, "there.h5"))

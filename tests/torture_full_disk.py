@@ -10,11 +10,11 @@ import subprocess
 
 import pytest
 
-from test_bad_input import COMMANDS, World, made, without_network  # noqa: F401
 from torture_kills import clear, snapshot
+from worlds import COMMANDS, World, shown, without_network
 
 pytestmark = pytest.mark.fault("disk full, then room made")
-OUTPUTS = {"draw_scenes.py": ("other",), "extract_features.py": ("data/features",),
+OUTPUTS = {"demo.draw_scenes": ("other",), "extract_features.py": ("data/features",),
            "tokenize_captions.py": ("data/tokens",), "train.py": ("checkpoints/a",),
            "evaluate.py": ("checkpoints/a/*_val*",),
            "plot_attention.py": ("checkpoints/a/attention",)}
@@ -49,8 +49,8 @@ def size(folder, outputs):
 
 @pytest.mark.parametrize("share", [0, .2, .5, .8])
 @pytest.mark.parametrize("script", sorted(OUTPUTS))
-def test_full_disk_is_told_and_room_lets_it_go_on(script, share, made,  # noqa: F811
-                                                  tmp_path, monkeypatch, capsys):
+def test_full_disk_is_told_and_with_room_the_work_is_done(script, share, made, tmp_path,
+                                                          monkeypatch, capsys):
     disk = str(tmp_path / "disk")
     with small_disk(disk, 40):
         shutil.copytree(str(made), os.path.join(disk, "w"))
@@ -67,7 +67,7 @@ def test_full_disk_is_told_and_room_lets_it_go_on(script, share, made,  # noqa: 
         status = world(script, *command)
         errors = capsys.readouterr().err
         line = errors.splitlines()[-1]
-        assert status == 2 and line.startswith(script + ": "), errors
+        assert status == 2 and line.startswith(shown(script) + ": "), errors
         assert "No space left on device; make room on that disk" in line
         assert "Traceback" not in errors
         # What stands there under its name is whole, and the rest as it was.

@@ -11,13 +11,13 @@ import signal
 import numpy as np
 import pytest
 
-import cli
-import download_coco
-import evaluate
-import extract_features
-import tokenize_captions
-import train
-from test_bad_input import made  # noqa: F401
+from captioning import runs
+from captioning.checkpoints import load_checkpoint
+from captioning.coco import read_boxes, read_captions
+from captioning.decoded import read_decoded, read_scores
+from captioning.features import is_sound, read_features
+from captioning.tokens import read_references, read_tokens, read_vocabulary
+from runtime import cli
 
 FUZZ = int(os.environ.get("FUZZ", "10000"))
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
@@ -57,34 +57,32 @@ def mutate(content, randomness):
 
 
 def captions(folder):
-    return lambda: download_coco.read_captions(folder + "/data", "train")
+    return lambda: read_captions(folder + "/data", "train")
 
 
 def boxes(folder):
-    return lambda: download_coco.read_boxes(folder + "/data", "train")
+    return lambda: read_boxes(folder + "/data", "train")
 
 
 def vocabulary(folder):
-    return lambda: tokenize_captions.read_vocabulary(folder
-                                                     + "/data/tokens/vocabulary.tsv")
+    return lambda: read_vocabulary(folder + "/data/tokens")
 
 
 def tokens(folder):
-    return lambda: tokenize_captions.read_tokens(folder + "/data/tokens/val.npz")
+    return lambda: read_tokens(folder + "/data/tokens", "val")
 
 
 def references(folder):
-    return lambda: tokenize_captions.read_references(
-        folder + "/data/tokens/references_val.json")
+    return lambda: read_references(folder + "/data/tokens", "val")
 
 
 def features(folder):
     path = folder + "/data/features/val/scene_000002.png.npy"
 
     def read():
-        sound = extract_features.is_sound(path)
+        sound = is_sound(path)
         try:
-            extract_features.read_features(path)
+            read_features(path)
         except cli.UserError:
             assert not sound, "step 2 would leave alone what step 4 cannot read"
             raise
@@ -92,26 +90,25 @@ def features(folder):
 
 
 def settings(folder):
-    return lambda: train.read_run(os.path.join(folder, "checkpoints", "a"))
+    return lambda: runs.read_run(os.path.join(folder, "checkpoints", "a"))
 
 
 def weights(folder):
-    model = train.read_run(os.path.join(folder, "checkpoints", "a")).model
-    return lambda: train.load_checkpoint(folder + "/checkpoints/a/best.npz", model)
+    model = runs.read_run(os.path.join(folder, "checkpoints", "a")).model
+    return lambda: load_checkpoint(folder + "/checkpoints/a/best.npz", model)
 
 
 def split(folder):
-    return lambda: train.read_split(folder + "/checkpoints/a")
+    return lambda: runs.read_split(folder + "/checkpoints/a")
 
 
 def attention(folder):
-    words = tokenize_captions.read_vocabulary(folder + "/data/tokens/vocabulary.tsv")
-    return lambda: evaluate.read_decoded(folder + "/checkpoints/a/attention_val.npz",
-                                         words)
+    words = read_vocabulary(folder + "/data/tokens")
+    return lambda: read_decoded(folder + "/checkpoints/a", "val", words)
 
 
 def scored(folder):
-    return lambda: evaluate.read_scores(folder + "/checkpoints/a/scores_val.json")
+    return lambda: read_scores(folder + "/checkpoints/a", "val")
 
 
 READERS = {"data/annotations/captions_train.json": captions,
@@ -130,11 +127,11 @@ def too_long(signum, frame):
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
-def test_mutated_file_is_read_or_refused_in_one_line(name, made, tmp_path,  # noqa: F811
+def test_mutated_file_is_read_or_refused_in_one_line(name, made, tmp_path,
                                                      record_property, monkeypatch):
     folder = str(tmp_path / "w")
     shutil.copytree(str(made), folder)
-    monkeypatch.setattr(train, "RUNS", "")
+    monkeypatch.setattr(runs, "RUNS", "")
     monkeypatch.setattr(cli, "warn", lambda message: None)
     read, path = READERS[name](folder), os.path.join(folder, name)
     with open(path, "rb") as file:

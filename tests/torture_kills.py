@@ -19,18 +19,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import ROOT, environment, words
 from test_download_coco import Server, jpeg, zip_of
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
 pytestmark = pytest.mark.fault("kill -9, then the same command")
 # Without Java's folder on PATH: it takes seconds to start.
-ENVIRONMENT = dict(os.environ, PATH=os.path.dirname(sys.executable),
+ENVIRONMENT = dict(environment(), PATH=os.path.dirname(sys.executable),
                    NO_PROXY="127.0.0.1")
 TRAIN = ("train.py", "--run", "a", "--epochs", "4", "--embedding", "16", "--units",
          "24", "--batch-size", "4", "--save-minutes", "1e-9")
 STEPS = {  # command, what it writes, how often it is killed
-    "draw": (("draw_scenes.py", "--data", "data", "--train", "24", "--val", "12",
+    "draw": (("demo.draw_scenes", "--data", "data", "--train", "24", "--val", "12",
               "--size", "200"), ("data/annotations", "data/train", "data/val"), 5),
     "extract": (("extract_features.py", "--weights", "random", "--batch-size", "4"),
                 ("data/features",), 6),
@@ -43,9 +43,9 @@ STEPS = {  # command, what it writes, how often it is killed
 
 
 def start(folder, command):
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, command[0]),
-                             *command[1:]], cwd=folder, env=ENVIRONMENT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen([sys.executable, *words(command[0]), *command[1:]],
+                            cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def finish(folder, command):
@@ -182,7 +182,7 @@ def test_stopped_step_says_how_to_go_on_and_does(step, signum, undisturbed, tmp_
     assert "Traceback" not in out, out
     last = out.splitlines()[-1]
     if not last.startswith("next: "):  # else all was done before the signal came
-        assert process.returncode == 130 and last.startswith("  python "), out
+        assert process.returncode == 130 and last.startswith("  "), out
     assert_whole(folder)
     finish(folder, command)
     assert snapshot(folder, outputs) == snapshots[step]
@@ -191,7 +191,8 @@ def test_stopped_step_says_how_to_go_on_and_does(step, signum, undisturbed, tmp_
 DOWNLOAD = """
 import json, sys
 sys.path.insert(0, {root!r})
-import cli, download_coco
+import download_coco
+from runtime import cli
 download_coco.ARCHIVES.update(json.load(open({archives!r})))
 cli.run(download_coco.main)
 """

@@ -1,10 +1,10 @@
-"""Make a data set whose training images also stand there mirrored, left for right.
+"""Make a data set that has its training images mirrored, too, left for right.
 
-    python results/flickr8k/mirror.py --data flickr8k --out flickr8k_mirrored
+    python -m results.flickr8k.mirror --data flickr8k --out flickr8k_mirrored
 
 A mirrored image has the captions of the image with `left` and `right` exchanged. All
 else is copied, so that steps 2 to 4 take the new folder as --data. Stopped half-way,
-the same command goes on.
+the same command continues.
 
 Reads:  <data>/annotations/*.json, <data>/<split>/<image>
 Writes: <out>/<split>/<image>, <out>/train/mirrored/<image>.png, and, when all those are
@@ -15,17 +15,13 @@ import glob
 import os
 import re
 import shutil
-import sys
 
 from PIL import Image
 from tqdm import tqdm
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, ROOT)
-import atomic  # noqa: E402
-import cli  # noqa: E402
-from download_coco import read_captions, read_json, splits  # noqa: E402
-from extract_features import UNREADABLE, upright  # noqa: E402
+from captioning.coco import annotations_path, read_captions, read_json, splits
+from captioning.pictures import UNREADABLE, upright
+from runtime import atomic, cli
 
 OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
@@ -65,14 +61,13 @@ def main():
                             "on and its mirrored twin validated on")
     if os.path.realpath(args.data) == os.path.realpath(args.out):
         raise cli.UserError(f"--out {args.out}: is the data set itself; choose another")
-    with cli.alone(args.out):
+    with cli.locked(args.out):
         make(args, images)
 
 
 def make(args, images):
     """Write the new data set; images: {split: list of Image}."""
-    content = read_json(os.path.join(args.data, "annotations",
-                                     f"captions_{args.split}.json"))
+    content = read_json(annotations_path(args.data, "captions", args.split))
     skipped = 0
     for split, image in tqdm([(split, image) for split in images
                               for image in images[split]], unit="image"):
@@ -97,9 +92,9 @@ def make(args, images):
     folder = os.path.join(args.out, "annotations")
     os.makedirs(folder, exist_ok=True)
     for path in glob.glob(os.path.join(glob.escape(args.data), "annotations", "*")):
-        if os.path.basename(path) != f"captions_{args.split}.json":
+        if path != annotations_path(args.data, "captions", args.split):
             copy(path, os.path.join(folder, os.path.basename(path)))
-    atomic.write_json(os.path.join(folder, f"captions_{args.split}.json"), content)
+    atomic.write_json(annotations_path(args.out, "captions", args.split), content)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """TensorFlow as the scripts use it: version check, GPU, and what differs by version.
 
-`from tf_runtime import tf` is how every other file gets TensorFlow; `start()` is called
+`from runtime.tf import tf` is how every other file gets TensorFlow; `start()` is called
 once, in main(), before anything is computed. Nothing else in the project asks for the
 version of TensorFlow.
 """
@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 
-import cli
+from runtime import cli
 
 OLDEST, TOO_NEW = (1, 9), (3, 0)  # the versions from the one to before the other
 BASELINE = "1.10.0"
@@ -21,24 +21,27 @@ OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT
 LOST = re.compile(r"\bcu(da|dnn|blas|rand|fft|solver)|\bGPU\b|\bBlas\b|device lost"
                   r"|stream|memcpy|memcopy|launch failed|launch failure", re.I)
 CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create -f "
-               "environment.yml); without a GPU install requirements-cpu.txt")
+               "environment.yml); without a GPU install requirements/cpu.txt")
 
 
 def _load():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings only
     # TensorFlow 1.x brings jemalloc, which gives the memory of every large tensor back
     # to the system at once and is given it again page by page, filled with zeros: most
-    # of the time of an elementwise operation on the CPU. It shall keep the memory.
+    # of the time of an elementwise operation on the CPU. Make it keep the memory.
     os.environ.setdefault("JEMALLOC_MALLOC_CONF", "purge:ratio,lg_dirty_mult:-1")
     try:
         import tensorflow
+    except KeyboardInterrupt:  # it takes seconds to import: no traceback for Ctrl-C
+        print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+        os._exit(130)
     except ImportError as error:
         text = " ".join(str(error).split())
         if "libcu" in text or "libcudnn" in text:
             _refuse(f"TensorFlow cannot load a CUDA library ({text[-120:]}): "
                     + CUDA_ADVICE)
         _refuse(f"TensorFlow cannot be imported ({text[-120:]}): run `make env`, or "
-                "`pip install --no-deps -r requirements-cpu.txt` on Python 3.6 (for a "
+                "`pip install --no-deps -r requirements/cpu.txt` on Python 3.6 (for a "
                 "GPU or another Python: README.md, \"Versions\")")
     complaint = unsupported(tensorflow.__version__)
     if complaint:
@@ -131,12 +134,11 @@ def device_name():
 
 
 @contextlib.contextmanager
-def device_errors(batch_size=None, restarts=False):
+def device_errors(batch_size=None):
     """Turn errors of the device inside the block into cli.UserError or cli.DeviceLost.
 
-    For the advice in their lines: batch_size: what --batch-size is, where there is such
-    a flag; restarts: whether there is --restarts. Other errors of TensorFlow pass: they
-    are bugs.
+    batch_size: what --batch-size is, where there is such a flag, for the advice in
+    their lines. Other errors of TensorFlow pass: they are bugs.
     """
     errors = tf.errors
     try:
@@ -155,8 +157,8 @@ def device_errors(batch_size=None, restarts=False):
             raise
         raise cli.DeviceLost(
             f"the GPU was lost ({text[:160]}); what is saved is sound: the same "
-            "command goes on from there"
-            + (", and with --restarts 5 does so by itself" if restarts else ""))
+            "command continues from there, and does so by itself with -m "
+            "runtime.restart 5 before the script's name")
 
 
 def compiled(function):

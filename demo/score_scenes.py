@@ -1,9 +1,9 @@
 """Last step of the demo: are the drawn scenes described rightly?
 
-    python score_scenes.py --run demo
+    python -m demo.score_scenes --run demo
 
 How many captions of scenes that the model has not seen name every shape with its colour
-and nothing else. (Whether it looks at them rightly is told by pointing.py.)
+and nothing else. (Whether it looks at them rightly is told by analysis.pointing.)
 
 Reads:  checkpoints/<run>/attention_val.npz, <data>/annotations/instances_val.json
 Writes: checkpoints/<run>/scenes_val.json
@@ -14,13 +14,12 @@ import re
 
 import numpy as np
 
-import atomic
-import cli
-from draw_scenes import COLOURS, SHAPES
-from evaluate import decoded_path, read_decoded
-from plot_attention import visible
-from tf_runtime import start
-from train import read_run
+from captioning.coco import annotations_path
+from captioning.decoded import read_decoded
+from captioning.runs import read_run
+from demo.draw_scenes import COLOURS, SHAPES
+from runtime import atomic, cli
+from runtime.tf import start
 
 NAMED = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 
@@ -32,7 +31,7 @@ def names_all(caption, objects):
 
 def read_scenes(data):
     """{image id: list of (colour, shape)} of the validation scenes."""
-    path = os.path.join(data, "annotations", "instances_val.json")
+    path = annotations_path(data, "instances", "val")
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -43,9 +42,9 @@ def read_scenes(data):
                                                   shape[box["category_id"]]))
         return objects
     except FileNotFoundError:
-        raise cli.UserError(f"{path}: no drawn scenes there; run draw_scenes.py")
+        raise cli.UserError(f"{path}: no drawn scenes there; run demo.draw_scenes")
     except (ValueError, KeyError, TypeError):
-        raise cli.UserError(f"{path}: not drawn by this project; run draw_scenes.py "
+        raise cli.UserError(f"{path}: not drawn by this project; run demo.draw_scenes "
                             "into an empty folder")
 
 
@@ -55,13 +54,13 @@ def main():
     start()
     run = read_run(args.run)
     objects = read_scenes(run.settings["data"])
-    decoded = read_decoded(decoded_path(run.folder, "val"), run.vocabulary)
+    decoded = read_decoded(run.folder, "val", run.vocabulary)
     right = []
     for i, name in enumerate(decoded.image_ids):
         if str(name) not in objects:
             raise cli.UserError(f"{run.folder}: has captions of scene {name}, which is "
                                 "not drawn; run evaluate.py again")
-        words = visible(decoded.words[i, :decoded.steps[i]], run.vocabulary)
+        words = run.vocabulary.words(decoded.words[i, :decoded.steps[i]])
         right.append(names_all(" ".join(words), objects[str(name)]))
     atomic.write_json(os.path.join(run.folder, "scenes_val.json"),
                       {"scenes": len(right), "right": float(np.mean(right))})

@@ -1,10 +1,10 @@
 """After step 5: one HTML page to explore captions and attention in.
 
-    python report.py --run baseline
-    python report.py --run baseline --compare other     # two runs side by side
+    python -m analysis.report --run baseline
+    python -m analysis.report --run baseline --compare other     # two runs side by side
 
 The page holds everything itself: it opens from the disk, without a server or network.
-Scores with their intervals, habits, loss curves and settings stand above a gallery of
+Scores with their intervals, habits, loss curves and settings come before a gallery of
 images with generated and reference captions. Pointing at a word, or moving to it with
 the keyboard, shows where the model looked for it.
 
@@ -22,15 +22,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import atomic
-import cli
-from evaluate import decoded_path, read_decoded, read_scores
-from plot_attention import load_picture, visible
-from tf_runtime import start
-from tokenize_captions import read_references, references_path
-from train import read_run
+from captioning.decoded import read_decoded, read_nbest, read_scores
+from captioning.pictures import load_picture
+from captioning.runs import curves_path, read_run
+from captioning.tokens import read_references
+from runtime import atomic, cli
+from runtime.tf import start
 
-TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
+TEMPLATES = os.path.dirname(os.path.abspath(__file__))
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # of each image, where there
 LONGEST_SIDE = 400   # pixels of a picture on the page
 QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
@@ -43,8 +42,7 @@ def data_uri(content, kind):
 
 def thumbnail(path):
     """A picture as (data URI, width, height). Raises cli.UserError."""
-    image = Image.fromarray(load_picture(path))
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.LANCZOS)
+    image = Image.fromarray(load_picture(path, LONGEST_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return (data_uri(buffer.getvalue(), "image/jpeg"),) + image.size
@@ -56,30 +54,31 @@ def packed(alpha):
     return base64.b64encode(np.round(255 * scaled).astype(np.uint8).tobytes()).decode()
 
 
-class Told:
+class RunView:
     """What one run says about a split, by image id."""
 
     def __init__(self, name, split):
         """Raises cli.UserError where the run or its captions are missing or damaged."""
         self.name, self.run = name, read_run(name)
         folder = self.run.folder
-        self.decoded = read_decoded(decoded_path(folder, split), self.run.vocabulary)
-        self.scores = read_scores(os.path.join(folder, f"scores_{split}.json"))
+        self.decoded = read_decoded(folder, split, self.run.vocabulary)
+        self.scores = read_scores(folder, split)
         self.row = {str(i): row for row, i in enumerate(self.decoded.image_ids)}
         self.place = {i: n for n, i in enumerate(self.scores["image_ids"])}
         if set(self.row) != set(self.place):  # evaluate.py was stopped between the two
             raise cli.UserError(f"{folder}: captions and scores are of other images; "
                                 "run evaluate.py again")
-        self.beams = read_beams(os.path.join(folder, f"nbest_{split}.json"))
+        self.beams = read_nbest(folder, split)
 
     def summary(self):
         """What the page says about the run as a whole."""
-        path = os.path.join(self.run.folder, "loss.png")
+        path = curves_path(self.run.folder)
         try:
             with open(path, "rb") as file:
                 curves = data_uri(file.read(), "image/png")
         except FileNotFoundError:
-            raise cli.UserError(f"{path}: missing; train.py draws it when it goes on")
+            raise cli.UserError(f"{path}: missing; train.py draws it when the run is "
+                                "resumed")
         settings = {key: json.dumps(value) if isinstance(value, dict) else value
                     for key, value in self.run.settings.items()}
         return {"name": self.name, "scores": self.scores, "curves": curves,
@@ -88,8 +87,8 @@ class Told:
     def caption(self, identity):
         """What the page says about one image: for the template, and for its script."""
         row = self.row[identity]
-        words = visible(self.decoded.words[row, :self.decoded.steps[row]],
-                        self.run.vocabulary)
+        words = self.run.vocabulary.words(
+            self.decoded.words[row, :self.decoded.steps[row]])
         T, each = len(words), self.scores["of_each_image"]
         probabilities = np.exp(self.decoded.log_probs[row, :T].astype(float))
         betas = None if self.run.settings["no_gate"] else [
@@ -102,37 +101,19 @@ class Told:
                  "betas": betas})
 
 
-def read_beams(path):
-    """{image id: list of {'caption', 'log_prob'}}; empty where there is no such file.
-
-    Raises cli.UserError where it is damaged.
-    """
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            beams = json.load(file)
-        for beam in beams.values():
-            for candidate in beam:
-                str(candidate["caption"]), float(candidate["log_prob"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise cli.UserError(f"{path}: damaged; run evaluate.py again")
-    return beams
-
-
-def make(told, data, references, split, count, seed):
-    """The page as str. told: list of one or two Told. data: folder of the images."""
-    identities = [i for i in told[0].row if all(i in other.row for other in told)]
+def make(views, data, references, split, count, seed):
+    """The page as str. views: of one or two runs. data: folder of the images."""
+    identities = [i for i in views[0].row if all(i in other.row for other in views)]
     if not identities:
-        raise cli.UserError(f"{told[0].name} and {told[1].name} have no image of "
+        raise cli.UserError(f"{views[0].name} and {views[1].name} have no image of "
                             f"{split} in common")
     chosen = np.random.RandomState(seed).permutation(len(identities))[:count]
     cards, facts = [], []
     for n in tqdm(sorted(chosen), desc="report", unit="image"):
         i = identities[n]
-        name = str(told[0].decoded.images[told[0].row[i]])
+        name = str(views[0].decoded.images[views[0].row[i]])
         picture, width, height = thumbnail(os.path.join(data, name))
-        captions = [run.caption(i) for run in told]
+        captions = [run.caption(i) for run in views]
         shown, first = captions[0][0]["scores"], captions[0][0]["words"]
         cards.append({"name": name, "picture": picture, "width": width,
                       "height": height, "references": references[i],
@@ -140,20 +121,20 @@ def make(told, data, references, split, count, seed):
         facts.append({"number": len(facts), "score": shown[SHOWN[0]],
                       "length": len(first), "words": first, "name": name,
                       "runs": [rest for _, rest in captions]})
-        if len(told) > 1:
+        if len(views) > 1:
             facts[-1]["gain"] = captions[1][0]["scores"][SHOWN[0]] - shown[SHOWN[0]]
     sortings = [("number up", "as they come"),
                 ("score down", f"{SHOWN[0]}, best first"),
                 ("score up", f"{SHOWN[0]}, worst first"),
                 ("length down", "longest first"), ("length up", "shortest first")]
-    if len(told) > 1:
-        sortings += [("gain down", f"gain of {told[1].name}"),
-                     ("gain up", f"gain of {told[0].name}")]
+    if len(views) > 1:
+        sortings += [("gain down", f"gain of {views[1].name}"),
+                     ("gain up", f"gain of {views[0].name}")]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("report.html").render(
-        runs=[run.summary() for run in told], cards=cards, data=facts, split=split,
-        total=len(identities), score_names=list(told[0].scores["scores"]),
+        runs=[run.summary() for run in views], cards=cards, data=facts, split=split,
+        total=len(identities), score_names=list(views[0].scores["scores"]),
         sortings=sortings, score_key=SHOWN[0])
 
 
@@ -161,18 +142,17 @@ def main():
     args = arguments()
     print("[after 5] report", flush=True)
     start()
-    told = [Told(name, args.split) for name in [args.run] + (
+    views = [RunView(name, args.split) for name in [args.run] + (
         [args.compare] if args.compare else [])]
-    settings = told[0].run.settings
-    references = read_references(references_path(args.tokens or settings["tokens"],
-                                                 args.split))
-    lost = [i for i in told[0].row if i not in references]
+    settings = views[0].run.settings
+    references = read_references(args.tokens or settings["tokens"], args.split)
+    lost = [i for i in views[0].row if i not in references]
     if lost:
         raise cli.UserError(f"{args.tokens or settings['tokens']}: has no references "
                             f"for image {lost[0]}; run evaluate.py again")
-    path = os.path.join(told[0].run.folder, f"report_{args.split}.html")
-    with cli.alone(told[0].run.folder):
-        page = make(told, args.data or settings["data"], references, args.split,
+    path = os.path.join(views[0].run.folder, f"report_{args.split}.html")
+    with cli.locked(views[0].run.folder):
+        page = make(views, args.data or settings["data"], references, args.split,
                     args.count, args.seed)
         with atomic.writing(path, "w", encoding="utf-8") as file:
             file.write(page)

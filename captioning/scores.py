@@ -1,15 +1,16 @@
 """Scores of generated captions by the COCO caption tools, and how certain they are.
 
 BLEU-1 to 4, METEOR, ROUGE-L and CIDEr are pycocoevalcap's, with its tokenizer, against
-all references of an image, in percent. BLEU stands there three times: with the brevity
+all references of an image, in percent. BLEU is given three times: with the brevity
 penalty of the COCO tools; without, as the paper is understood to report it; and without
-it on captions that keep their punctuation, as the reference files have it that the
-paper's authors have published (arctic-captions, ref/): each full stop is a word there.
+it on captions that keep their punctuation, as in the reference files that the paper's
+authors have published (arctic-captions, ref/): each full stop is a word there.
 """
 import collections
 import contextlib
 import re
 import shutil
+import typing
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
@@ -19,8 +20,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice.spice import Spice
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-import cli
-from tokenize_captions import WORD, split_words
+from captioning.tokens import WORD, split_words
+from runtime import cli
 
 N_GRAMS = (1, 2, 3, 4)
 RESAMPLES = 1000      # of the bootstrap
@@ -28,16 +29,18 @@ PTB = "PTB"
 PLAIN = "lower case without punctuation (no Java was found for PTB)"
 WORD_OR_MARK = re.compile(WORD.pattern + r"|[^\w\s]")
 
-Scored = collections.namedtuple("Scored", "ids bleu marked parts totals tokenizer")
-Scored.__doc__ = """The scores of some images, in a form that can be drawn again.
 
-ids: the images, sorted. bleu: float64 (I, 10), what corpus BLEU is made of: words,
-words of the closest reference, n-grams for n = 1 to 4, and those of them that a
-reference has. marked: the same of captions with punctuation.
-parts: {score: float64 (I,)}, percent, of each image alone.
-totals: {score: float}, percent, of all images together, for the scores that are not
-the mean of their parts by definition. tokenizer: its name.
-"""
+class Scored(typing.NamedTuple):
+    """The scores of some images, in a form that can be resampled."""
+    ids: typing.List[str]  # the images, sorted
+    # What corpus BLEU is made of, float64 (I, 10): words, words of the closest
+    # reference, n-grams for n = 1 to 4, and those of them that a reference has
+    bleu: np.ndarray
+    punctuated: np.ndarray  # the same of captions with punctuation
+    parts: typing.Dict[str, np.ndarray]  # of each score (I,), percent, an image alone
+    # Percent, of all images together, where that is not the mean of the parts
+    totals: typing.Dict[str, float]
+    tokenizer: str
 
 
 def tokenize(candidates, references, java=True):
@@ -110,10 +113,10 @@ def score(candidates, references, spice=False, java=True):
     parts["CIDEr"] = Cider().compute_score(true, made)[1]
     if spice:
         parts["SPICE"] = _spice(true, made)
-    marked = bleu_counts(*punctuated([candidates[i] for i in ids],
-                                     [references[i] for i in ids]))
+    with_marks = bleu_counts(*punctuated([candidates[i] for i in ids],
+                                         [references[i] for i in ids]))
     return Scored(ids, bleu_counts([made[i][0] for i in ids], [true[i] for i in ids]),
-                  marked,
+                  with_marks,
                   {name: 100 * np.array(values) for name, values in parts.items()},
                   {name: 100 * value for name, value in totals.items()}, tokenizer)
 
@@ -187,7 +190,7 @@ def averages(scored, weights=None):
     found = collections.OrderedDict()
     for suffix, counts, brevity in (
             ("", scored.bleu, True), (" without brevity penalty", scored.bleu, False),
-            (" with punctuation", scored.marked, False)):
+            (" with punctuation", scored.punctuated, False)):
         for n, values in zip(N_GRAMS, bleu(weights.dot(counts), brevity).T):
             found[f"BLEU-{n}{suffix}"] = values
     for name, values in scored.parts.items():
@@ -251,15 +254,24 @@ def habits(captions, training):
         ("distinct captions, %", 100 * len(set(captions)) / len(captions)),
         ("captions never seen in training, %",
          100 * np.mean([caption not in training for caption in captions])),
-        ("words that stood in the caption before, %", 100 * again / max(1, total)),
+        ("repeated words, %", 100 * again / max(1, total)),
         ("words that repeat the one before, %", 100 / max(1, total) * sum(
             a == b for w in words for a, b in zip(w, w[1:])))))
 
 
-def table(rows):
-    """Print rows of str, the first of them the heading, in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [
-            cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        print("  ".join(cells).rstrip())
+def summarize(scored, made, references, training):
+    """The scores with their intervals and the captions' habits, as JSON takes them.
+
+    scored: Scored. made: {id: caption}. references: {id: list of captions}. training: a
+    set of the captions trained on, as `plain` gives them.
+    """
+    each = {name: values.round(3).tolist() for name, values in scored.parts.items()}
+    each["BLEU-4"] = bleu(scored.bleu)[:, 3].round(3).tolist()
+    people = {i: group[0] for i, group in references.items() if i in made}
+    first = [plain(people[i]) for i in sorted(people)]
+    return {
+        "scores": averages(scored), "intervals": intervals(scored),
+        "tokenizer": scored.tokenizer, "images": len(scored.ids),
+        "habits": habits([made[i] for i in scored.ids], training),
+        "habits_of_first_references": habits(first, training),
+        "image_ids": scored.ids, "of_each_image": each}

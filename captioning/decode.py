@@ -2,26 +2,32 @@
 
 Greedy decoding is beam search of width 1: the most probable word at every step.
 """
-import collections
+import typing
 
 import numpy as np
 from tqdm import tqdm
 
-import cli
-from extract_features import SHAPE, read_features
-from tf_runtime import tf
-from tokenize_captions import END, PAD, START, UNK
+from captioning.features import read_features
+from captioning.tokens import END, PAD, START, UNK
+from runtime import cli
+from runtime.tf import tf
 
-Caption = collections.namedtuple("Caption", "words log_probs alphas betas")
-Caption.__doc__ = """One generated caption of T steps, the end token's among them.
 
-words: list of T ints; the last is END unless the caption was cut at max_steps.
-log_probs: float32 (T,), log p of each word given those before it and the image.
-alphas: float32 (T, L), where the model looked for each word.
-betas: float32 (T,), the gate on the context; None in a model without a gate.
-"""
-# One word of a hypothesis; its parent is the word before, None at the start.
-Node = collections.namedtuple("Node", "parent word log_prob alpha beta")
+class Caption(typing.NamedTuple):
+    """One generated caption of T steps, the end token's among them."""
+    words: typing.List[int]  # the last is END unless the caption was cut at max_steps
+    log_probs: np.ndarray    # float32 (T,): log p of each word, given those before it
+    alphas: np.ndarray       # float32 (T, L): where the model looked for each word
+    betas: np.ndarray        # float32 (T,): the gate; None in a model without a gate
+
+
+class Node(typing.NamedTuple):
+    """One word of a hypothesis."""
+    parent: typing.Any       # Node of the word before; None at the start
+    word: int
+    log_prob: float
+    alpha: np.ndarray
+    beta: float
 
 
 def beam_search(model, features, width=1, max_steps=50, length_power=0.,
@@ -33,8 +39,8 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
     hypotheses are compared by their log probability / T ** length_power.
     forbidden: words that are never emitted.
 
-    Where a hypothesis ends, the next best goes on in its place, until `width` of them
-    have ended. Returns a list of I lists of Captions, best first: `width` of them, or
+    Where a hypothesis ends, the next best takes its place, until `width` of them have
+    ended. Returns a list of I lists of Captions, best first: `width` of them, or
     fewer where there are not so many sentences. Those that did not end come last.
     """
     K = model.sizes.vocabulary
@@ -59,7 +65,7 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
         alpha = np.array(alpha.numpy()).reshape(len(images), w, -1)
         beta = beta if beta is None else np.array(beta.numpy()).reshape(-1, w)
 
-        going_on, new_beams, rows = [], [], []
+        unfinished, new_beams, rows = [], [], []
         for i, image in enumerate(images):
             live, from_rows = [], []
             for rank in np.flatnonzero(np.isfinite(scores[i])):
@@ -78,15 +84,15 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
                 while len(live) < width:          # every image has the same w
                     live.append((-np.inf, None))
                     from_rows.append(i * w)
-                going_on.append(image)
+                unfinished.append(image)
                 new_beams.append(live)
                 rows += from_rows
-        if not going_on:
+        if not unfinished:
             break
         if rows != list(range(len(rows))) or len(rows) != h.shape[0]:
             context = context.take(rows)
             h = tf.gather(h, rows)
-        images, beams = going_on, new_beams
+        images, beams = unfinished, new_beams
         words = np.array([PAD if node is None else node.word
                           for beam in beams for _, node in beam], np.int32)
     return [[_caption(node) for _, node in
@@ -108,8 +114,7 @@ def decode_files(model, paths, batch_size, quiet=False, **search):
                 if not np.isfinite(values).all():
                     raise cli.UserError(f"{path}: its features are not finite; delete "
                                         "it and run extract_features.py again")
-            found += beam_search(model, maps.reshape(len(maps), -1, SHAPE[-1]),
-                                 **search)
+            found += beam_search(model, maps, **search)
             bar.update(len(maps))
     return found
 

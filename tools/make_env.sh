@@ -2,15 +2,17 @@
 # Makes .venv, the environment that `make demo`, `make test` and `make lint` use, or
 # brings it up to date. Ends with a line that says which Python and TensorFlow it holds.
 #
-#   ./make_env.sh          .venv: Python 3.6 with TensorFlow 1.10; where there is no 3.6,
-#                          the newest supported Python with the TensorFlow that suits it
-#   ./make_env.sh 1.9      .venv-1.9, beside it; also 1.10, 1.15 and 2
-#   ./make_env.sh --find   only print the Python that would be used for .venv
+#   tools/make_env.sh          .venv: Python 3.6 with TensorFlow 1.10; without a 3.6, the
+#                              newest supported Python with the TensorFlow that suits it
+#   tools/make_env.sh 1.9      .venv-1.9, beside it; also 1.10, 1.15 and 2
+#   tools/make_env.sh --find   only print the Python that would be used for .venv
 #
-# PYTHON=/path/to/python chooses the interpreter. Exit status 2: none to use.
+# PYTHON=/path/to/python chooses the interpreter; GPU=1 or GPU=0 the build of TensorFlow,
+# which is otherwise that for a GPU where there is one. Exit status 2: none to use.
 #
-# While .venv/incomplete exists, .venv is being written: it is made anew after an
-# interruption. .venv/requirements.txt is the list that was installed last.
+# .venv.incomplete is there while .venv is being written: it is made anew after an
+# interruption. .venv.lock holds the number of the process that writes it.
+# .venv/requirements.txt is the list that was installed last.
 set -euo pipefail
 
 supported="Python 3.6 (TensorFlow 1.10), 3.7 (1.15) and 3.10 to 3.13 (2.21)"
@@ -58,10 +60,10 @@ is_wanted() {
 # The lists of packages for Python version $1: one, or that for a GPU and that without.
 lists() {
     case $venv:$1 in
-        *-1.9:*) echo requirements-1.9.txt ;;
-        *:3.6) echo requirements.txt requirements-cpu.txt ;;
-        *:3.7) echo requirements-1.15.txt ;;
-        *) echo requirements-2.txt ;;
+        *-1.9:*) echo requirements/1.9.txt ;;
+        *:3.6) echo requirements.txt requirements/cpu.txt ;;
+        *:3.7) echo requirements/1.15.txt ;;
+        *) echo requirements/2-gpu.txt requirements/2.txt ;;
     esac
 }
 
@@ -91,10 +93,10 @@ candidates() {
     fi
 }
 
-# Sets $version and $found: PYTHON, or else the first candidate of the version that
-# stands foremost in $wanted; one that cannot make environments only if there is no other.
+# Sets $version and $found: PYTHON, or else the first candidate of the version that comes
+# first in $wanted; one that cannot make environments only if there is no other.
 find_python() {
-    local candidate seen=' ' lame='' first=${wanted%% *}
+    local candidate seen=' ' lame='' unfit='' first=${wanted%% *}
     if [ -n "${PYTHON:-}" ]; then
         candidate=$(type -P -- "$PYTHON") \
             || fail "PYTHON=$PYTHON: there is no such program; supported are $supported"
@@ -105,7 +107,11 @@ find_python() {
         return
     fi
     while IFS= read -r candidate; do
-        look_at "$candidate" && is_wanted "$version" || continue
+        look_at "$candidate" || continue
+        if ! is_wanted "$version"; then
+            unfit+="  found $candidate: Python $version, which does not fit"$'\n'
+            continue
+        fi
         case $seen in
             *" $version="*) continue ;;
         esac
@@ -131,14 +137,35 @@ find_python() {
     printf '%s\n' >&2 \
         "make_env.sh: no Python for $venv found. It can be made with (64 bit)" \
         "$supported." \
-        "Looked on PATH and among pyenv's versions and conda's environments." \
+        "${unfit:-  found none on PATH, in pyenv's versions or in conda's environments}" \
         "Get one in one of these ways, then run the same command again:" \
-        "  pyenv:   pyenv install 3.6.15" \
-        "  conda:   conda create -n python36 python=3.6" \
-        "  Ubuntu:  sudo add-apt-repository ppa:deadsnakes/ppa" \
-        "           sudo apt-get install python3.6 python3.6-venv" \
-        "  or name one that lies elsewhere:  make PYTHON=/path/to/python3.6 ..."
+        "  Debian, Ubuntu:  sudo apt-get install python3 python3-venv" \
+        "  conda:           conda create -n python313 python=3.13" \
+        "  pyenv:           pyenv install 3.13" \
+        "  or name one that lies elsewhere:  make PYTHON=/path/to/python3.13 ..." \
+        "Python 3.6, for the baseline TensorFlow 1.10, is had from conda (python=3.6)" \
+        "or pyenv (pyenv install 3.6.15)."
     exit 2
+}
+
+# Waits until no other process writes $venv, and keeps others off until this one ends.
+lock() {
+    local holder patience=0
+    until mkdir "$venv.lock" 2>/dev/null; do
+        [ -d "$venv.lock" ] || fail \
+            "$PWD: no file can be written there; change its permissions or copy it elsewhere"
+        holder=$(cat "$venv.lock/holder" 2>/dev/null) || holder=''
+        patience=$((patience + 1))
+        if [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null \
+                || [ -z "$holder" ] && [ "$patience" -gt 10 ]; then
+            rm -rf "$venv.lock"  # its process was killed
+            continue
+        fi
+        [ "$patience" != 1 ] || echo "process $holder is making $venv: waiting for it"
+        sleep 1
+    done
+    echo $$ >"$venv.lock/holder"
+    trap 'rm -rf "$venv.lock"' EXIT
 }
 
 # Prints the first library of the GPU build that does not load in Python $1.
@@ -175,7 +202,7 @@ run_pip() {
             # Nothing was replaced yet (no network, say): what was there is still whole.
             if [ -f "$venv/requirements.txt" ]; then
                 grep -q '^Installing collected' "$venv/install.log" \
-                    || rm -f "$venv/incomplete"
+                    || rm -f "$venv.incomplete"
             fi
             tail -n 15 "$venv/install.log" | cut -c 1-500 >&2
             fail "pip failed (above; all of it: $venv/install.log); the same command tries again" 1
@@ -193,6 +220,7 @@ clear_line() {
 say_which() {
     local pin choice="make PYTHON=/path/to/python ..."
     pin=$(grep -m 1 '^tensorflow.*==' "$1")
+    pin=${pin%%;*}
     if [ "$2" = 3.6 ]; then
         choice="another Python: $choice"
     else
@@ -201,8 +229,47 @@ say_which() {
     echo "$venv: Python $2, ${pin/==/ } ($1); $choice"
 }
 
+# Whether $venv, which holds Python $1, is whole and of its list: then says so.
+is_up_to_date() {
+    local list
+    is_wanted "$1" && [ -f "$venv/requirements.txt" ] && [ ! -e "$venv.incomplete" ] \
+        || return 1
+    for list in $(lists "$1"); do
+        case ${GPU:-}:$list in
+            1:*cpu.txt|1:*/2.txt|0:requirements.txt|0:*gpu.txt) continue ;;
+        esac
+        if [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ]; then
+            say_which "$list" "$1"
+            return
+        fi
+    done
+    return 1
+}
+
+# Of the two lists $1 and $2, for a GPU and without, sets $list to the one for this
+# machine. $3: the Python of $venv.
+choose_list() {
+    local lacking
+    if [ -n "${GPU:-}" ]; then
+        lacking=${GPU#1}
+    elif [ "$3" = 3.6 ]; then
+        lacking=$(missing_library "$venv/bin/python")
+        lacking=${lacking:+"$lacking does not load (it needs CUDA 9.0 and cuDNN 7)"}
+    else
+        lacking=$(nvidia-smi -L 2>&1 >/dev/null) && lacking='' \
+            || lacking="no NVIDIA driver answers"
+    fi
+    if [ -z "$lacking" ]; then
+        list=$1
+        echo "TensorFlow for a GPU${GPU:+ (GPU=$GPU)}; for the CPU: GPU=0"
+    else
+        list=$2
+        [ -n "${GPU:-}" ] || echo "TensorFlow for the CPU: $lacking; for a GPU: GPU=1"
+    fi
+}
+
 main() {
-    local list lacking='' size other='' pip holds=''
+    local list size other='' pip holds=''
     if look_at "$venv/bin/python"; then
         holds=$version
     fi
@@ -210,19 +277,19 @@ main() {
         find_python  # a PYTHON that cannot be used is said even if $venv is there
         wanted=$version
     fi
-    # Made before, by this script, and the list has not changed since: nothing to do.
-    if is_wanted "$holds" && [ -f "$venv/requirements.txt" ] && [ ! -e "$venv/incomplete" ]
-    then
-        for list in $(lists "$holds"); do
-            if [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ]; then
-                say_which "$list" "$holds"
-                return
-            fi
-        done
+    if is_up_to_date "$holds"; then
+        return
+    fi
+    lock
+    if look_at "$venv/bin/python"; then  # another process may have made it meanwhile
+        holds=$version
+    fi
+    if is_up_to_date "$holds"; then
+        return
     fi
     trap 'clear_line; fail "stopped; the same command makes $venv anew" 130' INT TERM
 
-    if [ -e "$venv/incomplete" ]; then
+    if [ -e "$venv.incomplete" ] || [ -e "$venv/incomplete" ]; then
         rm -rf "$venv"
     elif [ -e "$venv" ] && ! is_wanted "$holds"; then
         [ -f "$venv/requirements.txt" ] || fail \
@@ -230,34 +297,37 @@ main() {
         echo "$venv holds ${holds:+Python }${holds:-no Python}: it is made anew"
         rm -rf "$venv"
     fi
+    : >"$venv.incomplete"
     if [ ! -e "$venv" ]; then
         find_python
-        makes_environments "$found" || fail \
-            "$found cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$version-venv"
+        makes_environments "$found" || {
+            rm "$venv.incomplete"
+            fail "$found cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$version-venv"
+        }
         echo "making $venv with $found"
-        mkdir "$venv"
-        : >"$venv/incomplete"
         "$found" -m venv "$venv" || fail "$found -m venv failed (above)" 1
         holds=$version
     fi
 
-    : >"$venv/incomplete"
     : >"$venv/install.log"
-    list=$(lists "$holds") size=260
-    case $list in
-        *-1.15.txt) size=330 ;;
-        *-2.txt) size=490 ;;
-    esac
+    list=$(lists "$holds")
     if [ "$list" != "${list#* }" ]; then
-        lacking=$(missing_library "$venv/bin/python")
-        if [ -z "$lacking" ]; then
-            list=${list% *} other=tensorflow size=450
-            echo "GPU build of TensorFlow: CUDA 9.0 and cuDNN 7 are here"
-        else
-            list=${list#* } other=tensorflow-gpu size=260
-            echo "CPU build of TensorFlow: $lacking does not load (the GPU build needs CUDA 9.0 and cuDNN 7)"
-        fi
+        # shellcheck disable=SC2086
+        choose_list $list "$holds"
+        case $list in
+            requirements.txt) other=tensorflow ;;
+            */cpu.txt) other=tensorflow-gpu ;;
+            */2-gpu.txt) other=tensorflow-cpu ;;
+            */2.txt) other=tensorflow ;;
+        esac
     fi
+    case $list in
+        requirements.txt) size=450 ;;
+        */1.15.txt) size=330 ;;
+        */2.txt) size=490 ;;
+        */2-gpu.txt) size=3500 ;;
+        *) size=260 ;;
+    esac
     echo "installing $list (the first time: $size MB to download, 1 to 3 minutes)"
     # The head of the list says which pip takes it.
     pip=$(sed -n 's/^#.* pip install \(pip==.*\)/\1/p' "$list")
@@ -272,7 +342,7 @@ main() {
         fail "TensorFlow is installed but does not import ($venv/install.log); a common cause is a processor without AVX, or an incomplete CUDA 9.0" 1
     }
     cp "$list" "$venv/requirements.txt"
-    rm "$venv/incomplete"
+    rm "$venv.incomplete"
     echo "$venv is ready after $SECONDS s"
     say_which "$list" "$holds"
 }
@@ -282,7 +352,8 @@ case ${PYTHON:-} in
     */*) PYTHON=$PWD/$PYTHON ;;
 esac
 case $0 in
-    */*) cd "${0%/*}" ;;
+    */*) cd "${0%/*}/.." ;;
+    *) cd .. ;;
 esac
 # The Python versions to use, the best first, and the folder to make.
 wanted='3.6 3.13 3.12 3.11 3.10 3.7' venv=.venv-${1:-}
@@ -291,7 +362,7 @@ case ${1:-} in
     1.9|1.10) wanted='3.6' supported="Python 3.6" ;;
     1.15) wanted='3.7' supported="Python 3.7" ;;
     2) wanted='3.13 3.12 3.11 3.10' supported="Python 3.10 to 3.13" ;;
-    *) fail "usage: ./make_env.sh [1.9 | 1.10 | 1.15 | 2 | --find]" ;;
+    *) fail "usage: tools/make_env.sh [1.9 | 1.10 | 1.15 | 2 | --find]" ;;
 esac
 if [ "${1:-}" = --find ]; then
     find_python

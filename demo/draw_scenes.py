@@ -1,6 +1,6 @@
 """Step 0 of the demo: draw a small data set in COCO's layout. No network is needed.
 
-    python draw_scenes.py --data demo/data
+    python -m demo.draw_scenes --data demo/data
 
 Each scene shows one or two large shapes, each of one colour. Five captions name every
 shape with its colour; boxes say where each shape is. One seed always draws the same.
@@ -15,8 +15,8 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-import atomic
-import cli
+from captioning.coco import annotations_path
+from runtime import atomic, cli
 
 COLOURS = {"red": (214, 40, 40), "green": (60, 160, 60), "blue": (40, 80, 200),
            "yellow": (245, 205, 50)}
@@ -31,7 +31,7 @@ PAIR = ("a {0} and a {1}", "a {0} {2} a {1}", "there is a {0} {2} a {1}",
 def scene(random):
     """One scene: a list of (colour, shape, (x, y, w, h)) in unit coordinates."""
     count = random.choice([1, 2])
-    while True:  # until the shapes stand apart
+    while True:  # until the shapes are apart
         objects = []
         for _ in range(count):
             size = random.uniform(.4, .46)
@@ -103,7 +103,7 @@ def write_split(data, split, count, size, random):
             ("captions", sentences, {}),
             ("instances", boxes, {"categories": [
                 {"id": i, "name": shape} for i, shape in enumerate(SHAPES, 1)]})):
-        atomic.write_json(os.path.join(data, "annotations", f"{kind}_{split}.json"),
+        atomic.write_json(annotations_path(data, kind, split),
                           dict(extra, images=images, annotations=annotations))
     print(f"{split}: {count} scenes, {len(sentences)} captions, {len(boxes)} boxes",
           flush=True)
@@ -122,7 +122,7 @@ def main():
     for i, (split, count) in enumerate((("train", args.train), ("val", args.val))):
         write_split(args.data, split, count, (args.size, args.size),
                     np.random.RandomState([args.seed, i]))
-    cli.next_step("python", "extract_features.py", "--data", args.data,
+    cli.next_step("extract_features.py", "--data", args.data,
                   "--weights", "random")
 
 

@@ -11,10 +11,13 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
+import traceback
+import typing
+
+from runtime import atomic
 
 try:
     import fcntl
@@ -22,16 +25,27 @@ except ImportError:  # Windows
     fcntl = None
 
 STEPS = 6
-rank = None  # number of this process where there are several (see ranks.py)
-HEAD_START = 3  # seconds in which process 0 can say what is wrong for all of them
+HEAD_START = 3  # seconds in which rank 0 can say what is wrong for all of them
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-ALONE = ["--restarts", "0"]    # ends the command of a child of `restarted`
-PAUSE, LONGEST_PAUSE = 5, 600  # seconds before the first restart, and at most
+# Where launchers say how many processes they have started, which of them this one is,
+# and which of those on its host: the innermost launcher first, since mpirun may itself
+# be a step of SLURM's.
+COUNTS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+LOCAL_RANKS = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+               "SLURM_LOCALID")
 
 
 class UserError(Exception):
     """What the user can mend: which file, what is wrong, what to do, in one line."""
     status = 2
+
+
+class Launched(typing.NamedTuple):
+    """What the launcher of several processes says about this one."""
+    count: int       # processes in all; 1 where there is no launcher
+    rank: int        # number of this one, from 0
+    local_rank: int  # its number among those of its host
 
 
 class DeviceLost(UserError):
@@ -50,6 +64,8 @@ def run(main):
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _interrupt)
     name = os.path.basename(sys.argv[0])
+    if launched().rank:  # rank 0 says the same
+        sys.stdout = open(os.devnull, "w")
     try:
         main()
     except UserError as error:
@@ -59,7 +75,7 @@ def run(main):
                 and not isinstance(error.__cause__, KeyboardInterrupt)):
             raise
         _stop(f"\n{name}: stopped. What is complete has been kept; the same command "
-              f"goes on from there:\n  {this_command()}", 130)
+              f"continues from there:\n  {this_command()}", 130)
     except BrokenPipeError:  # `| head` closed the pipe: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -72,6 +88,11 @@ def run(main):
                   errno.EACCES: "; change its permissions or choose another folder"}
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{name}: {where}{error.strerror}{advice.get(error.errno, '')}", 2)
+    except Exception:
+        if launched().count == 1:
+            raise
+        traceback.print_exc()
+        _end_at_once(1)
 
 
 @contextlib.contextmanager
@@ -79,28 +100,35 @@ def interrupts_wait():
     """Inside, Ctrl-C and SIGTERM make the function that is yielded true, no more.
 
     For work that must not stop half-way: ask the function where stopping is safe, and
-    raise KeyboardInterrupt. A second signal does not wait.
+    raise KeyboardInterrupt, which leaving the block does where it was not asked since.
+    A second signal does not wait.
     """
-    asked = []
+    asked, heard = [], []
 
     def note(signum, frame):
         if asked:
             _interrupt(signum, frame)
         asked.append(signum)
+
+    def asked_to_stop():
+        heard.extend(asked)
+        return bool(heard)
     before = {signum: signal.getsignal(signum) for signum in STOPPING}
     for signum, handler in before.items():
         if handler != signal.SIG_IGN:  # as the shell has it for a job in the background
             signal.signal(signum, note)
     try:
-        yield lambda: bool(asked)
+        yield asked_to_stop
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+    if asked and not heard:  # after the last question
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def alone(folder, part="", wait=False):
-    """Make `folder` and hold it while the block runs: no second one of this script.
+def locked(folder, part="", wait=False):
+    """Make `folder` and lock it while the block runs, against a second such script.
 
     part: of the script's work, if only that must not be done twice. wait: until the
     other has done it. Raises UserError where another process holds it. The lock dies
@@ -138,77 +166,61 @@ def _lock(path, folder, wait):
         file.close()
 
 
-def add_restarts(parser):
-    """The flags of `restarted`."""
-    parser.add_argument("--restarts", type=number(int, at_least=0), default=0,
-                        help="start again so often when the GPU is lost or the process "
-                             "is killed")
-    parser.add_argument("--last-on-cpu", action="store_true",
-                        help="the last of --restarts does without the GPU")
+def launched():
+    """The Launched of this process, from the variables that its launcher has set."""
+    def number(variables):
+        texts = [os.environ.get(variable, "") for variable in variables]
+        return next((int(text) for text in texts if text.isdigit()), 0)
+    count = number(COUNTS)
+    if count <= 1:
+        return Launched(1, 0, 0)
+    return Launched(count, number(RANKS), number(LOCAL_RANKS))
 
 
-def restarted(restarts, last_on_cpu=False):
-    """Whether this command was run here, in child processes that may lose the GPU.
+def left_out(path, rows, of, most, what, advice):
+    """List what was left out; stop where that is too much of it.
 
-    A process that has lost its GPU never gets it back, a fresh one may. A child that
-    ends with DeviceLost's status, or is killed, is followed by another, `restarts`
-    times, each after twice the pause; the last one without a GPU if `last_on_cpu`.
-    Without restarts, False: go on in this process. Ends the program with the status of
-    the last child, unless that is 0.
+    path: of the list, which is removed where there is nothing to list. rows: a list of
+    str, a line each. of: how many there were in all. most: share of them that may be
+    left out (--max-bad). what: words for them in a line, e.g. 'images of val'.
+    advice: what to do about them. Warns, or raises UserError above `most`.
     """
-    if not restarts:
-        return False
-    if rank is not None:
-        raise UserError("--restarts is for one process; where there are several, have "
-                        "the launcher start all of them again")
-    child = None
-
-    def pass_on(signum, frame):
-        asked.append(signum)
-        if child and child.poll() is None:
-            child.send_signal(signum)
-    asked, pause = [], PAUSE
-    for signum in STOPPING:
-        signal.signal(signum, pass_on)
-    for number in range(restarts + 1):
-        environment = dict(os.environ)
-        if last_on_cpu and number == restarts:
-            environment["CUDA_VISIBLE_DEVICES"] = "-1"
-        # Of its own session: a Ctrl-C in the terminal must not reach it twice.
-        child = subprocess.Popen([sys.executable, *sys.argv, *ALONE],
-                                 env=environment, start_new_session=True)
-        if asked:  # just before there was a child to pass it on to
-            child.terminate()
-        status = child.wait()
-        lost = status == DeviceLost.status or status < 0
-        if asked or not lost or number == restarts:
-            break
-        how = f"signal {-status}" if status < 0 else "a lost GPU"
-        warn(f"ended by {how}; restart {number + 1} of {restarts} in {pause} s")
-        end = time.time() + pause
-        while time.time() < end and not asked:
-            time.sleep(min(.2, pause))
-        pause = min(2 * pause, LONGEST_PAUSE)
-    if asked:
-        status = 130
-    if status:
-        sys.exit(status if status > 0 else 128 - status)
-    return True
+    if not rows:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        return
+    with atomic.writing(path, "w", encoding="utf-8") as file:
+        file.writelines(row + "\n" for row in rows)
+    found = f"{len(rows)} of {of} {what}"
+    if len(rows) > most * of:
+        raise UserError(f"{path}: lists {found}, more than --max-bad {most:g} allows; "
+                        f"{advice}")
+    warn(f"{found} are left out, listed in {path}; {advice}")
 
 
-def introduce(step, title):
+def table(rows):
+    """Print rows of str, the first of them the heading, in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        print("  ".join(cells).rstrip())
+
+
+def print_heading(step, title):
     """Print the heading of a pipeline step, e.g. `[2/6] extract features`."""
     print(f"[{step}/{STEPS}] {title}", flush=True)
 
 
 def next_step(*words):
-    """Print the command of the next step, quoted for the shell."""
-    print("next: " + " ".join(shlex.quote(str(word)) for word in words), flush=True)
+    """Print the command of the next step as one can paste it: script and arguments."""
+    print("next: " + " ".join(shlex.quote(str(word)) for word in
+                              (interpreter(), *words)), flush=True)
 
 
 def warn(message):
     """Print one line to stderr, without breaking a progress bar on its line."""
-    if rank:  # process 0 says the same
+    if launched().rank:  # rank 0 says the same
         return
     from tqdm import tqdm
     tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
@@ -219,12 +231,24 @@ def one_line(message):
     return " ".join(str(message).split())
 
 
+def interpreter():
+    """The running Python as one can type it here."""
+    inside = os.path.relpath(sys.executable)
+    return sys.executable if inside.startswith(os.pardir) else inside
+
+
+def script():
+    """This program's script for Python's command line: its path, or -m and its name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.origin == sys.argv[0]:
+        return ["-m", spec.name]
+    return [sys.argv[0]]
+
+
 def this_command():
     """The command that started this program, as one can type it."""
-    words = sys.argv
-    if words[-2:] == ALONE:  # `restarted` has added it
-        words = words[:-2]
-    return " ".join(shlex.quote(word) for word in ["python"] + words)
+    return " ".join(shlex.quote(word) for word in
+                    (interpreter(), *script(), *sys.argv[1:]))
 
 
 def parser(doc, **kwargs):
@@ -236,14 +260,6 @@ def parser(doc, **kwargs):
     class Parser(argparse.ArgumentParser):
         def error(self, message):  # one line, without argparse's page of usage
             _stop(f"{self.prog}: {one_line(message)}; see --help", 2)
-
-        def parse_args(self, *args, **kwargs):
-            found = super().parse_args(*args, **kwargs)
-            for name in ("data", "tokens", "features"):
-                value = getattr(found, name, None)
-                if value and value.startswith("-"):  # the next command is no flag
-                    setattr(found, name, os.path.join(".", value))
-            return found
     # allow_abbrev: a flag that is added later must not change what an old command means
     return Parser(description=doc, formatter_class=Formatter, allow_abbrev=False,
                   **kwargs)
@@ -293,32 +309,26 @@ def _speak_utf8():
     """
     if (sys.getfilesystemencoding() == "ascii"
             and os.environ.get("LC_ALL") != "C.UTF-8"):  # else tried already
-        os.execve(sys.executable, [sys.executable, *sys.argv],
+        os.execve(sys.executable, [sys.executable, *script(), *sys.argv[1:]],
                   dict(os.environ, LC_ALL="C.UTF-8"))
 
 
-def _end_of_imports(kind, error, trace):
-    # TensorFlow takes seconds to import: no traceback where Ctrl-C comes in there.
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
-        os._exit(130)
-    sys.__excepthook__(kind, error, trace)
-    if rank is not None:
-        os._exit(1)
-
-
-sys.excepthook = _end_of_imports
-
-
 def _stop(message, status):
+    count, rank, _ = launched()
     if rank:
         # Mostly all processes have met the same thing, and the launcher ends this one
-        # as soon as process 0 has spoken.
+        # as soon as rank 0 has spoken, without a word.
+        for signum in STOPPING:
+            signal.signal(signum, signal.SIG_DFL)
         time.sleep(HEAD_START)
-        message = f"{message} (process {rank})"
+        message = f"{message} (rank {rank})"
     print(message, file=sys.stderr, flush=True)
-    if rank is not None:
-        # At its usual exit a process waits for the others, which may wait for it.
-        sys.stdout.flush()
-        os._exit(status)
+    if count > 1:
+        _end_at_once(status)
     sys.exit(status)
+
+
+def _end_at_once(status):
+    # At its usual exit a process waits for the others, which may wait for it.
+    sys.stdout.flush()
+    os._exit(status)

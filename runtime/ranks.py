@@ -2,24 +2,19 @@
 
 `start()` is called first thing in main(). Where the script was not started by
 horovodrun, mpirun or srun, `size` stays 1, every function gives back what it got, and
-Horovod is never imported. Process 0 alone prints and writes; what the others know, it
+Horovod is never imported. Rank 0 alone prints and writes; what the others know, it
 knows too.
 """
 import contextlib
 import json
 import os
-import sys
 
 import numpy as np
 
-import cli
-from tf_runtime import tf
+from runtime import cli
+from runtime.tf import tf
 
 rank, size = 0, 1  # number of this process, and how many there are
-# Where launchers say how many processes there are, and which this one is: the innermost
-# of them first, since mpirun may itself be a step of SLURM's
-COUNTS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-NUMBERS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 horovod = None
 
 
@@ -29,10 +24,9 @@ def start():
     Raises cli.UserError where there should be others, but they cannot be reached.
     """
     global rank, size, horovod
-    started = _number(COUNTS)
-    if started <= 1:
+    launched = cli.launched()
+    if launched.count == 1:
         return
-    cli.rank = _number(NUMBERS)
     # Horovod's thread asks the others every few ms. Where it waits for an answer, Open
     # MPI would keep the core busy that the next step is computed on.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -40,22 +34,28 @@ def start():
         import horovod.tensorflow as horovod
         horovod.init()
     except ImportError as error:
-        raise cli.UserError(f"this is one of {started} processes, but Horovod cannot "
-                            f"be imported ({error}): run `make horovod`, or start one "
-                            "process only")
-    if horovod.size() != started:
-        raise cli.UserError(f"this is one of {started} processes, but MPI sees "
+        raise cli.UserError(f"this is one of {launched.count} processes, but Horovod "
+                            f"cannot be imported ({error}): run `make horovod`, or "
+                            "start one process only")
+    if horovod.size() != launched.count:
+        raise cli.UserError(f"this is one of {launched.count} processes, but MPI sees "
                             f"{horovod.size()}; with SLURM: srun --mpi=pmix or pmi2, "
                             "as your MPI was built")
-    cli.rank = rank = horovod.rank()
-    size = started
-    if rank:
-        sys.stdout = open(os.devnull, "w")
-    # All of TensorFlow sees one GPU then, whatever it does there.
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = gpus.split(",") if gpus else [str(i) for i in range(horovod.local_size())]
-    if len(gpus) > 1:  # with one, the launcher has chosen already
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[horovod.local_rank() % len(gpus)]
+    rank, size = horovod.rank(), launched.count
+    take_one_gpu(horovod.local_rank())
+
+
+def take_one_gpu(local_rank):
+    """Show TensorFlow one GPU of this host, whatever it does there.
+
+    local_rank: number of this process among those of its host.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (visible or "").split(",")
+    if visible is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(local_rank)
+    elif len(gpus) > 1:  # with one, the launcher has chosen already
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank % len(gpus)]
 
 
 def total(tensors):
@@ -75,8 +75,13 @@ def total(tensors):
     return [tf.reshape(part, shape) for part, shape in zip(parts, shapes)]
 
 
+def any_of(flag):
+    """Whether `flag` is true in any of the processes."""
+    return bool(total([tf.constant(float(flag))])[0].numpy()) if size > 1 else flag
+
+
 def copy_first(variables):
-    """Give these variables the values that they have in process 0."""
+    """Give these variables the values that they have in rank 0."""
     if size > 1:
         with _together():
             for variable in variables:
@@ -84,7 +89,7 @@ def copy_first(variables):
 
 
 def gather(value):
-    """[value of process 0, of process 1, ...] in all of them.
+    """[value of rank 0, of rank 1, ...] in all of them.
 
     value: whatever JSON can hold; it comes back as JSON gives it (tuples as lists).
     """
@@ -100,7 +105,7 @@ def gather(value):
 
 
 def from_first(value=None):
-    """Process 0's value, in all processes; see `gather`."""
+    """Rank 0's value, in all processes; see `gather`."""
     return gather(value if rank == 0 else None)[0]
 
 
@@ -108,7 +113,7 @@ def same_devices(device):
     """Raise cli.UserError where only some processes have a GPU: more than there are
     GPUs were started, and all would wait for those on the CPU.
 
-    device: this process's, as tf_runtime.device_name says it.
+    device: this process's, as tf.device_name says it.
     """
     found = gather(device.startswith("GPU"))
     if any(found) and not all(found):
@@ -117,18 +122,12 @@ def same_devices(device):
 
 
 @contextlib.contextmanager
-def alone(folder, part=""):
-    """cli.alone of process 0, for all of them."""
+def locked(folder, part=""):
+    """cli.locked of rank 0, for all of them."""
     with contextlib.ExitStack() as stack:
         if rank == 0:
-            stack.enter_context(cli.alone(folder, part))
+            stack.enter_context(cli.locked(folder, part))
         yield
-
-
-def _number(variables):
-    """The number in the first of these environment variables that has one, else 0."""
-    texts = [os.environ.get(variable, "") for variable in variables]
-    return next((int(text) for text in texts if text.isdigit()), 0)
 
 
 @contextlib.contextmanager

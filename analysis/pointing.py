@@ -1,11 +1,11 @@
 """After step 5: does the attention point at what the words name?
 
-    python pointing.py --run baseline
+    python -m analysis.pointing --run baseline
 
 For every generated word that names an annotated category of its image: does the peak of
 its attention map lie in a box of that category (the pointing game of Zhang et al. 2016,
 "Top-down Neural Attention by Excitation Backprop"), and how much of the map's mass lies
-inside the boxes? Beside both stand two baselines on the same words: attention spread
+inside the boxes? Beside both are two baselines on the same words: attention spread
 evenly over the image, and all of it at the centre. A third figure is how much the map
 changes from one word to the next: maps that stay the same are a known failure.
 Intervals are 95 % bootstraps over images.
@@ -22,16 +22,13 @@ import os
 
 import numpy as np
 
-import atomic
-import cli
-from download_coco import read_boxes, split_of
-from evaluate import decoded_path, read_decoded
-from plot_attention import visible
-from scores import table
-from tf_runtime import start
-from train import read_run
+from captioning.coco import annotations_path, read_boxes, split_of
+from captioning.decoded import read_decoded
+from captioning.runs import read_run
+from captioning.scores import resample
+from runtime import atomic, cli
+from runtime.tf import start
 
-DRAWS = 1000   # of the bootstrap
 POINTS = 8     # per side of a cell: how finely its share inside the boxes is measured
 # Words that name COCO's categories, in the singular. A category's own name always does.
 # Words that people use for several categories (glass, plate, bat) are left out.
@@ -105,7 +102,7 @@ def named(words, names):
     return found
 
 
-def covered(boxes, size, side):
+def box_coverage(boxes, size, side):
     """Share of each cell that lies inside the boxes, and whether its middle does.
 
     boxes: (x, y, w, h) in pixels of an image of `size` (width, height). Returns float
@@ -126,19 +123,19 @@ def covered(boxes, size, side):
             bool(inside(np.array(size[0] / 2), np.array(size[1] / 2))))
 
 
-def point(words, alphas, objects, size, names):
+def pointing_hits(words, alphas, objects, size, names):
     """The figures of one caption, (n, 6), a row for each word that counts.
 
     words: list of T str. alphas: (T, L). objects: list of (category, box), boxes as in
-    `covered`. names: of `words_for`. Columns: peak in a box, evenly spread, centre;
-    mass in the boxes, evenly spread, centre.
+    `box_coverage`. names: of `words_for`. Columns: peak in a box, evenly spread,
+    centre; mass in the boxes, evenly spread, centre.
     """
     rows, side = [], int(round(alphas.shape[1] ** .5))
     for place, category in named(words, names):
         boxes = [box for name, box in objects if name == category]
         if not boxes:
             continue
-        share, middles, centre = covered(boxes, size, side)
+        share, middles, centre = box_coverage(boxes, size, side)
         alpha = alphas[place].reshape(side, side)
         near = slice((side - 1) // 2, side // 2 + 1)  # cells that meet in the centre
         rows.append((middles.ravel()[int(np.argmax(alpha))], middles.mean(), centre,
@@ -160,8 +157,7 @@ def means(groups, seed=0):
     """
     sums = np.array([group.sum(axis=0) for group in groups])
     counts = np.array([len(group) for group in groups], float)
-    weights = np.random.RandomState(seed).multinomial(
-        len(groups), np.full(len(groups), 1 / len(groups)), DRAWS)
+    weights = resample(len(groups), seed)
     totals = weights.dot(counts)
     drawn = weights.dot(sums)[totals > 0] / totals[totals > 0, None]
     return np.vstack([sums.sum(axis=0) / counts.sum(),
@@ -179,9 +175,8 @@ def read_objects(data, images, ids):
         found = read_boxes(data, split)
         if found is None:
             raise cli.UserError(
-                f"{os.path.join(data, 'annotations')}: no instances_{split}.json "
-                "there, so nobody knows where the objects are; get it with "
-                "download_coco.py")
+                f"{annotations_path(data, 'instances', split)}: missing, so the places "
+                "of the objects are unknown; get it with download_coco.py")
         of_split[split] = {str(i): objects for i, objects in found.items()}
     return [of_split[split_of(image)].get(i, ((1, 1), []))
             for image, i in zip(images, ids)]
@@ -195,9 +190,9 @@ def score_pointing(decoded, objects, vocabulary, seed):
     names = words_for(sorted({name for _, found in objects for name, _ in found}))
     pointed, moved, counts = [], [], collections.Counter()
     for i, (size, found) in enumerate(objects):
-        words = visible(decoded.words[i, :decoded.steps[i]], vocabulary)
+        words = vocabulary.words(decoded.words[i, :decoded.steps[i]])
         alphas = decoded.alphas[i, :len(words)]
-        pointed.append(point(words, alphas, found, size, names))
+        pointed.append(pointing_hits(words, alphas, found, size, names))
         there = {name for name, _ in found}
         counts.update(category for _, category in named(words, names)
                       if category in there)
@@ -222,7 +217,7 @@ def show(summary):
     def cell(name, interval=True):
         value, low, high = (100 * x for x in summary[name])
         return f"{value:.1f}" + (f" ({low:.1f} - {high:.1f})" if interval else "")
-    table([("", "attention", "spread evenly", "at the centre")] + [
+    cli.table([("", "attention", "spread evenly", "at the centre")] + [
         (title, cell(name), cell(name + "_uniform"), cell(name + "_centre"))
         for title, name in (("peak in a box of the named thing, %", "peak"),
                             ("mass in its boxes, %", "mass"))])
@@ -238,8 +233,8 @@ def main():
     print("[after 5] pointing score", flush=True)
     start()
     run = read_run(args.run)
-    with cli.alone(run.folder):
-        decoded = read_decoded(decoded_path(run.folder, args.split), run.vocabulary)
+    with cli.locked(run.folder):
+        decoded = read_decoded(run.folder, args.split, run.vocabulary)
         objects = read_objects(args.data or run.settings["data"],
                                decoded.images.tolist(), decoded.image_ids.tolist())
         summary = score_pointing(decoded, objects, run.vocabulary, args.seed)

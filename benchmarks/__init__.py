@@ -1,0 +1,1 @@
+"""Measurements: how fast it is, beside the published design and across versions."""

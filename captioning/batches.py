@@ -1,0 +1,181 @@
+"""Batches of captions of like length, read from disk while the model computes."""
+import collections
+import concurrent.futures
+import os
+
+import numpy as np
+
+from captioning.features import find_features, read_features
+from captioning.tokens import read_tokens, read_vocabulary, tokens_path, vocabulary_path
+from model import Batch, Masks
+from runtime import cli
+
+WORTH_COMPILING = 4  # batches of one shape in an epoch
+
+
+class CaptionBatches:
+    """One split's captions and where their features are."""
+
+    def __init__(self, tokens, paths, sound):
+        """tokens: Tokens. paths, sound: what `find_features` says of their images.
+
+        Images without features (step 2 lists why) are left out, and counted in
+        `missing`; so are those whose file is damaged, in `bad`, a list of paths.
+        """
+        self.tokens, self.paths = tokens, paths
+        unsound = [paths[i] for i in np.flatnonzero(~sound)]
+        self.bad = [path for path in unsound if os.path.exists(path)]
+        self.missing = len(unsound) - len(self.bad)
+        self.captions = np.flatnonzero(sound[tokens.image_of])
+
+    def epoch(self, batch_size, random=None):
+        """Arrays of caption numbers, one a batch, of like length and the longest first.
+
+        The captions of one length, shuffled, are cut into full batches; what remains of
+        all lengths is sorted by length and cut too. The batches come in random order.
+        random=None: a fixed order.
+        """
+        order = self.captions if random is None else random.permutation(self.captions)
+        lengths = self.tokens.lengths[order]
+        full, rest = [], []
+        for length in np.unique(lengths)[::-1]:
+            group = order[lengths == length]
+            whole = len(group) - len(group) % batch_size
+            full += [group[i:i + batch_size] for i in range(0, whole, batch_size)]
+            rest.append(group[whole:])
+        rest = np.concatenate(rest)
+        full += [rest[i:i + batch_size] for i in range(0, len(rest), batch_size)]
+        return full if random is None else [full[i]
+                                            for i in random.permutation(len(full))]
+
+    def assign_images(self, order, processes):
+        """The rank that has each image in an epoch of these batches: int (images,).
+
+        An image's captions are in several batches. Each image in turn goes to the
+        process that has fewest words so far in those: then all have about as much to
+        do in every batch, and each image is read by one process only.
+        """
+        image_of, lengths = self.tokens.image_of, self.tokens.lengths
+        batches_of = collections.defaultdict(list)
+        for i, numbers in enumerate(order):
+            for number in numbers:
+                batches_of[image_of[number]].append((i, lengths[number]))
+        owners = np.zeros(len(self.paths), np.int32)
+        loads = np.zeros((len(order), processes))
+        for image, places in batches_of.items():
+            batches, words = zip(*places)
+            owners[image] = loads[list(batches)].sum(axis=0).argmin()
+            np.add.at(loads[:, owners[image]], list(batches), words)
+        return owners
+
+    def shapes(self, order):
+        """What the step is worth compiling for: a set of (captions, words of each).
+
+        Batches of one length have a shape; at least WORTH_COMPILING must have it.
+        """
+        lengths = [self.tokens.lengths[numbers] for numbers in order if len(numbers)]
+        counts = collections.Counter((len(n), int(n[0])) for n in lengths
+                                     if n[0] == n[-1])
+        return {shape for shape, count in counts.items() if count >= WORTH_COMPILING}
+
+    def images_of_batch(self, numbers):
+        """Which features a batch has, and which of them each caption: two int arrays.
+
+        Where the lengths differ, captions of one image share its features. Where they
+        do not, hardly any image comes twice, and each caption brings its own: such
+        batches then have one shape, and the training step is compiled for it.
+        """
+        lengths, images = self.tokens.lengths[numbers], self.tokens.image_of[numbers]
+        if lengths[0] != lengths[-1]:
+            return np.unique(images, return_inverse=True)
+        return images, np.arange(len(numbers))
+
+    def load(self, numbers, dropout=0., sizes=None, seed=()):
+        """Read one batch: caption numbers -> Batch, as numpy arrays; None for none.
+
+        dropout, sizes, seed: of its `masks`, where dropout is not 0.
+        """
+        if not len(numbers):
+            return None
+        lengths = self.tokens.lengths[numbers]
+        images, image_of = self.images_of_batch(numbers)
+        return Batch(np.stack([read_features(self.paths[i]) for i in images]),
+                     image_of.astype(np.int32),
+                     self.tokens.words[numbers, :lengths[0] + 1], lengths,
+                     self.masks(numbers, dropout, sizes, seed) if dropout else Masks())
+
+    def masks(self, numbers, rate, sizes, seed):
+        """Dropout's factors for one batch: model.Masks, as numpy arrays.
+
+        sizes: model.Sizes. seed: a tuple of ints. An image's masks depend on them and
+        the image only, a caption's on them and the caption: not on the rest of the
+        batch, nor on what was drawn before.
+        """
+        def keep(key, *shape):
+            return np.random.RandomState([*seed, *key]).random_sample(shape) >= rate
+        lengths, m = self.tokens.lengths[numbers], sizes.embedding
+        images, _ = self.images_of_batch(numbers)
+        a = np.stack([keep((0, i), 1, sizes.annotation) for i in images])
+        words = np.zeros((lengths[0], len(numbers), 2 * m), np.bool_)
+        for row, number in enumerate(numbers):
+            words[:lengths[row], row] = keep((1, number), lengths[row], 2 * m)
+        # The real words by step, then by caption
+        words = words[np.arange(lengths[0])[:, None] < lengths]
+        a, words = (np.float32(x) / np.float32(1 - rate) for x in (a, words))
+        return Masks(a, *np.split(words, 2, axis=1))
+
+    def explain_nonfinite(self, numbers):
+        """Why a batch gave no finite loss, as far as its files tell: words for a line.
+
+        numbers: those of its captions.
+        """
+        for i in np.unique(self.tokens.image_of[numbers]):
+            if not np.isfinite(read_features(self.paths[i])).all():
+                return (f"{self.paths[i]} is not finite: delete it and run "
+                        "extract_features.py again; ")
+        return "try a smaller --learning-rate or --clip in a new --run; "
+
+    def batches(self, order, **dropout):
+        """Yield a Batch for each array of `order`; see `read_ahead` and `load`."""
+        return read_ahead(lambda numbers: self.load(numbers, **dropout), order)
+
+
+def read_ahead(load, order):
+    """Yield load(item) for each item of `order`; the next ones are read meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ahead = collections.deque()
+        try:
+            for item in order:
+                ahead.append(pool.submit(load, item))
+                if len(ahead) > 3:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def read_splits(folder, features):
+    """The Vocabulary of a folder of tokens, and its {'train', 'val': CaptionBatches}.
+
+    features: the folder of step 2. Raises cli.UserError where files do not belong
+    together, or as the readers of steps 2 and 3 do.
+    """
+    path = vocabulary_path(folder)
+    vocabulary = read_vocabulary(folder)
+    splits = {}
+    for name in ("train", "val"):
+        tokens = read_tokens(folder, name)
+        if tokens.vocabulary != vocabulary.digest():
+            raise cli.UserError(f"{path}: does not belong to "
+                                f"{os.path.basename(tokens_path(folder, name))} beside "
+                                "it; run tokenize_captions.py again")
+        if tokens.words.max() >= len(vocabulary):
+            raise cli.UserError(f"{tokens_path(folder, name)}: has words that are not "
+                                "in the vocabulary; run tokenize_captions.py again")
+        splits[name] = CaptionBatches(tokens,
+                                      *find_features(features, tokens.images, name))
+        print(f"{name}: {len(splits[name].captions)} captions, "
+              f"{splits[name].missing} images without features left out")
+    return vocabulary, splits

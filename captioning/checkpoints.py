@@ -1,0 +1,171 @@
+"""Checkpoints of a run: weights, optimizer, and how far the training has come.
+
+    checkpoints/<run>/newest.npz, previous.npz     the last two
+    checkpoints/<run>/best.npz                     after the best epoch
+
+Plain arrays under the paper's letters: numpy reads them, with or without a GPU.
+"""
+import collections
+import json
+import os
+import typing
+
+import numpy as np
+
+from runtime import atomic, cli, ranks
+from runtime.tf import tf
+
+
+class Progress(typing.NamedTuple):
+    """How far a run has come. All but `history` is about the epoch after that."""
+    history: typing.List[dict]  # of each finished epoch, what log.csv says
+    batch: int      # batches done
+    total: float    # cross-entropy in nats, summed over these
+    words: int      # real words, summed over these
+    seconds: float  # spent
+    order: int      # checksum of the order of its captions
+
+
+def begin_epoch(history):
+    """The Progress of a run that has finished the epochs of this history."""
+    return Progress(history, 0, 0., 0, 0., 0)
+
+
+def checkpoint_path(folder, name):
+    """A run's checkpoint; name: 'newest', 'previous' or 'best'."""
+    return os.path.join(folder, name + ".npz")
+
+
+def is_begun(folder):
+    """Whether the run in this folder has a checkpoint, be it a bad one set aside."""
+    return os.path.isdir(folder) and any(
+        name.startswith(("newest", "previous", "best")) for name in os.listdir(folder))
+
+
+def save_checkpoint(path, model, optimizer, progress):
+    """Weights, optimizer state and progress in one file, complete or not at all."""
+    arrays = {name: weight.numpy() for name, weight in model.weights.items()}
+    arrays.update(("optimizer/" + name, slot.numpy())
+                  for name, slot in optimizer_variables(model, optimizer).items())
+    arrays["progress"] = np.array(json.dumps(progress._asdict()))
+    atomic.write_arrays(path, arrays)
+
+
+def load_checkpoint(path, model, optimizer=None):
+    """Put a checkpoint's arrays into the model, and the optimizer; return its Progress.
+
+    Raises cli.UserError where the file is missing, damaged, or its weights have other
+    sizes; nothing has been changed then.
+    """
+    targets = dict(model.weights)
+    if optimizer is not None:
+        targets.update(("optimizer/" + name, slot)
+                       for name, slot in optimizer_variables(model, optimizer).items())
+    try:
+        with atomic.load_arrays(path) as file:
+            arrays = {name: file[name] for name in targets}
+            progress = read_progress(str(file["progress"]))
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
+                            "its first epoch")
+    except atomic.DAMAGED:
+        raise cli.UserError(f"{path}: damaged, or not a checkpoint of this project; "
+                            "move it away and start train.py again")
+    for name, variable in targets.items():
+        if arrays[name].shape != tuple(variable.shape.as_list()):
+            raise cli.UserError(
+                f"{path}: {name} has shape {arrays[name].shape}, the model expects "
+                f"{tuple(variable.shape.as_list())}; this checkpoint is of another run")
+        if not np.isfinite(arrays[name]).all():
+            raise cli.UserError(f"{path}: {name} is not finite; move the checkpoint "
+                                "away and start train.py again")
+    for name, variable in targets.items():
+        variable.assign(arrays[name])
+    return progress
+
+
+def read_progress(text):
+    """The Progress in a checkpoint's JSON. Raises ValueError, KeyError or TypeError
+    where it is none.
+    """
+    found = Progress(**json.loads(text))
+    if not (isinstance(found.history, list)
+            and all(row["epoch"] == i for i, row in enumerate(found.history, 1))
+            and all(type(n) is int and n >= 0
+                    for n in (found.batch, found.words, found.order))
+            and all(type(x) in (int, float) and np.isfinite(x)
+                    for x in (found.total, found.seconds))):
+        raise ValueError
+    return found
+
+
+def optimizer_variables(model, optimizer):
+    """The optimizer's variables by names that do not depend on the process."""
+    found = collections.OrderedDict()
+    for name, weight in model.weights.items():
+        for slot in optimizer.get_slot_names():
+            variable = optimizer.get_slot(weight, slot)
+            if variable is not None:
+                found[f"{slot}/{name}"] = variable
+    inside = {id(variable) for variable in found.values()}
+    for variable in optimizer.variables():  # Adam's powers of beta_1 and beta_2
+        if id(variable) not in inside:
+            found[variable.name.split(":")[0].split("/")[-1]] = variable
+    return found
+
+
+def create_optimizer_variables(model, optimizer):
+    """Create the optimizer's variables with a step of no effect, for a checkpoint."""
+    before = {name: weight.numpy().copy() for name, weight in model.weights.items()}
+    optimizer.apply_gradients([(tf.zeros_like(weight), weight)
+                               for weight in model.weights.values()])
+    for name, weight in model.weights.items():
+        weight.assign(before[name])
+    # The step has moved what the optimizer starts from: Adam's powers of beta_1 and
+    # beta_2, and RMSProp's mean square.
+    first = {"beta1_power": .9, "beta2_power": .999, "rms": 1.}
+    for name, slot in optimizer_variables(model, optimizer).items():
+        value = first.get(name.split("/")[0])
+        if value is not None:
+            slot.assign(np.full(slot.shape.as_list(), value, np.float32))
+
+
+def resume(folder, model, optimizer):
+    """Load the newest sound checkpoint and return its Progress; else a new run's.
+
+    Rank 0 reads, the others get from it what it has found.
+    """
+    found = begin_epoch([])
+    if ranks.rank == 0:
+        found = load_newest(folder, model, optimizer)
+    ranks.copy_first(list(model.weights.values())
+                     + list(optimizer_variables(model, optimizer).values()))
+    return Progress(*ranks.from_first(found))
+
+
+def load_newest(folder, model, optimizer):
+    """`resume` of a process by itself."""
+    for name in ("newest", "previous"):
+        path = checkpoint_path(folder, name)
+        if os.path.exists(path):
+            try:
+                progress = load_checkpoint(path, model, optimizer)
+            except cli.UserError as error:
+                cli.warn(f"{error} (passed over, kept as {path}.bad)")
+                os.replace(path, path + ".bad")  # never becomes previous.npz
+                continue
+            inside = f" and {progress.batch} batches" if progress.batch else ""
+            print(f"resuming from {path}, after epoch {len(progress.history)}{inside}")
+            return progress
+    return begin_epoch([])
+
+
+def rotate_checkpoint(folder, model, optimizer, progress):
+    """Save the newest checkpoint, and keep the one before it; rank 0 does it."""
+    if ranks.rank:
+        return
+    newest = checkpoint_path(folder, "newest")
+    previous = checkpoint_path(folder, "previous")
+    if os.path.exists(newest):
+        os.replace(newest, previous)
+    save_checkpoint(newest, model, optimizer, progress)

@@ -1,0 +1,206 @@
+"""A data set in COCO's layout: its images, captions and boxes.
+
+    <data>/annotations/captions_<split>.json
+    <data>/annotations/instances_<split>.json     boxes, where there are any
+    <data>/<split>/<file name>
+
+Karpathy's split files (dataset_coco.json, dataset_flickr8k.json) are read here, too.
+"""
+import json
+import math
+import os
+import re
+import typing
+
+from runtime import cli
+
+AGAIN = "correct it, or make the data set again with download_coco.py or `make demo`"
+
+
+class Image(typing.NamedTuple):
+    """One image of a data set, with the captions people wrote for it."""
+    id: typing.Union[int, str]
+    file_name: str                # inside the split's folder
+    captions: typing.List[str]    # as written: neither tokenized nor lower-cased
+    folder: str = ""              # of the image, below the data set
+
+    @property
+    def path(self):
+        """Its path below the data set, e.g. train2014/COCO_1.jpg."""
+        return f"{self.folder}/{self.file_name}"
+
+
+def is_inside(name):
+    """Whether a relative file name stays inside the folder it is joined to."""
+    return bool(name) and not re.match(r"[/\\]|\w:|.*\0", name) and (
+        ".." not in re.split(r"[/\\]", name))
+
+
+def splits(data):
+    """The sorted names of the splits in folder `data`: those that have captions.
+
+    Raises UserError where there is none.
+    """
+    folder = os.path.join(data, "annotations")
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found]
+    if not any(names):
+        raise cli.UserError(f"{folder}: no captions_SPLIT.json there; make a data set "
+                            "with download_coco.py or `make demo`, or see --data")
+    return sorted(name.group(1) for name in names if name)
+
+
+def annotations_path(data, kind, split):
+    """Where the captions or the instances (kind) of a split are."""
+    return os.path.join(data, "annotations", f"{kind}_{split}.json")
+
+
+def image_path(data, split, file_name):
+    """Where the image called `file_name` in the annotations of `split` is."""
+    return os.path.join(data, split, file_name)
+
+
+def split_of(image):
+    """The split whose folder an image is in, by its path below the data set.
+
+    In the folder there may be others: an image's file_name may have folders, too.
+    """
+    return image.replace(os.sep, "/").split("/")[0]
+
+
+def read_captions(data, split):
+    """The images of a split as a list of Image, in the file's order.
+
+    Captions keep their order too; an image without any has an empty list. Captions of
+    images that are not listed are skipped with a warning. Raises UserError, naming the
+    file, if it is missing, is not JSON, or is not what COCO calls captions.
+    """
+    path = annotations_path(data, "captions", split)
+    return images_of(read_json(path), path, split)
+
+
+def images_of(content, path, split):
+    """The list of Image in the content of a captions file; `path` is for messages."""
+    captions = {}
+    listed = items(content, path, "images", id=(int, str), file_name=(str,))
+    for image in listed:
+        if image["id"] in captions:
+            raise cli.UserError(f"{path}: two images with id {image['id']!r}; {AGAIN}")
+        if not is_inside(image["file_name"]):
+            raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out "
+                                f"of the split's folder; {AGAIN}")
+        captions[image["id"]] = []
+    strays = 0
+    for item in items(content, path, "annotations", image_id=(int, str),
+                      caption=(str,)):
+        if item["image_id"] in captions:
+            captions[item["image_id"]].append(item["caption"])
+        else:
+            strays += 1
+    if strays:
+        cli.warn(f"{path}: skipped {strays} captions whose image_id no image has")
+    return [Image(image["id"], image["file_name"], captions[image["id"]], split)
+            for image in listed]
+
+
+def read_karpathy(path, data):
+    """Karpathy's split file: {'train', 'val', 'test', maybe 'restval': list of Image}.
+
+    The file names an image's folder only for COCO; images of Flickr are looked for in
+    the folders of `data`. Raises UserError, naming the file, if it is not such a file,
+    or if not one of its images is there.
+    """
+    content = read_json(path)
+    listed = items(content, path, "images", filename=(str,), split=(str,),
+                   sentences=(list,))
+    folder_of = {}
+    for entry in sorted(os.scandir(data), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name != "annotations":
+            folder_of.update((name, entry.name) for name in os.listdir(entry.path))
+    groups = {}
+    for number, image in enumerate(listed):
+        captions = [sentence.get("raw") if isinstance(sentence, dict) else None
+                    for sentence in image["sentences"]]
+        folder = image.get("filepath", folder_of.get(image["filename"], "images"))
+        identity = image.get("cocoid", image.get("imgid"))
+        if (not all(isinstance(caption, str) for caption in captions)
+                or type(identity) not in (int, str) or not isinstance(folder, str)
+                or not is_inside(folder) or not is_inside(image["filename"])):
+            raise cli.UserError(f"{path}: item {number} of 'images' is not as in "
+                                "Karpathy's files; download the file again")
+        groups.setdefault(image["split"], []).append(
+            Image(identity, image["filename"], captions, folder))
+    if not any(image["filename"] in folder_of for image in listed):
+        raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path}; "
+                            "put them into a folder there, or see --data")
+    return groups
+
+
+def read_boxes(data, split):
+    """The objects of a split: {image id: ((width, height), [(name, (x, y, w, h))])}.
+
+    name: of the category. In pixels of the original image, from its upper left corner.
+    An image without objects has no entry. Returns None where there is no
+    instances_<split>.json. Raises UserError, naming the file, if it is not what COCO
+    calls instances.
+    """
+    def without_outline(item):  # most of the file, and gigabytes in memory
+        item.pop("segmentation", None)
+        return item
+
+    path = annotations_path(data, "instances", split)
+    if not os.path.exists(path):
+        return None
+    content = read_json(path, without_outline)
+    names = {item["id"]: item["name"]
+             for item in items(content, path, "categories", id=(int, str), name=(str,))}
+    sizes = {item["id"]: (item["width"], item["height"])
+             for item in items(content, path, "images", id=(int, str), width=(int,),
+                               height=(int,))}
+    boxes = {}
+    for item in items(content, path, "annotations", image_id=(int, str),
+                      category_id=(int, str), bbox=(list,)):
+        box = tuple(item["bbox"])
+        if item["category_id"] not in names or len(box) != 4 or not all(
+                type(value) in (int, float) and math.isfinite(value) for value in box
+                ) or item["image_id"] not in sizes:
+            raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box "
+                                f"{box} or category {item['category_id']!r}; {AGAIN}")
+        _, found = boxes.setdefault(item["image_id"], (sizes[item["image_id"]], []))
+        found.append((names[item["category_id"]], box))
+    return boxes
+
+
+def read_json(path, keep=None):
+    """The content of a JSON file, or UserError; `keep` as in load_json."""
+    if not os.path.exists(path):
+        raise cli.UserError(f"{path}: no such file; make the data set with "
+                            "download_coco.py or `make demo`, or see --data")
+    with open(path, encoding="utf-8") as file:
+        return load_json(file, path, keep)
+
+
+def load_json(file, path, keep=None):
+    """The content of an open JSON file; UserError naming `path` if it is not JSON.
+
+    `keep` replaces every object as soon as it is parsed, so that what is not needed of
+    COCO's 330 MB of instances never piles up in memory.
+    """
+    try:
+        return json.load(file, object_hook=keep)
+    except (ValueError, RecursionError) as error:
+        raise cli.UserError(f"{path}: not JSON, or cut off ({error}); {AGAIN}")
+
+
+def items(content, path, key, **types):
+    """content[key], a list of objects with fields of the given types, or UserError."""
+    listed = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise cli.UserError(f"{path}: has no list {key!r}; {AGAIN}")
+    for number, item in enumerate(listed):
+        for field, allowed in types.items():
+            # type(), not isinstance(): true and false are no numbers here
+            if not isinstance(item, dict) or type(item.get(field)) not in allowed:
+                raise cli.UserError(f"{path}: item {number} of {key!r} has no valid "
+                                    f"{field!r}; {AGAIN}")
+    return listed

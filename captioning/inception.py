@@ -1,0 +1,241 @@
+"""InceptionV3 without its classifier: its weights, and the record of which made what.
+
+The network sees 299 x 299 pixels and gives (8, 8, 2048) numbers, the output of its last
+convolutional layer ("mixed10").
+"""
+import hashlib
+import json
+import os
+import socket
+
+import numpy as np
+
+from captioning.pictures import read_square
+from runtime import atomic, cli
+from runtime.tf import compiled, load_weights, take_no_mask, tf
+
+SIZE = 299            # InceptionV3's input, pixels
+CENTRE_WEIGHT = 3.    # see random_weights
+SPREAD = .3           # of the output of random weights; see calibrate
+
+
+def record_path(features):
+    """The record of the network that made the features in this folder."""
+    return os.path.join(features, "extractor.json")
+
+
+def calibration_path(features):
+    """The statistics that untrained weights were calibrated with."""
+    return os.path.join(features, "calibration.npz")
+
+
+def read_image(path):
+    """Any picture as the network's input, uint8 (299, 299, 3)."""
+    return read_square(path, SIZE)
+
+
+def inception(weights, images, statistics, seed=0):
+    """A function uint8 (B, 299, 299, 3) -> float32 (B, 8, 8, 2048).
+
+    weights: 'imagenet', the path of an .h5 file, or 'random'.
+    images: a function of no arguments that gives calibration pictures, uint8
+    (N, 299, 299, 3); called only for 'random', and only if there is no `statistics`.
+    statistics: the path of `calibration_path`.
+    """
+    tf.keras.backend.clear_session()  # layer names then start from 1 again
+    if weights == "random":
+        model = architecture()
+        random_weights(model, seed)
+        mean, std = calibrate(model, images, statistics)
+    else:
+        model = trained(weights)
+        mean, std = 0., 1.
+    network = compiled(fold_batch_norm(model))
+
+    def forward(pixels):
+        x = tf.cast(pixels, tf.float32) / 127.5 - 1.
+        return (network(x) - mean) / std
+    return forward
+
+
+def architecture(weights=None):
+    """Keras's InceptionV3 without its top; weights: 'imagenet', or None."""
+    return tf.keras.applications.InceptionV3(include_top=False, weights=weights,
+                                             input_shape=(SIZE, SIZE, 3))
+
+
+def trained(weights):
+    """InceptionV3 with ImageNet weights or those of an .h5 file, else UserError."""
+    other = ("give the file with --weights PATH.h5, or use untrained weights with "
+             "--weights random")
+    if weights == "imagenet":
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(60)  # Keras sets none: a dead connection would hang
+        try:
+            return architecture("imagenet")
+        except Exception as error:  # Keras raises bare Exception for a failed download
+            raise cli.UserError(f"ImageNet weights could not be downloaded ({error}); "
+                                + other)
+        finally:
+            socket.setdefaulttimeout(patience)
+    if not os.path.isfile(weights):
+        raise cli.UserError(f"{weights}: no such weights file; " + other)
+    model = architecture()
+    try:
+        load_weights(model, weights)
+    except (OSError, ValueError, KeyError) as error:
+        said = cli.one_line(error)[:200]  # Keras 3 lists all layers
+        raise cli.UserError(f"{weights}: not InceptionV3 weights without top ({said})"
+                            "; " + other)
+    return model
+
+
+def random_weights(model, seed):
+    """Fill the convolutions with seeded noise, strongest at the middle of each kernel.
+
+    The middle weighs CENTRE_WEIGHT times the rim: a cell of the output then depends
+    mostly on its own place in the picture, which is what attention needs.
+    """
+    random = np.random.RandomState(seed)
+    for layer in _in_order(model, tf.keras.layers.Conv2D):
+        h, w, c_in, c_out = layer.kernel.shape.as_list()
+        y, x = np.ogrid[:h, :w]
+        away = np.maximum(abs(y - (h - 1) / 2) / max(1, h - 1),
+                          abs(x - (w - 1) / 2) / max(1, w - 1)) * 2  # 0 middle, 1 rim
+        kernel = random.randn(h, w, c_in, c_out) * (
+            CENTRE_WEIGHT ** (1 - away))[:, :, None, None]
+        kernel *= np.sqrt(2 / (kernel ** 2).sum(axis=(0, 1, 2)))  # He et al. 2015
+        layer.set_weights([kernel.astype(np.float32)])
+
+
+def calibrate(model, images, path):
+    """Set every batch norm to sample pictures' statistics; standardise the output.
+
+    Without this an untrained InceptionV3 answers every picture with nearly the same
+    1e-3. The statistics are kept in `path`, so that all pictures meet one network.
+    Returns what to subtract from the output channels and to divide them by, each
+    float32 (2048,): their standard deviation is SPREAD then. (With 1, Adam's first
+    steps are too large for a sum of 2,048 such numbers, and attention stays blind.)
+    """
+    norms = _in_order(model, tf.keras.layers.BatchNormalization)
+    if not os.path.exists(path):
+        sample = tf.constant(images().astype(np.float32) / 127.5 - 1.)
+        for norm in norms:
+            norm.momentum = 0.  # the moving statistics become those of this one batch
+        model(sample, training=True)
+        output = np.concatenate([model(sample[i:i + 8], training=False).numpy()
+                                 for i in range(0, len(sample.numpy()), 8)])
+        arrays = {"mean": output.mean(axis=(0, 1, 2)),
+                  "std": (output.std(axis=(0, 1, 2)) + 1e-6) / SPREAD}
+        for i, norm in enumerate(norms):
+            arrays[f"moving_mean_{i}"] = np.array(norm.moving_mean.numpy())
+            arrays[f"moving_variance_{i}"] = np.array(norm.moving_variance.numpy())
+        atomic.write_arrays(path, arrays)
+    try:
+        with atomic.load_arrays(path) as arrays:
+            for i, norm in enumerate(norms):
+                norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
+                norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
+            return arrays["mean"], arrays["std"]
+    except atomic.DAMAGED:
+        raise cli.UserError(f"{path}: damaged; delete its folder and run "
+                            "extract_features.py again")
+
+
+def fold_batch_norm(model):
+    """The same network with every batch norm multiplied into the convolution before it.
+
+    BN(W * x) = (gamma / s) W * x + (beta - gamma mean / s), with s = sqrt(var + eps):
+    one pass over the activations less for each of the 94 convolutions, and no moving
+    statistics that a graph function could spoil.
+    """
+    config = model.get_config()
+    for layer in config["layers"]:
+        if layer["class_name"] == "Conv2D":
+            layer["config"]["use_bias"] = True
+        if layer["class_name"] == "BatchNormalization":
+            layer["class_name"] = "Activation"
+            layer["config"] = {"name": layer["config"]["name"], "activation": "linear"}
+            take_no_mask(layer)
+    folded = tf.keras.Model.from_config(config)
+    pairs = zip(_in_order(model, tf.keras.layers.Conv2D),
+                _in_order(model, tf.keras.layers.BatchNormalization))
+    for conv, norm in pairs:
+        gamma = norm.gamma.numpy() if norm.scale else 1.
+        scale = gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+        bias = norm.beta.numpy() - norm.moving_mean.numpy() * scale
+        folded.get_layer(conv.name).set_weights([conv.kernel.numpy() * scale, bias])
+    return folded
+
+
+def _in_order(model, kind):
+    """The model's layers of one kind in the order in which they were built.
+
+    model.layers is sorted by depth; the number in Keras's automatic names is not.
+    """
+    def built(layer):
+        tail = layer.name.rsplit("_", 1)[-1]
+        return int(tail) if tail.isdigit() else 0
+    return sorted((layer for layer in model.layers if isinstance(layer, kind)),
+                  key=built)
+
+
+def extractor(features):
+    """The network that made the features in this folder, for one's own pictures.
+
+    Returns the function of `inception`. Raises cli.UserError where the folder has no
+    extractor.json, or its features were made by another program.
+    """
+    path = record_path(features)
+    try:
+        with open(path, encoding="utf-8") as file:
+            made = json.load(file)
+        weights, seed = str(made["weights"]), int(made["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: does not say which network made these features; "
+                            "a picture of one's own needs extract_features.py's")
+    if made.get("digest", "") not in ("", digest(weights).get("digest", "")):
+        raise cli.UserError(f"{weights}: missing, or no longer the file that made "
+                            f"{features}; put that file back")
+    calibration = calibration_path(features)
+    if weights == "random" and not os.path.exists(calibration):
+        raise cli.UserError(f"{calibration}: missing; run extract_features.py again")
+    return inception(weights, None, calibration, seed)
+
+
+def digest(weights):
+    """{'digest': SHA-256} of an .h5 file of weights; {} for 'imagenet' and 'random'."""
+    if not os.path.isfile(weights):
+        return {}
+    found = hashlib.sha256()
+    with open(weights, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            found.update(block)
+    return {"digest": found.hexdigest()}
+
+
+def record_extractor(features, made):
+    """Record which network fills this folder; refuse to mix two in one folder.
+
+    made: a dict for JSON. Returns the record's path if it is new, else None. A file of
+    weights is known by what is in it, not by its name.
+    """
+    path = record_path(features)
+    if not os.path.exists(path):
+        atomic.write_json(path, made)
+        return path
+    try:
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        if not isinstance(before, dict):
+            raise ValueError
+    except ValueError:
+        raise cli.UserError(f"{path}: damaged, so the network that made these features "
+                            "is unknown; choose another folder with --features, or "
+                            "delete this one")
+    passed = "weights" if "digest" in made and "digest" in before else "digest"
+    if any(before.get(key) != made.get(key) for key in {*before, *made} - {passed}):
+        raise cli.UserError(
+            f"{features}: holds features made with {json.dumps(before)}; choose "
+            "another folder with --features, or delete this one")
+    return None

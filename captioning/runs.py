@@ -1,0 +1,209 @@
+"""A run's folder: its settings, vocabulary and images, its log and its curves.
+
+    checkpoints/<run>/settings.json      the arguments, sizes and versions
+    checkpoints/<run>/vocabulary.tsv     the words that the weights know
+    checkpoints/<run>/split.json         the images of training and validation
+    checkpoints/<run>/log.csv, loss.png  a line an epoch, and its picture
+"""
+import csv
+import io
+import json
+import os
+import subprocess
+import typing
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
+from captioning.tokens import LARGEST, Vocabulary, read_vocabulary, write_vocabulary
+from model import Captioner, Sizes
+from runtime import atomic, cli
+
+RUNS = "checkpoints"
+# What makes a run another model: it cannot change when the run is resumed.
+FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
+         "penalty", "no_gate", "no_state", "initial_state", "optimizer",
+         "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
+         "val_images", "seed")
+
+
+class Run(typing.NamedTuple):
+    """A trained run."""
+    folder: str
+    settings: dict
+    vocabulary: Vocabulary
+    model: Captioner
+    history: typing.List[dict]  # of each finished epoch, what log.csv says
+
+
+def run_folder(name):
+    """The folder of the run called so. Raises cli.UserError for what is no name."""
+    if os.path.basename(name) != name or name in ("", ".", "..") or name[0] == "-":
+        raise cli.UserError(f"--run {name}: give a plain name without folders")
+    return os.path.join(RUNS, name)
+
+
+def settings_path(folder):
+    """The arguments, sizes and versions of a run."""
+    return os.path.join(folder, "settings.json")
+
+
+def split_path(folder):
+    """The images of training and validation of a run."""
+    return os.path.join(folder, "split.json")
+
+
+def curves_path(folder):
+    """The picture of a run's loss and scores."""
+    return os.path.join(folder, "loss.png")
+
+
+def read_run(name, checkpoint="best"):
+    """A trained run: its settings, Vocabulary and Captioner with weights, its history.
+
+    checkpoint: 'best', 'newest' or 'previous'. Raises cli.UserError where the run does
+    not exist, is damaged, or its parts do not fit together.
+    """
+    folder = os.path.join(RUNS, name)
+    path = settings_path(folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = json.load(file)
+        model = build(settings)
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no such run; train it with: python train.py "
+                            f"--run {name}")
+    except (ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: damaged; train the run again under another name")
+    vocabulary = read_vocabulary(folder)
+    if len(vocabulary) != settings["sizes"]["vocabulary"]:
+        raise cli.UserError(f"{folder}: its vocabulary has {len(vocabulary)} words, "
+                            f"the weights {settings['sizes']['vocabulary']}; put the "
+                            "run's own vocabulary back")
+    progress = load_checkpoint(checkpoint_path(folder, checkpoint), model)
+    return Run(folder, settings, vocabulary, model, progress.history)
+
+
+def read_split(folder):
+    """Which images a run was trained and validated on: {'train', 'val': list of str}.
+
+    folder: the run's. Raises cli.UserError where the file is missing or damaged.
+    """
+    path = split_path(folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            split = json.load(file)
+        if not all(isinstance(image, str) for name in ("train", "val")
+                   for image in split[name]):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: missing or damaged, so the images that the "
+                            "run was trained on are unknown; train it again under "
+                            "another name")
+    return split
+
+
+def build(settings):
+    """The Captioner of a settings.json, with its first weights.
+
+    Raises ValueError, KeyError or TypeError where these are not such settings.
+    """
+    sizes = Sizes(**settings["sizes"])
+    if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
+        raise ValueError(f"bad sizes {sizes}")
+    return Captioner(sizes, gate=not settings["no_gate"],
+                     initial_state=settings["initial_state"],
+                     recurrent=not settings["no_state"], seed=settings["seed"])
+
+
+def write_settings(folder, settings, images, vocabulary):
+    """Write a new run's settings, or check that an old run is resumed with the same.
+
+    images: {'train', 'val': list of str}, what `read_split` returns. vocabulary: a
+    Vocabulary. A run that has no checkpoint yet (out of memory, say) may begin again
+    with other settings. Raises cli.UserError where the run is another one.
+    """
+    if is_begun(folder):
+        check_settings(folder, settings, images)
+    os.makedirs(folder, exist_ok=True)
+    atomic.write_json(split_path(folder), images)
+    atomic.write_json(settings_path(folder), settings)
+    write_vocabulary(folder, vocabulary)
+
+
+def check_settings(folder, settings, images):
+    """Raise cli.UserError where a run was started with other settings or images."""
+    path = settings_path(folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        other = [key for key in FIXED + ("sizes", "vocabulary_digest")
+                 if before.get(key) != settings[key]]
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: missing, so what these checkpoints are of is "
+                            "unknown; put it back, or choose another --run")
+    except (ValueError, AttributeError):
+        raise cli.UserError(f"{path}: damaged; choose another --run")
+    if other:
+        raise cli.UserError(
+            f"{path}: this run was started with another "
+            f"{', '.join(other).replace('_', ' ')}; repeat its command, or choose "
+            "another --run")
+    if read_split(folder) != images:
+        raise cli.UserError(f"{folder}: this run was started with other images; "
+                            "tokenize those again, or choose another --run")
+
+
+def commit():
+    """The git commit of these scripts; 'unknown' where there is no git or no clone."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here,
+                                       stderr=subprocess.DEVNULL).decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_log(folder, history, dropout):
+    """log.csv and loss.png from the whole history: they never contradict it.
+
+    dropout: whether the training loss was measured with it; the curve then says so.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, sorted(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
+        file.write(text.getvalue())
+    figure = draw_curves(history, dropout)
+    with atomic.writing(curves_path(folder)) as file:
+        figure.canvas.print_figure(file, dpi=150, format="png")
+
+
+def draw_curves(history, dropout):
+    """The Figure of loss.png; history, dropout: as for `write_log`."""
+    training = "training (with dropout)" if dropout else "training"
+    panels = [("cross-entropy (nats a word)",
+               (("train_loss", "#4477aa", training),
+                ("val_loss", "#ee6677", "validation")))]
+    if "val_cider" in history[0]:
+        panels.append(("score of validation captions (%)",
+                       (("val_cider", "#228833", "CIDEr"),
+                        ("val_bleu4", "#aa3377", "BLEU-4"))))
+    figure = Figure(figsize=(4.5 * len(panels), 3.2))
+    FigureCanvasAgg(figure)
+    epochs = [row["epoch"] for row in history]
+    for i, (unit, curves) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), i)
+        for key, colour, label in curves:
+            axes.plot(epochs, [row[key] for row in history], ".-", color=colour,
+                      label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines["top"].set_visible(False)
+        axes.spines["right"].set_visible(False)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,173 @@
+"""Captions as word indices: the vocabulary, the padded arrays, and the references.
+
+    <tokens>/vocabulary.tsv          index, word, how often; a person can read it
+    <tokens>/<name>.npz              see Tokens for what is inside
+    <tokens>/references_<name>.json  the captions as written, for the scores
+"""
+import hashlib
+import json
+import os
+import re
+import typing
+
+import numpy as np
+
+from runtime import atomic, cli
+
+PAD, START, END, UNK = range(4)
+SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
+LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
+# Letters and digits of any script, and apostrophes inside a word: man's stays one word.
+WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+
+
+class Tokens(typing.NamedTuple):
+    """The captions of one split, as arrays."""
+    words: np.ndarray      # int32 (captions, C + 1): start, words, end, padding
+    lengths: np.ndarray    # int32 (captions,): words to predict, the end token included
+    image_of: np.ndarray   # int32 (captions,): index into images and image_ids
+    images: np.ndarray     # str (images,): paths below the data set
+    image_ids: np.ndarray  # str (images,)
+    vocabulary: str        # its digest
+
+
+class Vocabulary:
+    """Words and indices: `index_word[i]` and `word_index[word]` undo each other."""
+
+    def __init__(self, words, counts):
+        """words: the kept words, most frequent first. counts: how often each was seen,
+        with those of the four special tokens (pad, start, end, UNK) before them.
+        """
+        self.index_word = list(SPECIAL) + list(words)
+        self.word_index = {word: i for i, word in enumerate(self.index_word)}
+        self.counts = list(counts)
+
+    def __len__(self):
+        return len(self.index_word)
+
+    def encode(self, words):
+        """A list of words -> their indices; UNK for those that were not kept."""
+        return [self.word_index.get(word, UNK) for word in words]
+
+    def decode(self, indices):
+        """Indices -> a caption: up to the end token, without start and padding."""
+        words = []
+        for index in indices:
+            if index == END:
+                break
+            if index not in (PAD, START):
+                words.append(self.index_word[index])
+        return " ".join(words)
+
+    def words(self, indices):
+        """Indices of a caption -> its words, a list of str, without the end token."""
+        return [self.index_word[i] for i in indices if i != END]
+
+    def digest(self):
+        """What tells two vocabularies apart: SHA-256 of the words in order."""
+        return hashlib.sha256("\n".join(self.index_word).encode("utf-8")).hexdigest()
+
+
+def split_words(caption):
+    """A caption's words: lower case, without punctuation."""
+    return WORD.findall(caption.lower())
+
+
+def vocabulary_path(folder):
+    """The vocabulary of a folder of tokens, or of a run."""
+    return os.path.join(folder, "vocabulary.tsv")
+
+
+def write_vocabulary(folder, vocabulary):
+    """Write a Vocabulary into a folder, for `read_vocabulary`."""
+    with atomic.writing(vocabulary_path(folder), "w", encoding="utf-8") as file:
+        file.write("index\tword\tcount\n")
+        file.writelines(f"{i}\t{word}\t{count}\n" for i, (word, count) in
+                        enumerate(zip(vocabulary.index_word, vocabulary.counts)))
+
+
+def read_vocabulary(folder):
+    """The Vocabulary of a folder. Raises cli.UserError where it is not one."""
+    path = vocabulary_path(folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+        counts = [int(row[2]) for row in rows[1:]]
+        words = [row[1] for row in rows[1:]]
+        if (rows[0] != ["index", "word", "count"] or tuple(words[:4]) != SPECIAL
+                or [int(row[0]) for row in rows[1:]] != list(range(len(words)))
+                or len(set(words)) != len(words) or "" in words):
+            raise ValueError
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no vocabulary there; run tokenize_captions.py")
+    except (ValueError, IndexError):
+        raise cli.UserError(f"{path}: not a vocabulary of this project, or damaged; "
+                            "run tokenize_captions.py again")
+    return Vocabulary(words[4:], counts)
+
+
+def tokens_path(folder, name):
+    """Where the Tokens of a split are."""
+    return os.path.join(folder, name + ".npz")
+
+
+def write_tokens(folder, name, tokens):
+    """Write the Tokens of a split, for `read_tokens`."""
+    atomic.write_arrays(tokens_path(folder, name), tokens._asdict(), compress=True)
+
+
+def read_tokens(folder, name):
+    """The Tokens of a split. Raises cli.UserError if they are missing or bad."""
+    path = tokens_path(folder, name)
+    try:
+        with atomic.load_arrays(path) as arrays:
+            tokens = Tokens(**{name: arrays[name] for name in Tokens._fields})
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")
+    except atomic.DAMAGED:
+        raise cli.UserError(f"{path}: damaged, or not of this project; run "
+                            "tokenize_captions.py again")
+    captions, columns = tokens.words.shape if tokens.words.ndim == 2 else (0, 0)
+    fits = (captions > 0 and tokens.words.dtype == tokens.lengths.dtype == np.int32
+            and tokens.image_of.dtype == np.int32
+            and tokens.lengths.shape == tokens.image_of.shape == (captions,)
+            and tokens.images.shape == tokens.image_ids.shape
+            and tokens.images.ndim == 1 and tokens.images.dtype.kind == "U"
+            and tokens.lengths.min() >= 1 and tokens.lengths.max() < columns
+            and tokens.words.min() >= 0
+            and 0 <= tokens.image_of.min()
+            and tokens.image_of.max() < len(tokens.images))
+    if not fits:
+        raise cli.UserError(f"{path}: its arrays do not fit together; run "
+                            "tokenize_captions.py again")
+    return tokens._replace(vocabulary=str(tokens.vocabulary))
+
+
+def references_path(tokens, name):
+    """Where the captions of a split are, as people wrote them."""
+    return os.path.join(tokens, f"references_{name}.json")
+
+
+def write_references(folder, name, images):
+    """Write the captions of a split's Images, for `read_references`."""
+    atomic.write_json(references_path(folder, name),
+                      {str(image.id): image.captions for image in images
+                       if image.captions})
+
+
+def read_references(folder, name):
+    """{image id: list of captions} of a split. Raises cli.UserError if missing or bad.
+    """
+    path = references_path(folder, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            references = json.load(file)
+        if not references or not all(isinstance(group, list) and group and all(
+                isinstance(caption, str) for caption in group)
+                for group in references.values()):
+            raise ValueError
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no references there; run tokenize_captions.py")
+    except (ValueError, AttributeError, RecursionError):
+        raise cli.UserError(f"{path}: damaged; run tokenize_captions.py again")
+    return references

@@ -1,0 +1,1 @@
+"""The data set that the project draws itself, and its score."""

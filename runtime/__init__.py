@@ -1,0 +1,4 @@
+"""The machine that the scripts run on: command line, files, TensorFlow, processes.
+
+Nothing here knows of captions.
+"""

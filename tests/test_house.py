@@ -1,0 +1,130 @@
+"""The rules of the house: who imports whom, and where a file's name is spelled."""
+import ast
+import collections
+import functools
+import os
+import re
+
+import pytest
+
+from commands import ROOT
+
+STEPS = ("download_coco", "extract_features", "tokenize_captions", "train", "evaluate",
+         "plot_attention")
+ROOMS = {"runtime": {"runtime"}, "captioning": {"captioning", "runtime", "model"},
+         "analysis": {"analysis", "captioning", "runtime", "model"},
+         "demo": {"demo", "captioning", "runtime", "model"}}
+LONGEST = 60  # lines of a function, its docstring counted
+# One algorithm each, which reads better in one piece
+LONG = {"captioning/decode.py: beam_search"}
+# Files that one step or module writes and others read, by what names them in the code
+ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv",
+             "references_", "skipped_", "settings.json", "split.json", "log.csv",
+             "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
+             "_results.json", "failed_images_", "pointing_", "scenes_val.json",
+             "report_")
+
+
+@functools.lru_cache()
+def sources():
+    """{path below the root: its syntax tree}, of all but tests and benchmarks."""
+    found = {}
+    for folder in ("", *ROOMS):
+        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
+            path = os.path.join(folder, name)
+            if name.endswith(".py"):
+                with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+                    found[path] = ast.parse(file.read())
+    return found
+
+
+def rooms_imported(tree):
+    """The first parts of all modules that a file imports, wherever it does."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def strings(tree):
+    """The texts of a file that are not docstrings, with {} for what is put in."""
+    documented = {node.body[0].value for node in ast.walk(tree)
+                  if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+                  and node.body and isinstance(node.body[0], ast.Expr)}
+    inside, found = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inside |= set(node.values)
+            found.append("".join(text(part) or "{}" for part in node.values))
+    return found + [text(node) for node in ast.walk(tree)
+                    if text(node) and node not in documented and node not in inside]
+
+
+def text(node):
+    """The str that a node of a syntax tree is, else None; Python 3.6 to 3.13."""
+    value = getattr(node, "s", None) if type(node).__name__ == "Str" else getattr(
+        node, "value", None) if type(node).__name__ == "Constant" else None
+    return value if isinstance(value, str) else None
+
+
+def test_root_has_the_model_and_the_six_steps_and_no_other_python():
+    assert {name[:-3] for name in os.listdir(ROOT) if name.endswith(".py")} == {
+        "model", *STEPS}
+
+
+@pytest.mark.parametrize("path", sorted(sources()))
+def test_files_import_only_what_is_below_them(path):
+    ours = set(ROOMS) | set(STEPS) | {"model", "benchmarks", "results", "tests"}
+    room = os.path.dirname(path)
+    allowed = ROOMS.get(room, {"captioning", "runtime", "model"})
+    if path == "model.py":
+        allowed = {"runtime"}
+    assert rooms_imported(sources()[path]) & ours <= allowed
+
+
+@pytest.mark.parametrize("artefact", ARTEFACTS)
+def test_name_of_a_file_is_spelled_in_one_module(artefact):
+    pattern = re.compile(r"(^|/|\{\})" + re.escape(artefact)
+                         + (r"\{\}" if artefact.endswith("_") else "$"))
+    spelled = [path for path, tree in sources().items()
+               if any(pattern.search(text) for text in strings(tree))]
+    assert len(spelled) == 1
+
+
+def test_functions_can_be_read_without_scrolling():
+    lengths = collections.OrderedDict()
+    for path, tree in sources().items():
+        with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                last = max(getattr(inner, "lineno", 0) for inner in ast.walk(node))
+                while last < len(lines) and (not lines[last].strip()
+                                             or lines[last].startswith(
+                                                 " " * (node.col_offset + 1))):
+                    last += 1
+                while not lines[last - 1].strip():
+                    last -= 1
+                lengths[f"{path}: {node.name}"] = last - node.lineno + 1
+    assert max(lengths.values()) > 20  # it can count
+    assert {name for name, n in lengths.items() if n > LONGEST} == LONG
+
+
+def test_drawing_needs_neither_the_net_nor_the_scorers():
+    needed, todo = set(), ["plot_attention.py"]
+    while todo:
+        tree = sources()[todo.pop()]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                for module in [node.module] + [f"{node.module}.{alias.name}"
+                                               for alias in node.names]:
+                    path = module.replace(".", "/") + ".py"
+                    if path in sources() and path not in needed:
+                        todo.append(path)
+                        needed.add(path)
+        needed |= rooms_imported(tree)
+    assert "captioning/decoded.py" in needed  # it can follow
+    assert not needed & {"requests", "sklearn", "pycocoevalcap"}
