@@ -29,12 +29,12 @@ import urllib.parse
 import zipfile
 import zlib
 
-import PIL.Image
 import requests
 from tqdm import tqdm
 
 from captioning.coco import (annotations_path, image_path, images_of, is_inside,
                              load_json, read_captions, read_json)
+from captioning.pictures import Unreadable, upright
 from runtime import atomic, cli
 
 MIRROR = "http://images.cocodataset.org"  # its https certificate is for another name
@@ -204,7 +204,7 @@ def get_whole(data, split, annotations, mirror):
     images = read_captions(data, split)
     # By the images themselves: who needs the space may remove the archives of images
     missing = [image.file_name for image in images
-               if not os.path.isfile(image_path(data, split, image.file_name))]
+               if not is_whole(image_path(data, split, image.file_name))]
     there = len(images) - len(missing)
     print(f"{split}: {there} of {len(images)} images already there")
     if missing:
@@ -237,6 +237,8 @@ def fetch_images(data, split, images, mirror, workers, max_bad):
     """
     def fetch_image(file_name):
         path = image_path(data, split, file_name)
+        if os.path.exists(path) and not is_whole(path):
+            os.replace(path, path + ".bad")
         new = fetch(f"{mirror}/{split}/{urllib.parse.quote(file_name)}", path)
         check_picture(path)
         return new
@@ -268,13 +270,29 @@ def fetch_images(data, split, images, mirror, workers, max_bad):
 
 def check_picture(path):
     """Set a file aside as `path`.bad and raise UserError if it is not a picture."""
-    try:
-        PIL.Image.open(path).close()  # reads the header only
-    except (OSError, PIL.Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the disk, not the picture
+    if not is_whole(path):
         os.replace(path, path + ".bad")
         raise cli.UserError(f"{path}: not a picture that Pillow can read")
+
+
+def is_whole(path):
+    """Whether a file is a picture, and not cut short. Raises OSError of the disk.
+
+    The end of a JPEG or PNG file is enough; what ends otherwise is decoded.
+    """
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return False
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(max(0, os.path.getsize(path) - 2))
+        if (start[:2], file.read()) in ((b"\xff\xd8", b"\xff\xd9"),
+                                        (b"\x89P", b"\x60\x82")):
+            return True
+    try:
+        upright(path)
+        return True
+    except Unreadable:
+        return False
 
 
 def load_member(archive, name, keep=None):

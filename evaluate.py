@@ -19,6 +19,7 @@ Writes, below checkpoints/<run>/:
 """
 import os
 import time
+import typing
 
 from captioning import scores
 from captioning.coco import split_of
@@ -27,11 +28,14 @@ from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of
                                 remove_scores, write_decoded, write_nbest,
                                 write_results, write_scores)
 from captioning.features import find_features
+from captioning.inception import check_network
 from captioning.runs import RUNS, read_run, read_split
-from captioning.tokens import (PAD, START, UNK, read_references, read_tokens,
-                               references_path)
+from captioning.tokens import (PAD, START, UNK, read_images, read_references,
+                               read_tokens, references_path)
 from runtime import cli
 from runtime.tf import device_errors, device_name, start, tf
+
+FEW = 50  # images, for CIDEr
 
 
 def refuse_seen(folder, split, images):
@@ -50,7 +54,14 @@ def show(summary):
         low, high = summary["intervals"][name]
         rows.append((name, f"{value:.2f}", f"{low:.2f} - {high:.2f}"))
     cli.table(rows)
-    print("with punctuation: full stops and commas are words, no brevity penalty\n")
+    print("with punctuation: full stops and commas are words, no brevity penalty")
+    if "length" in summary:
+        print(f"the captions have {summary['length']:.0f} % of the words of the "
+              "closest references; without brevity penalty short ones score higher")
+    if summary["images"] < FEW:
+        print(f"CIDEr weighs words by how few of the {summary['images']} images have "
+              "them: of so few images it says little, and of one it is 0")
+    print()
     cli.table([("", "generated", "first reference")] + [
         (name, f"{value:.1f}", f"{summary['habits_of_first_references'][name]:.1f}")
         for name, value in summary["habits"].items()])
@@ -79,101 +90,170 @@ def main():
     start()
     run = read_run(args.run, args.checkpoint)
     with cli.locked(run.folder), device_errors(args.batch_size):
-        evaluate(args, run)
-    cli.next_step("plot_attention.py", "--run", args.run)
+        name = evaluate(args, run)
+    cli.next_step("plot_attention.py", "--run", args.run,
+                  *(("--split", name) if name != "val" else ()))
+
+
+class Inputs(typing.NamedTuple):
+    """What is captioned: images with sound features."""
+    name: str                     # of the results: the split's, or one of its own
+    source: dict                  # the folders 'data', 'tokens' and 'features'
+    images: typing.List[str]      # paths below the data set
+    ids: typing.List[str]
+    as_annotated: list            # the same ids, int where the annotations have int
+    paths: typing.List[str]       # of the features
+    server: str                   # the split's name for the COCO server
 
 
 def evaluate(args, run):
-    """Caption and score the split, write the files, print the scores.
+    """Caption and score a split, write the files, print the scores; the results' name.
 
     args: the command's. run: a Run.
     """
-    images, ids, paths, references = inputs(args, run)
-    theirs = None
-    if args.compare:
-        theirs = read_captions_of(os.path.join(RUNS, args.compare), args.split)
-        if not set(ids) & set(theirs):
-            raise cli.UserError(f"{args.compare} and {args.run} have no image of "
-                                f"{args.split} in common")
-    trained = read_references(run.settings["tokens"], "train")
+    data = inputs(args, run)
+    references = read_references(data.source["tokens"], args.split)
+    described = [i for i in data.ids if i in references]
+    if not described:
+        raise cli.UserError(f"{references_path(data.source['tokens'], args.split)}: "
+                            "has no captions of these images; run "
+                            "tokenize_captions.py again")
+    if len(described) < len(data.ids):
+        cli.warn(f"{len(data.ids) - len(described)} of {len(data.ids)} images have no "
+                 "captions by people; they are captioned, and not scored")
+    theirs = read_theirs(args.compare, data) if args.compare else None
+    training = read_training(run, data.source["tokens"])
 
     begin = time.time()
-    beams = decode_files(run.model, paths, args.batch_size, width=args.beam,
+    beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
                          max_steps=args.max_steps, length_power=args.length_power,
                          forbidden=(PAD, START) + (() if args.allow_unk else (UNK,)))
-    speed = len(ids) / (time.time() - begin)
-    texts = {i: run.vocabulary.decode(beam[0].words) for i, beam in zip(ids, beams)}
-    written = write_captions(args, run, images, ids, beams)
+    speed = len(data.ids) / (time.time() - begin)
+    texts = {i: run.vocabulary.decode(beam[0].words)
+             for i, beam in zip(data.ids, beams)}
+    written = write_captions(args, run, data, beams)
 
-    scored = scores.score(texts, references, args.spice)
+    scored = scores.score({i: texts[i] for i in described}, references, args.spice)
     if scored.tokenizer != scores.PTB:
-        cli.warn("no Java was found: METEOR is left out, and the other scores are of "
-                 "captions in lower case without punctuation instead of PTB's tokens")
-    summary = scores.summarize(
-        scored, texts, references,
-        {scores.plain(c) for group in trained.values() for c in group})
+        cli.warn("no Java was found that runs: METEOR is left out, and the other "
+                 "scores are of captions in lower case without punctuation instead of "
+                 "PTB's tokens")
+    summary = scores.summarize(scored, texts, references, training)
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
                    checkpoint=args.checkpoint, epoch=len(run.history),
                    device=device_name(), tensorflow=tf.__version__,
-                   images_per_second=round(speed, 1))
-    written.append(write_scores(run.folder, args.split, summary))
+                   images_per_second=round(speed, 1), source=data.source)
+    written.append(write_scores(run.folder, data.name, summary))
 
-    print(f"{len(ids)} images of {args.split}, epoch {summary['epoch']}, beam "
+    print(f"{len(described)} images of {args.split}, epoch {summary['epoch']}, beam "
           f"{args.beam}, {speed:.1f} images/s, tokenizer: {scored.tokenizer}\n")
     show(summary)
     if args.compare:
-        compare(args.run, args.compare, texts, theirs, references)
+        compare(args.run, args.compare, {i: texts[i] for i in described}, theirs,
+                references)
     print("\nwritten: " + ", ".join(written))
+    return data.name
 
 
 def inputs(args, run):
-    """What to caption: paths of the images, their ids and features, and references.
+    """The Inputs of a command; images without sound features are left out.
 
-    Three lists of str, and {id: list of str}. Images without sound features are left
-    out. Raises cli.UserError where the run was trained on the images, or where there
-    are no features or references.
+    Results on another data set than the run's get a name of their own. Raises
+    cli.UserError where the run was trained on the images, or where there are no
+    features, or those of another network.
     """
-    features = args.features or run.settings["features"]
-    folder = args.tokens or run.settings["tokens"]
-    tokens = read_tokens(folder, args.split)
+    tokens_folder = args.tokens or run.settings["tokens"]
+    source = {"data": run.settings["data"], "tokens": tokens_folder,
+              "features": args.features or run.settings["features"]}
+    tokens = read_tokens(tokens_folder, args.split)
     if not args.allow_seen:
         refuse_seen(run.folder, args.split, tokens.images.tolist())
-    paths, sound = find_features(features, tokens.images, args.split)
+    name = args.split
+    if args.tokens:
+        source["data"] = args.data or os.path.dirname(os.path.abspath(args.tokens))
+        own = set(read_split(run.folder)["val"])
+        if set(read_images(args.tokens, "val")) != own:
+            name += "_of_" + os.path.basename(os.path.abspath(source["data"]))
+    if "extractor" in run.settings:
+        check_network(source["features"], run.settings["extractor"], args.run)
+    paths, sound = find_features(source["features"], tokens.images, args.split)
     there = sound.nonzero()[0]
     if len(there) < len(paths):
         cli.warn(f"{len(paths) - len(there)} of {len(paths)} images have no "
                  "sound features and are left out: run extract_features.py again")
     ids = [str(tokens.image_ids[i]) for i in there]
-    references = read_references(folder, args.split)
-    lost = [i for i in ids if i not in references]
-    if lost:
-        raise cli.UserError(f"{references_path(folder, args.split)}: has no captions "
-                            f"of image {lost[0]} and {len(lost) - 1} others; run "
-                            "tokenize_captions.py again")
-    return ([str(tokens.images[i]) for i in there], ids, [paths[i] for i in there],
-            references)
+    images = [str(tokens.images[i]) for i in there]
+    return Inputs(name, source, images, ids,
+                  [int(i) if tokens.is_number[n] else i for i, n in zip(ids, there)],
+                  [paths[i] for i in there],
+                  server_name(args.split, tokens_folder, images)
+                  if name == args.split else name)
 
 
-def write_captions(args, run, images, ids, beams):
+def server_name(split, tokens_folder, images):
+    """The COCO server's name of a split, val2014, say.
+
+    It is that of the images' folder, but where another split has images in that, too.
+    """
+    folders = set(map(split_of, images))
+    others = {split_of(image) for other in ("train", "val", "test") if other != split
+              for image in read_images(tokens_folder, other)}
+    return split if len(folders) > 1 or folders & others else folders.pop()
+
+
+def read_theirs(other, data):
+    """{image id: caption} of another run's results under the same name.
+
+    Raises cli.UserError where they have no image in common, or are of other images.
+    """
+    theirs = read_captions_of(os.path.join(RUNS, other), data.name)
+    images = dict(zip(data.ids, data.images))
+    both = set(images) & set(theirs)
+    if not both:
+        raise cli.UserError(f"{other}: has no caption of an image of {data.name}")
+    for i in both:
+        if theirs[i][0] != images[i]:
+            raise cli.UserError(f"{other}: its image {i} is {theirs[i][0]}, not "
+                                f"{images[i]}: captions of another data set cannot be "
+                                "compared")
+    return {i: caption for i, (_, caption) in theirs.items()}
+
+
+def read_training(run, tokens_folder):
+    """The captions that a run was trained on, as scores.plain gives them; None where
+    they are not there any more. tokens_folder: where else to look.
+    """
+    trained = read_split(run.folder)["train"]
+    for folder in (run.settings["tokens"], tokens_folder):
+        if os.path.exists(references_path(folder, "train")) and (
+                read_images(folder, "train") == trained):
+            references = read_references(folder, "train")
+            return {scores.plain(c) for group in references.values() for c in group}
+    cli.warn(f"{run.settings['tokens']}: the captions that {run.folder} was trained on "
+             "are not there, so how many are new is not told")
+    return None
+
+
+def write_captions(args, run, data, beams):
     """Write what was decoded, before it is scored; return the paths of the files.
 
-    images, ids: lists of str. beams: of each image a list of Captions, best first.
+    data: Inputs. beams: of each image a list of Captions, best first.
     """
-    remove_scores(run.folder, args.split)  # they are of the captions before
-    write_decoded(run.folder, args.split,
-                  pack([beam[0] for beam in beams], images, ids))
-    splits = set(map(split_of, images))  # the server's name for val is val2014, say
-    name = splits.pop() if len(splits) == 1 else args.split
-    results = write_results(run.folder, name, args.run, [
-        (i, run.vocabulary.decode(beam[0].words)) for i, beam in zip(ids, beams)])
-    written = [results, decoded_path(run.folder, args.split)]
+    remove_scores(run.folder, data.name)  # they are of the captions before
+    write_decoded(run.folder, data.name, pack([beam[0] for beam in beams], data.images,
+                                              data.ids), data.source)
+    results = write_results(run.folder, data.server, args.run, [
+        (i, run.vocabulary.decode(beam[0].words))
+        for i, beam in zip(data.as_annotated, beams)])
+    written = [results, decoded_path(run.folder, data.name)]
     nbest = None
     if args.n_best:
         nbest = {i: [{"caption": run.vocabulary.decode(caption.words),
                       "log_prob": round(float(caption.log_probs.sum()), 4)}
-                     for caption in beam[:args.n_best]] for i, beam in zip(ids, beams)}
-        written.append(nbest_path(run.folder, args.split))
-    write_nbest(run.folder, args.split, nbest)
+                     for caption in beam[:args.n_best]]
+                 for i, beam in zip(data.ids, beams)}
+        written.append(nbest_path(run.folder, data.name))
+    write_nbest(run.folder, data.name, nbest)
     return written
 
 
@@ -204,8 +284,11 @@ def arguments():
     parser.add_argument("--compare", metavar="RUN",
                         help="paired bootstrap against another run's captions")
     parser.add_argument("--batch-size", type=positive, default=64, help="images")
-    parser.add_argument("--tokens", help="default: those of the run")
+    parser.add_argument("--tokens", help="default: those of the run; of another data "
+                                         "set, results get a name of their own")
     parser.add_argument("--features", help="default: those of the run")
+    parser.add_argument("--data", help="the data set of --tokens (default: the folder "
+                                       "that holds it)")
     return parser.parse_args()
 
 

@@ -22,6 +22,7 @@ Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
 import argparse
 import collections
 import concurrent.futures
+import errno
 import glob
 import os
 
@@ -32,7 +33,7 @@ from captioning.coco import read_captions, read_karpathy, splits
 from captioning.features import SHAPE, feature_path, is_sound, write_features
 from captioning.inception import (SIZE, calibration_path, digest, inception, read_image,
                                   record_extractor)
-from captioning.pictures import UNREADABLE
+from captioning.pictures import Unreadable
 from runtime import cli, ranks
 from runtime.tf import device_errors, py_function, start, tf
 
@@ -48,8 +49,10 @@ def batches(paths, batch_size):
     def load(index):
         try:
             return read_image(paths[int(index)]), b""
-        except UNREADABLE as error:
-            return np.zeros((SIZE, SIZE, 3), np.uint8), cli.one_line(error).encode()
+        except Exception as error:  # nothing may escape: the input pipeline would hang
+            return (np.zeros((SIZE, SIZE, 3), np.uint8),
+                    (cli.one_line(error) or type(error).__name__).encode("utf-8",
+                                                                         "replace"))
 
     def decode(index):
         pixels, error = py_function(load, [index], [tf.uint8, tf.string])
@@ -62,11 +65,13 @@ def batches(paths, batch_size):
         yield index.numpy(), pixels, [e.decode() for e in errors.numpy()]
 
 
-def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 1)):
+def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 1),
+            most=1.):
     """Write the missing features of one split, or of a share of it.
 
-    share: (i, N): only every N-th batch, from the i-th on. Returns (name, error) of
-    each image that was skipped, and how many images the share has.
+    share: (i, N): only every N-th batch, from the i-th on. most: share of the images
+    that may be skipped; above that it stops at once. Returns (name, error) of each
+    image that was skipped, and how many images the share has.
     """
     # Always the same batches, if only for one image of them: the last digits of its
     # features depend on its place in a batch, but not on where a run was stopped.
@@ -86,10 +91,15 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
                 continue
             if not error and not np.isfinite(array).all():
                 error = f"its features are not finite in {dtype}"
+            if not error:
+                try:
+                    write_features(paths[name], array)
+                except OSError as refusal:
+                    if refusal.errno != errno.ENAMETOOLONG:
+                        raise
+                    error = "its name is too long for a features file"
             if error:
                 bad.append((name, error))
-            else:
-                write_features(paths[name], array)
         bar.update(len(missing.intersection(names)))
 
     # The disk is waited for while the network works on the next batch. Whatever ends
@@ -99,7 +109,11 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
             concurrent.futures.ThreadPoolExecutor(1) as writer:
         sources, written = [os.path.join(data, name) for name in todo], None
         for indices, pixels, errors in batches(sources, batch_size) if todo else ():
-            output = np.array(forward(pixels).numpy())
+            if len(bad) > most * len(names):
+                break
+            output = np.zeros((len(errors),) + SHAPE, np.float32)
+            if not all(errors):
+                output = np.array(forward(pixels).numpy())
             if written:
                 written.result()
             written = writer.submit(write, [todo[i] for i in indices], output, errors)
@@ -114,7 +128,7 @@ def sample_images(data, split, names, seed):
     for i in np.random.RandomState(seed).permutation(len(names)):
         try:
             pictures.append(read_image(os.path.join(data, names[i])))
-        except UNREADABLE:
+        except Unreadable:
             continue  # extract() reports it
         if len(pictures) == CALIBRATION_IMAGES:
             break
@@ -130,11 +144,32 @@ def main():
     features = args.features or os.path.join(args.data, "features")
     share = share_of_process(args.shard)
     names = images_of_splits(args)
-    start()
-    with cli.locked(features, suffix(share)), device_errors(args.batch_size):
-        extract_splits(args, features, names, share)
+    with cli.locked(features, suffix(share)):
+        look_for_images(args, features, names)
+        start()
+        with device_errors(args.batch_size):
+            extract_splits(args, features, names, share)
+    if args.features:
+        print(f"train.py finds these features with: --features {args.features}")
     cli.next_step("tokenize_captions.py", "--data", args.data,
                   *(("--karpathy", args.karpathy) if args.karpathy else ()))
+
+
+def look_for_images(args, features, names):
+    """Raise cli.UserError where too many images are missing, before any is computed.
+
+    names: {split: paths below args.data}. Images that have features are not needed.
+    """
+    for split, images in names.items():
+        missing = [name for name in images
+                   if not os.path.exists(os.path.join(args.data, name))
+                   and not os.path.exists(feature_path(features, name))]
+        if len(missing) > args.max_bad * len(images):
+            raise cli.UserError(
+                f"{os.path.join(args.data, missing[0])}: no such file, nor "
+                f"{len(missing) - 1} others of the {len(images)} images of {split}; "
+                "get them with download_coco.py, choose other --splits, or raise "
+                "--max-bad")
 
 
 def share_of_process(shard):
@@ -178,7 +213,8 @@ def extract_splits(args, features, names, share):
     forward = network(args, features, names)
     for split in names:
         bad, count = extract(split, names[split], args.data, features, forward,
-                             args.batch_size, np.dtype(args.dtype), share)
+                             args.batch_size, np.dtype(args.dtype), share,
+                             args.max_bad)
         cli.left_out(unreadable_path(features, split, suffix(share)),
                      [f"{name}\t{error}" for name, error in bad], count, args.max_bad,
                      f"images of {split}", "mend them or raise --max-bad")
@@ -192,7 +228,7 @@ def extract_splits(args, features, names, share):
 
 def network(args, features, names):
     """`inception` for this folder, recorded there by the first process to come."""
-    split = next(iter(names))
+    split = next((split for split in names if names[split]), next(iter(names)))
     calibration = calibration_path(features)
     made = dict(digest(args.weights), weights=args.weights, seed=args.seed,
                 dtype=args.dtype)

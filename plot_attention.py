@@ -13,12 +13,12 @@ stretched to a square, so that the 8 x 8 map covers all of it too. No display is
 Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture the
         weights of the run and the network that made its features
 Writes: checkpoints/<run>/attention/<image>.png, .pdf or .svg
+        checkpoints/<run>/attention/own_captions.json     for --picture
 """
 import collections
 import os
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -26,12 +26,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from captioning.decode import beam_search
-from captioning.decoded import read_decoded, read_scores, scores_path
+from captioning.decoded import read_decoded, read_scores, read_source, scores_path
 from captioning.features import SHAPE
-from captioning.inception import extractor, read_image
+from captioning.inception import (calibration_path, extractor, read_image,
+                                  read_record)
 from captioning.pictures import load_picture
 from captioning.runs import read_run
-from runtime import atomic, cli
+from runtime import atomic, cli, drawing
 from runtime.tf import device_errors, start
 
 LONGEST_SIDE = 480   # pixels of the picture in the figure
@@ -78,6 +79,20 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
     ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
     maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
     """
+    with drawing.defaults(**{"svg.hashsalt": "attention"}):
+        figure = lay_out(picture, words, alphas, notes, layout, colours)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        kind = os.path.splitext(path)[1][1:]
+        # Without the time of day: the same figure is the same file.
+        date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
+        extra = {"metadata": {date: None}} if date else {}
+        with atomic.writing(path) as file:
+            figure.canvas.print_figure(file, dpi=130, format=kind, facecolor="white",
+                                       **extra)
+
+
+def lay_out(picture, words, alphas, notes, layout, colours):
+    """The Figure of `draw`, with the same arguments."""
     height, width = picture.shape[:2]
     columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
@@ -87,8 +102,9 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
     lines = -(-len(caption) // int(9 * columns * cell[0]))  # 9 letters an inch
     heading, footing = .15 + .2 * lines, NOTE if notes else 0
     row = cell[1] + TITLE + footing
+    font = {"fontfamily": drawing.font_for(caption) or "DejaVu Sans"}
     figure = Figure(figsize=(columns * cell[0], rows * row + heading))
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     share = 1 / np.tile(figure.get_size_inches(), 2)  # figure's units in an inch
     cells = [(picture, "", "")]
     for alpha, word, note in zip(alphas, words, notes or [""] * len(words)):
@@ -100,20 +116,14 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
             x * cell[0] + .04, (rows - 1 - y) * row + .04 + footing, cell[0] - .08,
             cell[1] - .04))
         axes.imshow(pixels, interpolation="bilinear")
-        axes.set_title(_plain(title), fontsize=11, pad=3)
+        axes.set_title(_plain(title), fontsize=11, pad=3, **font)
         axes.axis("off")
         if note:
             axes.text(.5, -.03 / cell[1], _plain(note), fontsize=7.5, color="#555555",
                       ha="center", va="top", transform=axes.transAxes)
     figure.text(.012, 1 - .5 * heading / figure.get_figheight(), _plain(caption),
-                fontsize=12, va="center", ha="left", wrap=True)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    kind = os.path.splitext(path)[1][1:]
-    # Without the time of day: the same figure is the same file.
-    date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
-    extra = {"metadata": {date: None}} if date else {}
-    with atomic.writing(path) as file, rc_context({"svg.hashsalt": "attention"}):
-        canvas.print_figure(file, dpi=130, format=kind, facecolor="white", **extra)
+                fontsize=12, va="center", ha="left", wrap=True, **font)
+    return figure
 
 
 def _plain(text):
@@ -158,28 +168,47 @@ def choose_images(decoded, args, folder):
 
 def draw_split(run, args):
     """Draw images of the split; return the paths of the figures."""
+    data = args.data or read_source(run, args.split)["data"]
     decoded = read_decoded(run.folder, args.split, run.vocabulary)
-    drawn = []
+    drawn, lost = [], []
     title = titles(decoded.images.tolist())
     for i in choose_images(decoded, args, run.folder):
         name = str(decoded.images[i])
-        picture = load_picture(os.path.join(args.data or run.settings["data"], name),
-                               LONGEST_SIDE)
+        try:
+            picture = load_picture(os.path.join(data, name), LONGEST_SIDE)
+        except cli.UserError as error:
+            lost.append(error)
+            continue
         words = run.vocabulary.words(decoded.words[i, :decoded.steps[i]])
         notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
                          not run.settings["no_gate"])
         drawn.append(_figure(run, args, title[i], picture, words,
                              decoded.alphas[i, :len(words)], notes))
+    _tell_lost(lost, drawn)
     return drawn
 
 
 def draw_own(run, args):
-    """Caption pictures of one's own and draw them; return the paths of the figures."""
-    pictures = [load_picture(source, LONGEST_SIDE)  # before the network
-                for source in args.picture]
-    forward = extractor(args.features or run.settings["features"])
-    drawn = []
-    for source, title, picture in zip(args.picture, titles(args.picture), pictures):
+    """Caption pictures of one's own and draw them; return the paths of the figures.
+
+    Folders are taken with all files in them. Pictures that cannot be read are skipped.
+    """
+    sources = [path for given in args.picture for path in (
+        sorted(os.path.join(given, name) for name in os.listdir(given)
+               if os.path.isfile(os.path.join(given, name)))
+        if os.path.isdir(given) else [given])]
+    if not sources:
+        raise cli.UserError(f"{args.picture[0]}: no files in that folder")
+    pictures, lost = [], []  # before the network
+    for source in sources:
+        try:
+            pictures.append((source, load_picture(source, LONGEST_SIDE)))
+        except cli.UserError as error:
+            lost.append(error)
+    _tell_lost(lost, pictures)
+    forward = network(run, args.features)
+    drawn, captions = [], {}
+    for (source, picture), title in zip(pictures, titles([s for s, _ in pictures])):
         maps = forward(read_image(source)[None]).numpy()
         maps = maps.reshape(1, -1, SHAPE[-1])
         caption = beam_search(run.model, maps, args.beam)[0][0]
@@ -189,7 +218,27 @@ def draw_own(run, args):
                          caption.betas if gate else np.ones(len(words)), gate)
         drawn.append(_figure(run, args, "own_" + title, picture, words,
                              caption.alphas[:len(words)], notes))
+        captions[source] = " ".join(words)
+    path = os.path.join(run.folder, "attention", "own_captions.json")
+    atomic.write_json(path, captions)
+    print(f"captions: {path}")
     return drawn
+
+
+def network(run, features):
+    """The network that made a run's features; features: a folder of them, or None."""
+    folder = features or run.settings["features"]
+    if features or "extractor" not in run.settings:  # as runs of the first releases
+        return extractor(read_record(folder), calibration_path(folder))
+    return extractor(run.settings["extractor"], calibration_path(run.folder))
+
+
+def _tell_lost(lost, found):
+    """Warn of pictures that were left out; raise cli.UserError where all were."""
+    if lost and not found:
+        raise lost[0]
+    for error in lost:
+        cli.warn(f"left out: {error}")
 
 
 def titles(paths):
@@ -234,8 +283,9 @@ def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
-                        help="which of the decoded splits")
+    parser.add_argument("--split", type=cli.name, default="val",
+                        help="which of the decoded splits: train, val, test, or the "
+                             "name that evaluate.py gave to another data set's")
     parser.add_argument("--images", nargs="+", metavar="NAME",
                         help="file names of the split (default: --count at random)")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="COCO's image ids")
@@ -244,7 +294,8 @@ def arguments():
     parser.add_argument("--worst", type=positive, metavar="N",
                         help="the N images of the lowest CIDEr")
     parser.add_argument("--picture", nargs="+", metavar="FILE",
-                        help="any image files instead: captioned and drawn")
+                        help="any image files, or folders of them, instead: captioned "
+                             "and drawn")
     parser.add_argument("--count", type=positive, default=8, help="images to draw")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")
@@ -255,7 +306,7 @@ def arguments():
                         help="light over dark as in the paper, or a colour map")
     parser.add_argument("--format", choices=FORMATS, default="png",
                         help="of the figures")
-    parser.add_argument("--data", help="default: that of the run")
+    parser.add_argument("--data", help="default: that of the decoded captions")
     parser.add_argument("--features", help="of --picture's network; default: the run's")
     return parser.parse_args()
 

@@ -15,6 +15,7 @@ Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can re
         <tokens>/test.npz                only with --karpathy
         <tokens>/references_<name>.json  the captions as written, for the scores
         <tokens>/skipped_<name>.txt      empty and too long captions, if any
+        <tokens>/strays_<name>.txt       captions of images that are not listed, if any
 """
 import collections
 import os
@@ -33,6 +34,9 @@ from captioning.tokens import (END, LARGEST, PAD, SPECIAL, START, UNK, Tokens,
 from runtime import cli
 
 
+NONE = "none"  # --val-split: cut the validation images off the training images
+
+
 class Split(typing.NamedTuple):
     """Captions cut into words, before any word is dropped."""
     words: typing.List[str]  # the distinct ones
@@ -46,6 +50,9 @@ def choose_splits(data, train_split, val_split):
     found = splits(data)
     chosen = []
     for kind, name in (("train", train_split), ("val", val_split)):
+        if kind == "val" and name == NONE:
+            chosen.append(None)
+            continue
         fitting = [s for s in found if s.startswith(kind)]
         if name is None and len(fitting) > 1:
             raise cli.UserError(f"{data}: has {' and '.join(fitting)}; choose one with "
@@ -54,6 +61,9 @@ def choose_splits(data, train_split, val_split):
             raise cli.UserError(f"{data}: has no split {name} (it has "
                                 f"{', '.join(found)}); choose another --{kind}-split")
         chosen.append(name or (fitting[0] if fitting else None))
+    if chosen[0] is not None and chosen[0] == chosen[1]:
+        raise cli.UserError(f"{data}: {chosen[0]} cannot be both the training and the "
+                            f"validation split; leave --val-split out, or give {NONE}")
     if chosen[0] is None:
         raise cli.UserError(f"{data}: has no training split (it has "
                             f"{', '.join(found)}); name one with --train-split")
@@ -134,7 +144,9 @@ def tokenize(images, split, name, vocabulary, max_words):
     return Tokens(padded, lengths + 1, split.image_of[kept],
                   np.array([image.path for image in images]),
                   np.array([str(image.id) for image in images]),
-                  np.array(vocabulary.digest())), np.flatnonzero(~kept)
+                  np.array(vocabulary.digest()),
+                  np.array([isinstance(image.id, int) for image in images])
+                  ), np.flatnonzero(~kept)
 
 
 def facts(name, tokens, skipped):
@@ -160,28 +172,37 @@ def list_skipped(folder, name, images, split, skipped, most):
                  "annotations, or raise --max-words or --max-bad")
 
 
+def strays_path(folder, name):
+    """The list of a split's captions whose image is not listed."""
+    return os.path.join(folder, f"strays_{name}.txt")
+
+
 def skipped_path(folder, name):
     """The list of a split's captions that are empty or too long."""
     return os.path.join(folder, f"skipped_{name}.txt")
 
 
-def assign(args):
+def assign(args, strays):
     """Which images are for what: an ordered {'train', 'val' and perhaps 'test': list}.
 
     By Karpathy's file (restval is for training), by COCO's splits, or by cutting a part
-    off for validation.
+    off for validation, of images with captions. strays: {'train', 'val': list}, for
+    read_captions.
     """
     random = np.random.RandomState(args.seed)
     if args.karpathy:
         parts = read_karpathy(args.karpathy, args.data)
         groups = {"train": parts.get("train", []) + parts.get("restval", []),
                   "val": parts.get("val", []), "test": parts.get("test", [])}
+        told = f"it has {', '.join(sorted(parts))}; name them train, val and test"
     else:
         train_split, val_split = choose_splits(args.data, args.train_split,
                                                args.val_split)
-        groups = {"train": read_captions(args.data, train_split)}
+        groups = {"train": read_captions(args.data, train_split, strays["train"])}
         if val_split is not None:
-            groups["val"] = read_captions(args.data, val_split)
+            look_for_pictures(args.data, train_split, val_split)
+            groups["val"] = read_captions(args.data, val_split, strays["val"])
+        told = "take more --num-examples, or choose other splits"
     share = args.val_fraction
     if "val" in groups:
         if args.num_examples:
@@ -190,33 +211,80 @@ def assign(args):
             groups["val"] = limit(groups["val"], round(args.num_examples * share),
                                   random)
     else:
+        described = [image for image in groups["train"] if image.captions]
+        if len(described) < len(groups["train"]):
+            print(f"{len(groups['train']) - len(described)} images of {train_split} "
+                  "have no captions and are left out")
         if args.num_examples:
-            groups["train"] = limit(groups["train"], args.num_examples, random)
-        groups["train"], groups["val"] = split_by_image(groups["train"], share,
-                                                        args.seed)
+            described = limit(described, args.num_examples, random)
+        groups["train"], groups["val"] = split_by_image(described, share, args.seed)
         print(f"no validation split: {len(groups['val'])} images of {train_split} "
               "serve as one")
+    for name in ("train", "val"):
+        if not groups[name]:
+            raise cli.UserError(f"{args.karpathy or args.data}: no images for {name}; "
+                                + told)
     return collections.OrderedDict((name, groups[name]) for name in ("train", "val",
                                                                      "test")
                                    if groups.get(name))
+
+
+def look_for_pictures(data, train_split, val_split):
+    """Warn where only the training images were downloaded."""
+    def there(split):
+        return any(os.path.isdir(os.path.join(data, *folders))
+                   for folders in ((split,), ("features", split)))
+    if there(train_split) and not there(val_split):
+        cli.warn(f"{os.path.join(data, val_split)}: neither pictures nor features "
+                 f"there; --val-split {NONE} keeps a part of the training images for "
+                 "validation instead")
+
+
+def refuse_shared(groups, source):
+    """Raise cli.UserError where an image is in two of the groups, or an id twice."""
+    seen = {}
+    for name, images in groups.items():
+        for image in images:
+            if seen.setdefault(image.path, name) != name:
+                raise cli.UserError(f"{source}: {image.path} is both for "
+                                    f"{seen[image.path]} and for {name}; leave one out")
+        if len({str(image.id) for image in images}) < len(images):
+            raise cli.UserError(f"{source}: two images of {name} have one id; correct "
+                                "the annotations")
+
+
+def hint_at_blanks(name, split, tokens):
+    """Warn where captions seem to have no blanks between their words."""
+    letters = np.mean([len(split.words[i]) for i in split.flat[:10000]])
+    if letters > 4 and np.mean(tokens.lengths - 1) < 3 and any(
+            "\u0e00" <= letter <= "\u0eff" or "\u2e80" <= letter <= "\uffdc"
+            for i in split.flat[:100] for letter in split.words[i]):
+        cli.warn(f"{name}: captions have {np.mean(tokens.lengths - 1):.1f} words on "
+                 "average; if theirs is a script without blanks, put blanks between "
+                 "the words first")
 
 
 def main():
     args = arguments()
     cli.print_heading(3, "tokenize captions")
     tokens_folder = args.tokens or os.path.join(args.data, "tokens")
-    groups = assign(args)
-    for name in ("train", "val"):
-        if name not in groups:
-            raise cli.UserError(f"{args.karpathy or args.data}: no images for {name}; "
-                                "choose other splits")
+    strays = {"train": [], "val": []}
+    groups = assign(args, strays)
+    refuse_shared(groups, args.karpathy or args.data)
     split = {name: split_captions(images, name) for name, images in groups.items()}
-    counter = count_words(split["train"])
-    vocabulary = build_vocabulary(counter, len(split["train"].lengths), args.vocab_size)
-    done = [(name, *tokenize(images, split[name], name, vocabulary, args.max_words))
-            for name, images in groups.items()]
     with cli.locked(tokens_folder):
-        for name, _, skipped in done:
+        for name, lost in strays.items():
+            cli.left_out(strays_path(tokens_folder, name), lost,
+                         len(lost) + sum(len(i.captions) for i in groups[name]),
+                         args.max_bad, f"captions of {name}", "no image has their "
+                         "image_id: correct the annotations, or raise --max-bad")
+        counter = count_words(split["train"])
+        vocabulary = build_vocabulary(counter, len(split["train"].lengths),
+                                      args.vocab_size)
+        done = [(name, *tokenize(images, split[name], name, vocabulary, args.max_words))
+                for name, images in groups.items()]
+        for name, tokens, skipped in done:
+            hint_at_blanks(name, split[name], tokens)
             list_skipped(tokens_folder, name, groups[name], split[name], skipped,
                          args.max_bad)
         write(tokens_folder, groups, vocabulary, done)
@@ -258,7 +326,8 @@ def arguments():
                              "dataset_flickr8k.json or dataset_flickr30k.json")
     parser.add_argument("--train-split", help="default: the one named train...")
     parser.add_argument("--val-split", help="default: the one named val..., else a "
-                                            "part of the training images")
+                                            "part of the training images, as with "
+                                            "'none'")
     parser.add_argument("--val-fraction", type=cli.number(float, above=0, below=1),
                         default=.2, help="share of the images kept for validation "
                         "where there is no split of its own, or of --num-examples")

@@ -20,6 +20,7 @@ Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
         vocabulary.tsv                 the words that the weights know
+        calibration.npz                of untrained features' network, if it is that
         split.json                     the images of training and validation
         newest.npz, previous.npz       weights, optimizer, and how far the run has come
         best.npz                       the same, after the best epoch (--select)
@@ -45,8 +46,9 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     rotate_checkpoint, save_checkpoint)
 from captioning.decode import decode_files
 from captioning.features import SHAPE
-from captioning.runs import (build, commit, curves_path, run_folder, write_log,
-                             write_settings)
+from captioning.inception import keep_calibration, read_record
+from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
+                             write_log, write_settings)
 from captioning.tokens import LARGEST, read_references
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks
@@ -318,6 +320,7 @@ def train(args, folder, splits, vocabulary, scorer):
                   hidden=args.units, attention=args.units)
     settings = dict(vars(args), sizes=sizes._asdict(), device=device_name(),
                     vocabulary_digest=vocabulary.digest(), commit=commit(),
+                    model_digest=model_digest(), extractor=read_record(args.features),
                     versions={"tensorflow": tf.__version__, "numpy": np.__version__},
                     processes=ranks.size)
     events = None
@@ -325,6 +328,7 @@ def train(args, folder, splits, vocabulary, scorer):
         write_settings(folder, settings, {name: captions.tokens.images.tolist()
                                           for name, captions in splits.items()},
                        vocabulary)
+        keep_calibration(args.features, folder)
         events = event_writer(folder)
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")

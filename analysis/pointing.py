@@ -23,7 +23,7 @@ import os
 import numpy as np
 
 from captioning.coco import annotations_path, read_boxes, split_of
-from captioning.decoded import read_decoded
+from captioning.decoded import read_decoded, read_source
 from captioning.runs import read_run
 from captioning.scores import resample
 from runtime import atomic, cli
@@ -235,7 +235,7 @@ def main():
     run = read_run(args.run)
     with cli.locked(run.folder):
         decoded = read_decoded(run.folder, args.split, run.vocabulary)
-        objects = read_objects(args.data or run.settings["data"],
+        objects = read_objects(args.data or read_source(run, args.split)["data"],
                                decoded.images.tolist(), decoded.image_ids.tolist())
         summary = score_pointing(decoded, objects, run.vocabulary, args.seed)
         atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
@@ -246,9 +246,9 @@ def main():
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
-                        help="which of the decoded splits")
-    parser.add_argument("--data", help="default: that of the run")
+    parser.add_argument("--split", type=cli.name, default="val",
+                        help="which of the decoded splits, as for plot_attention.py")
+    parser.add_argument("--data", help="default: that of the decoded captions")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the bootstrap")
     return parser.parse_args()

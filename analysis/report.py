@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.decoded import read_decoded, read_nbest, read_scores
+from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
 from captioning.pictures import load_picture
 from captioning.runs import curves_path, read_run
 from captioning.tokens import read_references
@@ -65,7 +65,7 @@ class RunView:
         self.scores = read_scores(folder, split)
         self.row = {str(i): row for row, i in enumerate(self.decoded.image_ids)}
         self.place = {i: n for n, i in enumerate(self.scores["image_ids"])}
-        if set(self.row) != set(self.place):  # evaluate.py was stopped between the two
+        if not set(self.place) <= set(self.row):
             raise cli.UserError(f"{folder}: captions and scores are of other images; "
                                 "run evaluate.py again")
         self.beams = read_nbest(folder, split)
@@ -103,7 +103,7 @@ class RunView:
 
 def make(views, data, references, split, count, seed):
     """The page as str. views: of one or two runs. data: folder of the images."""
-    identities = [i for i in views[0].row if all(i in other.row for other in views)]
+    identities = [i for i in views[0].row if all(i in other.place for other in views)]
     if not identities:
         raise cli.UserError(f"{views[0].name} and {views[1].name} have no image of "
                             f"{split} in common")
@@ -112,7 +112,11 @@ def make(views, data, references, split, count, seed):
     for n in tqdm(sorted(chosen), desc="report", unit="image"):
         i = identities[n]
         name = str(views[0].decoded.images[views[0].row[i]])
-        picture, width, height = thumbnail(os.path.join(data, name))
+        try:
+            picture, width, height = thumbnail(os.path.join(data, name))
+        except cli.UserError as error:
+            cli.warn(f"left out: {error}")
+            continue
         captions = [run.caption(i) for run in views]
         shown, first = captions[0][0]["scores"], captions[0][0]["words"]
         cards.append({"name": name, "picture": picture, "width": width,
@@ -144,15 +148,16 @@ def main():
     start()
     views = [RunView(name, args.split) for name in [args.run] + (
         [args.compare] if args.compare else [])]
-    settings = views[0].run.settings
-    references = read_references(args.tokens or settings["tokens"], args.split)
-    lost = [i for i in views[0].row if i not in references]
+    source = read_source(views[0].run, args.split)
+    split = views[0].scores.get("split", args.split)
+    references = read_references(args.tokens or source["tokens"], split)
+    lost = [i for i in views[0].place if i not in references]
     if lost:
-        raise cli.UserError(f"{args.tokens or settings['tokens']}: has no references "
+        raise cli.UserError(f"{args.tokens or source['tokens']}: has no references "
                             f"for image {lost[0]}; run evaluate.py again")
     path = os.path.join(views[0].run.folder, f"report_{args.split}.html")
     with cli.locked(views[0].run.folder):
-        page = make(views, args.data or settings["data"], references, args.split,
+        page = make(views, args.data or source["data"], references, args.split,
                     args.count, args.seed)
         with atomic.writing(path, "w", encoding="utf-8") as file:
             file.write(page)
@@ -163,14 +168,14 @@ def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
     parser.add_argument("--compare", metavar="RUN", help="another run beside it")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
-                        help="which of the decoded splits")
+    parser.add_argument("--split", type=cli.name, default="val",
+                        help="which of the decoded splits, as for plot_attention.py")
     parser.add_argument("--count", type=cli.number(int, at_least=1), default=200,
                         help="images, drawn at random where there are more")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")
-    parser.add_argument("--data", help="default: that of the run")
-    parser.add_argument("--tokens", help="default: those of the run")
+    parser.add_argument("--data", help="default: that of the decoded captions")
+    parser.add_argument("--tokens", help="default: those of the decoded captions")
     return parser.parse_args()
 
 

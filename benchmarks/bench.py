@@ -77,7 +77,7 @@ def make_tokens(images, random):
         row[:n + 1] = np.r_[START, random.randint(4, SIZES.vocabulary, n - 1), END]
     return Tokens(words, lengths, np.repeat(np.arange(images, dtype=np.int32), 5),
                   np.array([f"train/{i}.jpg" for i in range(images)]),
-                  np.array([str(i) for i in range(images)]), "")
+                  np.array([str(i) for i in range(images)]), "", np.ones(images, bool))
 
 
 def make_features(folder, images, random, files=100):

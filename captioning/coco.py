@@ -14,6 +14,7 @@ import typing
 
 from runtime import cli
 
+NO_PICTURES = ("annotations", "archives", "features", "tokens")  # folders of a data set
 AGAIN = "correct it, or make the data set again with download_coco.py or `make demo`"
 
 
@@ -43,7 +44,8 @@ def splits(data):
     """
     folder = os.path.join(data, "annotations")
     found = os.listdir(folder) if os.path.isdir(folder) else []
-    names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found]
+    names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found
+             if not name.endswith("_results.json")]  # what a run has generated
     if not any(names):
         raise cli.UserError(f"{folder}: no captions_SPLIT.json there; make a data set "
                             "with download_coco.py or `make demo`, or see --data")
@@ -68,69 +70,105 @@ def split_of(image):
     return image.replace(os.sep, "/").split("/")[0]
 
 
-def read_captions(data, split):
+def read_captions(data, split, strays=None):
     """The images of a split as a list of Image, in the file's order.
 
-    Captions keep their order too; an image without any has an empty list. Captions of
-    images that are not listed are skipped with a warning. Raises UserError, naming the
-    file, if it is missing, is not JSON, or is not what COCO calls captions.
+    Captions keep their order too; an image without any has an empty list. An image is
+    a file: captions of entries with one file name are joined, under the first's id.
+    strays: a list that captions of images that are not listed are added to, as lines;
+    None: they are counted in a warning. Raises UserError, naming the file, if it is
+    missing, is not JSON, or is not what COCO calls captions.
     """
     path = annotations_path(data, "captions", split)
-    return images_of(read_json(path), path, split)
+    return images_of(read_json(path), path, split, strays)
 
 
-def images_of(content, path, split):
+def images_of(content, path, split, strays=None):
     """The list of Image in the content of a captions file; `path` is for messages."""
-    captions = {}
-    listed = items(content, path, "images", id=(int, str), file_name=(str,))
-    for image in listed:
-        if image["id"] in captions:
+    captions, images, by_name = {}, [], {}
+    for image in items(content, path, "images", id=(int, str), file_name=(str,)):
+        key = str(image["id"])  # 5 and "5" are one id
+        if key in captions:
             raise cli.UserError(f"{path}: two images with id {image['id']!r}; {AGAIN}")
         if not is_inside(image["file_name"]):
             raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out "
                                 f"of the split's folder; {AGAIN}")
-        captions[image["id"]] = []
-    strays = 0
+        name = whole_text(image["file_name"])
+        if name not in by_name:
+            by_name[name] = Image(image["id"], name, [], split)
+            images.append(by_name[name])
+        captions[key] = by_name[name].captions
+    lost = [] if strays is None else strays
     for item in items(content, path, "annotations", image_id=(int, str),
                       caption=(str,)):
-        if item["image_id"] in captions:
-            captions[item["image_id"]].append(item["caption"])
+        caption = whole_text(item["caption"])
+        if str(item["image_id"]) in captions:
+            captions[str(item["image_id"])].append(caption)
         else:
-            strays += 1
-    if strays:
-        cli.warn(f"{path}: skipped {strays} captions whose image_id no image has")
-    return [Image(image["id"], image["file_name"], captions[image["id"]], split)
-            for image in listed]
+            lost.append(f"{item['image_id']}\t{cli.one_line(caption)}")
+    if strays is None and lost:
+        cli.warn(f"{path}: skipped {len(lost)} captions whose image_id no image has")
+    if len(images) < len(captions):
+        cli.warn(f"{path}: {len(captions) - len(images)} images are listed twice; "
+                 "their captions were joined")
+    return images
+
+
+def whole_text(text):
+    """Text that can be written: halves of letters (lone surrogates) become U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def read_karpathy(path, data):
     """Karpathy's split file: {'train', 'val', 'test', maybe 'restval': list of Image}.
 
-    The file names an image's folder only for COCO; images of Flickr are looked for in
-    the folders of `data`. Raises UserError, naming the file, if it is not such a file,
-    or if not one of its images is there.
+    The file names an image's folder only for COCO (filepath); images of Flickr are
+    looked for in the folders of `data`. Raises UserError, naming the file, if it is not
+    such a file, if an image is in two folders, or if not one of them is there.
     """
     content = read_json(path)
     listed = items(content, path, "images", filename=(str,), split=(str,),
                    sentences=(list,))
-    folder_of = {}
+    folders = {}
     for entry in sorted(os.scandir(data), key=lambda entry: entry.name):
-        if entry.is_dir() and entry.name != "annotations":
-            folder_of.update((name, entry.name) for name in os.listdir(entry.path))
-    groups = {}
+        if entry.is_dir() and entry.name not in NO_PICTURES:
+            for name in os.listdir(entry.path):
+                folders.setdefault(name, []).append(entry.name)
+    groups, taken = {}, {}
     for number, image in enumerate(listed):
         captions = [sentence.get("raw") if isinstance(sentence, dict) else None
                     for sentence in image["sentences"]]
-        folder = image.get("filepath", folder_of.get(image["filename"], "images"))
-        identity = image.get("cocoid", image.get("imgid"))
-        if (not all(isinstance(caption, str) for caption in captions)
-                or type(identity) not in (int, str) or not isinstance(folder, str)
-                or not is_inside(folder) or not is_inside(image["filename"])):
-            raise cli.UserError(f"{path}: item {number} of 'images' is not as in "
-                                "Karpathy's files; download the file again")
-        groups.setdefault(image["split"], []).append(
-            Image(identity, image["filename"], captions, folder))
-    if not any(image["filename"] in folder_of for image in listed):
+        there = folders.get(image["filename"], [])
+        folder = image.get("filepath", there[0] if there else "images")
+        identity = image.get("cocoid", image.get("imgid", image.get("sentid", number)))
+        for fits, field in (
+                (all(isinstance(caption, str) for caption in captions),
+                 "'raw' text in its 'sentences'"),
+                (type(identity) in (int, str), "'cocoid' or 'imgid'"),
+                (isinstance(folder, str) and is_inside(folder), "'filepath'"),
+                (is_inside(image["filename"]), "'filename'")):
+            if not fits:
+                raise cli.UserError(f"{path}: item {number} of 'images' has no valid "
+                                    f"{field}; correct it")
+        if len(there) > 1 and "filepath" not in image:
+            raise cli.UserError(
+                f"{path}: {image['filename']} is in {' and in '.join(there)} below "
+                f"{data}, and the file does not say which; move the others away")
+        group = groups.setdefault(image["split"], [])
+        found = Image(identity, image["filename"], [], folder)
+        if found.path in taken:  # an image is one file: its captions are joined
+            split, found = taken[found.path]
+            if split != image["split"]:
+                raise cli.UserError(f"{path}: {found.path} is in {split} and in "
+                                    f"{image['split']}; leave one of them out")
+        else:
+            group.append(found)
+            taken[found.path] = image["split"], found
+        found.captions.extend(map(whole_text, captions))
+    for name, group in groups.items():
+        if len({str(image.id) for image in group}) < len(group):
+            raise cli.UserError(f"{path}: two images of {name} have one id; correct it")
+    if not any(image["filename"] in folders or "filepath" in image for image in listed):
         raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path}; "
                             "put them into a folder there, or see --data")
     return groups
@@ -176,7 +214,7 @@ def read_json(path, keep=None):
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such file; make the data set with "
                             "download_coco.py or `make demo`, or see --data")
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         return load_json(file, path, keep)
 
 

@@ -53,9 +53,30 @@ def pack(captions, images, ids):
     return decoded
 
 
-def write_decoded(folder, split, decoded):
-    """Write a Decoded, for `read_decoded`."""
-    atomic.write_arrays(decoded_path(folder, split), decoded._asdict(), compress=True)
+def write_decoded(folder, name, decoded, source):
+    """Write a Decoded, for `read_decoded`, and what it is of, for `read_source`."""
+    atomic.write_arrays(decoded_path(folder, name), compress=True, arrays=dict(
+        decoded._asdict(), source=np.array(json.dumps(source, sort_keys=True))))
+
+
+def read_source(run, name):
+    """What decoded captions of a Run are of: {'data', 'tokens', 'features': folders}.
+
+    Files of the first releases do not say: they are of the run's own. Raises
+    cli.UserError where the captions are missing or damaged.
+    """
+    own = {key: run.settings.get(key)
+           for key in ("data", "tokens", "features")}
+    path = decoded_path(run.folder, name)
+    try:
+        with atomic.load_arrays(path) as arrays:
+            if "source" not in arrays.files:
+                return own
+            return dict(own, **json.loads(str(arrays["source"])))
+    except FileNotFoundError:
+        raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
+    except atomic.DAMAGED:
+        raise cli.UserError(f"{path}: damaged; run evaluate.py again")
 
 
 def read_decoded(folder, split, vocabulary):
@@ -89,11 +110,12 @@ def read_decoded(folder, split, vocabulary):
 
 
 def read_captions_of(folder, split):
-    """{image id: caption} of the split, as the run in this folder has decoded it."""
+    """{image id: (image's path, caption)} of the split, as this run has decoded it."""
     vocabulary = read_vocabulary(folder)
     decoded = read_decoded(folder, split, vocabulary)
-    return {str(i): vocabulary.decode(words[:steps]) for i, words, steps in
-            zip(decoded.image_ids, decoded.words, decoded.steps)}
+    return {str(i): (str(image), vocabulary.decode(words[:steps]))
+            for i, image, words, steps in zip(decoded.image_ids, decoded.images,
+                                              decoded.words, decoded.steps)}
 
 
 def scores_path(folder, split):
@@ -175,9 +197,8 @@ def write_results(folder, name, run, captions):
     """Write captions as the COCO server takes them; return the file's path.
 
     name: of the split, the server's. run: the run's name. captions: a list of
-    (image id, caption), str.
+    (image id as in the annotations, caption).
     """
     path = os.path.join(folder, f"captions_{name}_{run}_results.json")
-    atomic.write_json(path, [{"image_id": int(i) if i.isdigit() else i, "caption": text}
-                             for i, text in captions])
+    atomic.write_json(path, [{"image_id": i, "caption": text} for i, text in captions])
     return path

@@ -9,6 +9,7 @@ import os
 import socket
 
 import numpy as np
+from tqdm import tqdm
 
 from captioning.pictures import read_square
 from runtime import atomic, cli
@@ -119,12 +120,7 @@ def calibrate(model, images, path):
     """
     norms = _in_order(model, tf.keras.layers.BatchNormalization)
     if not os.path.exists(path):
-        sample = tf.constant(images().astype(np.float32) / 127.5 - 1.)
-        for norm in norms:
-            norm.momentum = 0.  # the moving statistics become those of this one batch
-        model(sample, training=True)
-        output = np.concatenate([model(sample[i:i + 8], training=False).numpy()
-                                 for i in range(0, len(sample.numpy()), 8)])
+        output = normalize(model, images().astype(np.float32) / 127.5 - 1.)
         arrays = {"mean": output.mean(axis=(0, 1, 2)),
                   "std": (output.std(axis=(0, 1, 2)) + 1e-6) / SPREAD}
         for i, norm in enumerate(norms):
@@ -140,6 +136,38 @@ def calibrate(model, images, path):
     except atomic.DAMAGED:
         raise cli.UserError(f"{path}: damaged; delete its folder and run "
                             "extract_features.py again")
+
+
+def normalize(model, sample, piece=8):
+    """Set every batch norm to the statistics of its input on a sample: float32
+    (N, 299, 299, 3). Returns the model's output on it, float32 (N, 8, 8, 2048).
+
+    Layer by layer, `piece` pictures at a time, so that gigabytes are never needed.
+    """
+    values = {id(model.inputs[0]): sample}
+    layers = tqdm(model.layers, desc="calibrate", unit="layer")
+    for at, layer in enumerate(layers):
+        if isinstance(layer, tf.keras.layers.InputLayer):
+            continue
+        given = [values[id(tensor)] for tensor in _inputs(layer)]
+        if isinstance(layer, tf.keras.layers.BatchNormalization):
+            mean = given[0].mean(axis=(0, 1, 2), dtype=np.float64)
+            layer.moving_mean.assign(mean.astype(np.float32))
+            layer.moving_variance.assign(given[0].var(
+                axis=(0, 1, 2), dtype=np.float64).astype(np.float32))
+        pieces = []
+        for i in range(0, len(sample), piece):
+            x = [tf.constant(value[i:i + piece]) for value in given]
+            pieces.append(np.array(layer(x if len(x) > 1 else x[0]).numpy()))
+        values[id(layer.output)] = np.concatenate(pieces)
+        needed = {id(tensor) for later in model.layers[at + 1:]
+                  for tensor in _inputs(later)} | {id(model.outputs[0])}
+        values = {key: value for key, value in values.items() if key in needed}
+    return values[id(model.outputs[0])]
+
+
+def _inputs(layer):
+    return layer.input if isinstance(layer.input, (list, tuple)) else [layer.input]
 
 
 def fold_batch_norm(model):
@@ -180,27 +208,81 @@ def _in_order(model, kind):
                   key=built)
 
 
-def extractor(features):
-    """The network that made the features in this folder, for one's own pictures.
+def read_record(features):
+    """Which network made the features in this folder: a dict, as JSON takes it.
 
-    Returns the function of `inception`. Raises cli.UserError where the folder has no
-    extractor.json, or its features were made by another program.
+    For untrained weights with the digest of their calibration. None where there is no
+    record: another program made them. Raises cli.UserError where it is damaged.
     """
     path = record_path(features)
     try:
         with open(path, encoding="utf-8") as file:
             made = json.load(file)
-        weights, seed = str(made["weights"]), int(made["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise cli.UserError(f"{path}: does not say which network made these features; "
-                            "a picture of one's own needs extract_features.py's")
-    if made.get("digest", "") not in ("", digest(weights).get("digest", "")):
-        raise cli.UserError(f"{weights}: missing, or no longer the file that made "
-                            f"{features}; put that file back")
-    calibration = calibration_path(features)
-    if weights == "random" and not os.path.exists(calibration):
+        made["weights"], made["seed"] = str(made["weights"]), int(made["seed"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: damaged, so the network that made these features "
+                            "is unknown; choose another folder with --features, or "
+                            "delete this one")
+    if made["weights"] == "random" and os.path.exists(calibration_path(features)):
+        made["calibration"] = digest(calibration_path(features))["digest"]
+    return made
+
+
+def same_network(one, other):
+    """Whether two records are of one network; a file of weights counts by content."""
+    if one is None or other is None:
+        return one is other
+    passed = {"dtype", "weights" if "digest" in one and "digest" in other else "digest"}
+    if "calibration" not in one or "calibration" not in other:
+        passed.add("calibration")  # as a record has none before it is calibrated
+    return all(one.get(key) == other.get(key) for key in {*one, *other} - passed)
+
+
+def describe_network(made):
+    """A record in words, for a message."""
+    return json.dumps(made, sort_keys=True) if made else "a program that left no record"
+
+
+def check_network(features, made, run):
+    """Raise cli.UserError where other features are in the folder than a run knows.
+
+    made: what `read_record` gave for the features that the run was trained on.
+    """
+    there = read_record(features)
+    if not same_network(made, there):
+        raise cli.UserError(
+            f"{features}: holds features of {describe_network(there)}, but {run} was "
+            f"trained on features of {describe_network(made)}; give those with "
+            "--features, or train another run")
+
+
+def extractor(made, calibration):
+    """The network of a record, for one's own pictures: the function of `inception`.
+
+    made: of `read_record`. calibration: the path of its statistics. Raises
+    cli.UserError where the network cannot be had.
+    """
+    if made is None:
+        raise cli.UserError(f"{os.path.dirname(calibration)}: no extractor.json says "
+                            "which network made these features; a picture of one's own "
+                            "needs extract_features.py's")
+    if made.get("digest", "") not in ("", digest(made["weights"]).get("digest", "")):
+        raise cli.UserError(f"{made['weights']}: missing, or no longer the file that "
+                            "made the features; put that file back")
+    if made["weights"] == "random" and not os.path.exists(calibration):
         raise cli.UserError(f"{calibration}: missing; run extract_features.py again")
-    return inception(weights, None, calibration, seed)
+    return inception(made["weights"], None, calibration, int(made["seed"]))
+
+
+def keep_calibration(features, folder):
+    """Copy the statistics of untrained weights beside a run, if there are any."""
+    source = calibration_path(features)
+    if os.path.exists(source):
+        with open(source, "rb") as old, atomic.writing(
+                calibration_path(folder)) as new:
+            new.write(old.read())
 
 
 def digest(weights):
@@ -221,21 +303,12 @@ def record_extractor(features, made):
     weights is known by what is in it, not by its name.
     """
     path = record_path(features)
-    if not os.path.exists(path):
+    before = read_record(features)
+    if before is None:
         atomic.write_json(path, made)
         return path
-    try:
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)
-        if not isinstance(before, dict):
-            raise ValueError
-    except ValueError:
-        raise cli.UserError(f"{path}: damaged, so the network that made these features "
-                            "is unknown; choose another folder with --features, or "
-                            "delete this one")
-    passed = "weights" if "digest" in made and "digest" in before else "digest"
-    if any(before.get(key) != made.get(key) for key in {*before, *made} - {passed}):
+    if not same_network(before, made) or before.get("dtype") != made.get("dtype"):
         raise cli.UserError(
-            f"{features}: holds features made with {json.dumps(before)}; choose "
+            f"{features}: holds features made with {describe_network(before)}; choose "
             "another folder with --features, or delete this one")
     return None

@@ -1,29 +1,61 @@
 """Pictures of any kind, as the network sees them and as people do."""
+import os
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from runtime import cli
 
-UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError,  # what Pillow raises
-              Image.DecompressionBombError)
+# How Pillow turns a picture upright, by EXIF's orientation (tag 0x112)
+UPRIGHT = {2: (Image.FLIP_LEFT_RIGHT,), 3: (Image.ROTATE_180,),
+           4: (Image.FLIP_TOP_BOTTOM,), 5: (Image.TRANSPOSE,), 6: (Image.ROTATE_270,),
+           7: (Image.TRANSVERSE,), 8: (Image.ROTATE_90,)}
+
+
+class Unreadable(Exception):
+    """A picture that Pillow cannot read, for whatever reason."""
 
 
 def upright(path):
     """Any picture as a Pillow image in RGB, upright, on white where it is transparent.
 
-    Raises one of UNREADABLE where Pillow cannot read it.
+    16-bit grey is scaled to what is there: X-rays have 12 bits in 16. Raises Unreadable
+    where Pillow cannot read it.
     """
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, grey
-            grey = np.asarray(image, np.float32)
-            image = Image.fromarray((grey / (256 if grey.max() > 255 else 1))
-                                    .clip(0, 255).astype(np.uint8))
-        if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _rgb(_turned(image))
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise Unreadable(getattr(error, "strerror", None) or cli.one_line(error)
+                         or type(error).__name__) from error
+
+
+def _turned(image):
+    """The image as EXIF's orientation says; odd metadata never make it unreadable."""
+    try:
+        orientation = image.getexif().get(0x112)
+    except Exception:
+        orientation = None
+    for how in UPRIGHT.get(orientation, ()):
+        image = image.transpose(how)
+    return image
+
+
+def _rgb(image):
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, grey
+        grey = np.asarray(image, np.float32)
+        highest = grey.max()
+        if highest > 255:
+            # All 16 bits, or as many as there are: 12 in an X-ray
+            grey = grey * (255 / (2 ** np.ceil(np.log2(highest + 1)) - 1))
+        image = Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8))
+    transparent = image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa")
+    if transparent or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def read_square(path, side):
@@ -40,11 +72,11 @@ def load_picture(path, longest_side):
     longest_side: of the result, in pixels. Raises cli.UserError where it cannot be
     read.
     """
+    if not os.path.exists(path):
+        raise cli.UserError(f"{path}: no such picture; check the name")
     try:
         image = upright(path)
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no such picture; check the name")
-    except UNREADABLE as error:
+    except Unreadable as error:
         raise cli.UserError(f"{path}: not a readable picture ({error}); convert it to "
                             "JPEG or PNG")
     scale = longest_side / max(image.size)

@@ -6,6 +6,7 @@
     checkpoints/<run>/log.csv, loss.png  a line an epoch, and its picture
 """
 import csv
+import hashlib
 import io
 import json
 import os
@@ -16,16 +17,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
+from captioning.inception import check_network
 from captioning.tokens import LARGEST, Vocabulary, read_vocabulary, write_vocabulary
 from model import Captioner, Sizes
-from runtime import atomic, cli
+from runtime import atomic, cli, drawing
 
 RUNS = "checkpoints"
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What makes a run another model: it cannot change when the run is resumed.
-FIXED = ("data", "tokens", "features", "batch_size", "embedding", "units", "dropout",
-         "penalty", "no_gate", "no_state", "initial_state", "optimizer",
-         "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
-         "val_images", "seed")
+FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "no_gate",
+         "no_state", "initial_state", "optimizer", "learning_rate", "base_batch_size",
+         "warm_up", "decay", "clip", "select", "val_images", "seed")
 
 
 class Run(typing.NamedTuple):
@@ -81,6 +83,9 @@ def read_run(name, checkpoint="best"):
         raise cli.UserError(f"{folder}: its vocabulary has {len(vocabulary)} words, "
                             f"the weights {settings['sizes']['vocabulary']}; put the "
                             "run's own vocabulary back")
+    if settings.get("model_digest", model_digest()) != model_digest():
+        cli.warn(f"model.py is not the one that trained {folder} (commit "
+                 f"{settings.get('commit')}); it may give other captions")
     progress = load_checkpoint(checkpoint_path(folder, checkpoint), model)
     return Run(folder, settings, vocabulary, model, progress.history)
 
@@ -150,19 +155,31 @@ def check_settings(folder, settings, images):
             f"{path}: this run was started with another "
             f"{', '.join(other).replace('_', ' ')}; repeat its command, or choose "
             "another --run")
+    if "extractor" in before:  # runs of the first releases have none
+        check_network(settings["features"], before["extractor"], folder)
     if read_split(folder) != images:
         raise cli.UserError(f"{folder}: this run was started with other images; "
                             "tokenize those again, or choose another --run")
 
 
 def commit():
-    """The git commit of these scripts; 'unknown' where there is no git or no clone."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    try:
-        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here,
+    """The git commit of these scripts, with -dirty where they have been changed since;
+    'unknown' where there is no git or no clone.
+    """
+    def git(*words):
+        return subprocess.check_output(["git", *words], cwd=HERE,
                                        stderr=subprocess.DEVNULL).decode().strip()
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def model_digest():
+    """What tells two versions of model.py apart: its SHA-256."""
+    with open(os.path.join(HERE, "model.py"), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def write_log(folder, history, dropout):
@@ -176,9 +193,15 @@ def write_log(folder, history, dropout):
     writer.writerows(history)
     with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
         file.write(text.getvalue())
-    figure = draw_curves(history, dropout)
-    with atomic.writing(curves_path(folder)) as file:
-        figure.canvas.print_figure(file, dpi=150, format="png")
+    try:
+        with drawing.defaults():
+            figure = draw_curves(history, dropout)
+            with atomic.writing(curves_path(folder)) as file:
+                figure.canvas.print_figure(file, dpi=150, format="png")
+    except OSError:
+        raise
+    except Exception as error:  # a picture is no reason to stop training
+        cli.warn(f"{curves_path(folder)}: could not be drawn ({cli.one_line(error)})")
 
 
 def draw_curves(history, dropout):

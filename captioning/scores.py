@@ -8,6 +8,7 @@ authors have published (arctic-captions, ref/): each full stop is a word there.
 """
 import collections
 import contextlib
+import os
 import re
 import shutil
 import typing
@@ -20,13 +21,14 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice.spice import Spice
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from captioning.tokens import WORD, split_words
+from captioning.tokens import WORD, normalized, split_words
 from runtime import cli
 
 N_GRAMS = (1, 2, 3, 4)
 RESAMPLES = 1000      # of the bootstrap
 PTB = "PTB"
-PLAIN = "lower case without punctuation (no Java was found for PTB)"
+LAST = "end"           # the line that shows that Java came to the end
+PLAIN = "lower case without punctuation (no Java ran for PTB)"
 WORD_OR_MARK = re.compile(WORD.pattern + r"|[^\w\s]")
 
 
@@ -49,20 +51,60 @@ def tokenize(candidates, references, java=True):
     candidates: {id: str}. references: {id: list of str}, at least one each. Java runs
     the Penn Treebank tokenizer of the COCO tools; without Java, `split_words` does it.
     """
-    if not java or not shutil.which("java"):
+    found = None
+    if java and shutil.which("java"):
+        # Both sides in one run of Java. It pairs lines by their number: one line each.
+        lines = {(i, 0): [caption] for i, caption in candidates.items()}
+        lines.update(((i, 1), references[i]) for i in candidates)
+        found = _penn_treebank(lines)
+    if found is None:
         return ({i: [plain(caption)] for i, caption in candidates.items()},
                 {i: [plain(caption) for caption in references[i]] for i in candidates},
                 PLAIN)
-    # Both sides in one run of Java. It pairs lines by their number: one line each.
-    lines = {(i, 0): [caption] for i, caption in candidates.items()}
-    lines.update(((i, 1), references[i]) for i in candidates)
-    found = PTBTokenizer().tokenize({key: [{"caption": cli.one_line(caption)}
-                                           for caption in group]
-                                     for key, group in lines.items()})
-    for key, group in lines.items():  # empty captions at the very end are not returned
-        found[key] = (found.get(key, []) + [""] * len(group))[:len(group)]
     return ({i: found[i, 0] for i in candidates}, {i: found[i, 1] for i in candidates},
             PTB)
+
+
+def _penn_treebank(lines):
+    """{key: list of str} tokenized by Java; None where Java does not do so.
+
+    The last line is one of our own: where it does not come back, Java has ended on the
+    way, and what is missing would be taken for empty captions.
+    """
+    asked = {key: [{"caption": cli.one_line(caption)} for caption in group]
+             for key, group in lines.items()}
+    asked[LAST] = [{"caption": LAST}]
+    try:
+        with english_java():
+            found = PTBTokenizer().tokenize(asked)
+    except (OSError, ValueError, KeyError) as error:
+        cli.warn(f"Java's tokenizer failed ({cli.one_line(error)})")
+        return None
+    if found.get(LAST) != [LAST] or any(len(found.get(key, ())) != len(group)
+                                        for key, group in lines.items()):
+        cli.warn("Java's tokenizer ended too early: does `java -version` run, and is "
+                 "there memory left?")
+        return None
+    return found
+
+
+@contextlib.contextmanager
+def english_java():
+    """Inside, Java programs write numbers as in English, whatever the desktop's are."""
+    changed = {"LC_ALL": "C.UTF-8"}
+    if os.environ.get("JAVA_TOOL_OPTIONS"):
+        changed["JAVA_TOOL_OPTIONS"] = (os.environ["JAVA_TOOL_OPTIONS"]
+                                        + " -Duser.language=en -Duser.country=US")
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def plain(caption):
@@ -72,7 +114,7 @@ def plain(caption):
 
 def with_punctuation(caption):
     """A caption in lower case, its punctuation marks words of their own."""
-    return " ".join(WORD_OR_MARK.findall(caption.lower()))
+    return " ".join(WORD_OR_MARK.findall(normalized(caption)))
 
 
 def punctuated(candidates, references):
@@ -85,8 +127,8 @@ def punctuated(candidates, references):
     true = [[with_punctuation(caption) for caption in group] for group in references]
     made = [with_punctuation(caption) for caption in candidates]
     if np.mean([caption.endswith(".") for group in true for caption in group]) >= .5:
-        made = [caption if caption.endswith(".") else f"{caption} .".strip()
-                for caption in made]
+        made = [caption if not caption or caption.endswith(".") else caption + " ."
+                for caption in made]  # none for a caption of no words
     return made, true
 
 
@@ -107,8 +149,11 @@ def score(candidates, references, spice=False, java=True):
     made, true, tokenizer = tokenize({i: candidates[i] for i in ids}, references, java)
     parts, totals = collections.OrderedDict(), collections.OrderedDict()
     if tokenizer == PTB:
-        with contextlib.closing(_MeteorProcess()) as meteor:
-            totals["METEOR"], parts["METEOR"] = meteor.compute_score(true, made)
+        try:
+            with english_java(), contextlib.closing(_MeteorProcess()) as meteor:
+                totals["METEOR"], parts["METEOR"] = meteor.compute_score(true, made)
+        except (OSError, ValueError, AssertionError) as error:  # Java has ended
+            cli.warn(f"METEOR is left out: its Java failed ({cli.one_line(error)})")
     parts["ROUGE-L"] = Rouge().compute_score(true, made)[1]
     parts["CIDEr"] = Cider().compute_score(true, made)[1]
     if spice:
@@ -126,7 +171,8 @@ class _MeteorProcess(Meteor):
     """
 
     def close(self):
-        self.meteor_p.stdin.close()
+        with contextlib.suppress(OSError):  # it may have ended before
+            self.meteor_p.stdin.close()
         self.meteor_p.kill()
         self.meteor_p.wait()
 
@@ -196,7 +242,8 @@ def averages(scored, weights=None):
     for name, values in scored.parts.items():
         found[name] = weights.dot(values) / weights.sum(1)
         if name in scored.totals:  # METEOR weighs long captions more than a mean does
-            found[name] = found[name] + scored.totals[name] - values.mean()
+            found[name] = np.clip(found[name] + scored.totals[name] - values.mean(),
+                                  0, 100)
     return collections.OrderedDict(
         (name, float(values[0]) if once else values) for name, values in found.items())
 
@@ -242,36 +289,41 @@ def compare(first, second):
 def habits(captions, training):
     """What kind of captions these are: an ordered {what: float}.
 
-    captions: list of str. training: a set of str, the captions trained on, both as
-    `split_words` leaves them, joined by blanks.
+    captions: list of str. training: a set of str, the captions trained on, or None;
+    both as `split_words` leaves them, joined by blanks.
     """
     words = [caption.split() for caption in captions]
     total = sum(map(len, words))
     again = sum(len(w) - len(set(w)) for w in words)
-    return collections.OrderedDict((
+    found = collections.OrderedDict((
         ("words a caption", total / len(captions)),
         ("distinct words", len({word for w in words for word in w})),
         ("distinct captions, %", 100 * len(set(captions)) / len(captions)),
         ("captions never seen in training, %",
-         100 * np.mean([caption not in training for caption in captions])),
+         100 * np.mean([caption not in (training or ()) for caption in captions])),
         ("repeated words, %", 100 * again / max(1, total)),
         ("words that repeat the one before, %", 100 / max(1, total) * sum(
             a == b for w in words for a, b in zip(w, w[1:])))))
+    if training is None:
+        del found["captions never seen in training, %"]
+    return found
 
 
 def summarize(scored, made, references, training):
     """The scores with their intervals and the captions' habits, as JSON takes them.
 
     scored: Scored. made: {id: caption}. references: {id: list of captions}. training: a
-    set of the captions trained on, as `plain` gives them.
+    set of the captions trained on, as `plain` gives them, or None.
     """
     each = {name: values.round(3).tolist() for name, values in scored.parts.items()}
     each["BLEU-4"] = bleu(scored.bleu)[:, 3].round(3).tolist()
-    people = {i: group[0] for i, group in references.items() if i in made}
+    people = {i: references[i][0] for i in scored.ids}
     first = [plain(people[i]) for i in sorted(people)]
     return {
         "scores": averages(scored), "intervals": intervals(scored),
         "tokenizer": scored.tokenizer, "images": len(scored.ids),
+        "length": round(100 * float(scored.bleu[:, 0].sum()
+                                    / max(1, scored.bleu[:, 1].sum())), 1),
         "habits": habits([made[i] for i in scored.ids], training),
         "habits_of_first_references": habits(first, training),
         "image_ids": scored.ids, "of_each_image": each}

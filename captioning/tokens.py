@@ -9,6 +9,7 @@ import json
 import os
 import re
 import typing
+import unicodedata
 
 import numpy as np
 
@@ -17,8 +18,13 @@ from runtime import atomic, cli
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
 LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
-# Letters and digits of any script, and apostrophes inside a word: man's stays one word.
-WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+# A word of any script: letters and digits, with the marks that some scripts write their
+# vowels with, joiners (U+200C, U+200D) inside it, and apostrophes: man's is one word.
+MARKS = "".join(chr(i) for i in range(0x20000)
+                if unicodedata.category(chr(i)) in ("Mn", "Mc"))
+LETTER = rf"(?:[^\W_]|[{MARKS}])"
+WORD = re.compile(rf"[^\W_]{LETTER}*(?:['\u200c\u200d]{LETTER}+)*")
+ASCII_WORD = re.compile("[^\\W_]+(?:'[^\\W_]+)*")  # the same, five times as fast
 
 
 class Tokens(typing.NamedTuple):
@@ -29,6 +35,7 @@ class Tokens(typing.NamedTuple):
     images: np.ndarray     # str (images,): paths below the data set
     image_ids: np.ndarray  # str (images,)
     vocabulary: str        # its digest
+    is_number: np.ndarray  # bool (images,): whether the id is one in the annotations
 
 
 class Vocabulary:
@@ -69,8 +76,18 @@ class Vocabulary:
 
 
 def split_words(caption):
-    """A caption's words: lower case, without punctuation."""
-    return WORD.findall(caption.lower())
+    """A caption's words: lower case, without punctuation; see `normalized`."""
+    try:
+        caption.encode("ascii")
+    except UnicodeEncodeError:
+        return WORD.findall(normalized(caption))
+    return ASCII_WORD.findall(caption.lower())
+
+
+def normalized(caption):
+    """Lower case, each letter spelled in one way (NFC), with straight apostrophes."""
+    lower = unicodedata.normalize("NFC", caption.lower())
+    return lower.replace("\u2019", "'")
 
 
 def vocabulary_path(folder):
@@ -90,7 +107,7 @@ def read_vocabulary(folder):
     """The Vocabulary of a folder. Raises cli.UserError where it is not one."""
     path = vocabulary_path(folder)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             rows = [line.rstrip("\n").split("\t") for line in file]
         counts = [int(row[2]) for row in rows[1:]]
         words = [row[1] for row in rows[1:]]
@@ -121,7 +138,10 @@ def read_tokens(folder, name):
     path = tokens_path(folder, name)
     try:
         with atomic.load_arrays(path) as arrays:
-            tokens = Tokens(**{name: arrays[name] for name in Tokens._fields})
+            tokens = Tokens(**{name: arrays[name] for name in Tokens._fields
+                               if name in arrays.files or name != "is_number"},
+                            **({} if "is_number" in arrays.files else {
+                                "is_number": looks_like_numbers(arrays["image_ids"])}))
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")
     except atomic.DAMAGED:
@@ -133,6 +153,8 @@ def read_tokens(folder, name):
             and tokens.lengths.shape == tokens.image_of.shape == (captions,)
             and tokens.images.shape == tokens.image_ids.shape
             and tokens.images.ndim == 1 and tokens.images.dtype.kind == "U"
+            and tokens.is_number.shape == tokens.images.shape
+            and tokens.is_number.dtype == bool
             and tokens.lengths.min() >= 1 and tokens.lengths.max() < columns
             and tokens.words.min() >= 0
             and 0 <= tokens.image_of.min()
@@ -141,6 +163,24 @@ def read_tokens(folder, name):
         raise cli.UserError(f"{path}: its arrays do not fit together; run "
                             "tokenize_captions.py again")
     return tokens._replace(vocabulary=str(tokens.vocabulary))
+
+
+def looks_like_numbers(ids):
+    """Which of the ids, of an earlier release's tokens, were numbers; most likely."""
+    return np.array([re.fullmatch("0|[1-9][0-9]*", str(i)) is not None for i in ids],
+                    bool)
+
+
+def read_images(folder, name):
+    """The images of a split's Tokens, a list of str; empty where there is no split."""
+    try:
+        with atomic.load_arrays(tokens_path(folder, name)) as arrays:
+            return arrays["images"].tolist()
+    except FileNotFoundError:
+        return []
+    except atomic.DAMAGED:
+        raise cli.UserError(f"{tokens_path(folder, name)}: damaged, or not of this "
+                            "project; run tokenize_captions.py again")
 
 
 def references_path(tokens, name):
@@ -160,7 +200,7 @@ def read_references(folder, name):
     """
     path = references_path(folder, name)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             references = json.load(file)
         if not references or not all(isinstance(group, list) and group and all(
                 isinstance(caption, str) for caption in group)

@@ -7,10 +7,12 @@ exit status 2; a GPU that was lost ends it with 3 (DeviceLost), Ctrl-C and SIGTE
 import argparse
 import contextlib
 import errno
+import locale
 import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ except ImportError:  # Windows
     fcntl = None
 
 STEPS = 6
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 HEAD_START = 3  # seconds in which rank 0 can say what is wrong for all of them
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 # Where launchers say how many processes they have started, which of them this one is,
@@ -153,7 +156,7 @@ def _lock(path, folder, wait):
         file = open(path, "a+")
         try:
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                _flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), folder)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     return file
@@ -164,6 +167,17 @@ def _lock(path, folder, wait):
             raise UserError(f"{folder}: {holder} is at work there; wait for it, or "
                             "choose another folder")
         file.close()
+
+
+def _flock(file, how, folder):
+    # Cluster file systems may be mounted without locks.
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f"{folder}: its file system has no locks ({error.strerror}); do not run "
+             "the same command twice at once")
 
 
 def launched():
@@ -285,6 +299,13 @@ def number(kind, at_least=None, at_most=None, above=None, below=None):
     return parse
 
 
+def name(text):
+    """An argparse type: part of a file's name."""
+    if os.path.basename(text) != text or text in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name")
+    return text
+
+
 seed = number(int, at_least=0, at_most=2 ** 32 - 1)  # what numpy takes
 
 
@@ -307,10 +328,32 @@ def _speak_utf8():
 
     It does so in the locale C, which is that of many clusters; later ones do not.
     """
-    if (sys.getfilesystemencoding() == "ascii"
-            and os.environ.get("LC_ALL") != "C.UTF-8"):  # else tried already
-        os.execve(sys.executable, [sys.executable, *script(), *sys.argv[1:]],
-                  dict(os.environ, LC_ALL="C.UTF-8"))
+    if sys.getfilesystemencoding() != "ascii":
+        return
+    name = _utf8_locale()
+    if name is None or os.environ.get("LC_ALL") == name:  # tried already
+        _stop(f"{os.path.basename(sys.argv[0])}: this system has no UTF-8 locale; "
+              "install one (on Debian: apt-get install locales-all), or take Python "
+              "3.7 or later", 2)
+    os.execve(sys.executable, [sys.executable, *script(), *sys.argv[1:]],
+              dict(os.environ, LC_ALL=name))
+
+
+def _utf8_locale():
+    """The name of a UTF-8 locale that this system has; None where it has none."""
+    try:
+        listed = subprocess.check_output(["locale", "-a"], stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        listed = b""
+    names = [name for name in listed.decode("ascii", "ignore").split()
+             if name.lower().replace("-", "").endswith("utf8")]
+    before = locale.setlocale(locale.LC_CTYPE)
+    for name in ["C.UTF-8", "en_US.UTF-8", *names]:
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            locale.setlocale(locale.LC_CTYPE, before)
+            return name
+    return None
 
 
 def _stop(message, status):

@@ -46,6 +46,9 @@ def _load():
     complaint = unsupported(tensorflow.__version__)
     if complaint:
         _refuse(complaint)
+    # Whatever ~/.keras/keras.json says
+    tensorflow.keras.backend.set_image_data_format("channels_last")
+    tensorflow.keras.backend.set_floatx("float32")
     return tensorflow
 
 

@@ -17,20 +17,12 @@ from PIL import Image
 
 from captioning.features import SHAPE, is_sound
 from captioning.tokens import read_vocabulary
-from worlds import COMMANDS, QUICK, World, refused, without_network
+from worlds import COMMANDS, QUICK, refused
 
 pytestmark = pytest.mark.fault("bad input")
 # A file that says what was wrong may appear; nothing else.
 REPORTS = ("bad_features_train.txt", "unreadable_train.txt", "unreadable_val.txt",
-           "skipped_train.txt", "skipped_val.txt")
-
-
-@pytest.fixture
-def world(made, tmp_path, monkeypatch):
-    shutil.copytree(str(made), str(tmp_path / "w"))
-    world = World(tmp_path / "w", monkeypatch)
-    without_network(monkeypatch)
-    return world
+           "skipped_train.txt", "skipped_val.txt", "strays_train.txt")
 
 
 # --- ways to spoil a file -------------------------------------------------------------
@@ -217,7 +209,7 @@ CASES = {
     "captions of other images": tokens(
         spoil=captions(lambda c: [item.update(image_id=item["image_id"] + 1000)
                                   for item in c["annotations"]] and None),
-        words="not one caption"),
+        words="strays_train.txt: lists 40 of 40 captions"),
     "no caption at all": tokens(spoil=captions(lambda c: c.update(annotations=[])),
                                 words="not one caption"),
     "no image at all": tokens(
@@ -262,9 +254,9 @@ CASES = {
     # --- images and their network
     "images not there": features(
         spoil=lambda: (remove("data/train")(), remove("data/features/train")()),
-        words="8 of 8 images of train, more"),
+        words="nor 7 others of the 8 images of train"),
     "image not there": features(spoil=lambda: (remove(IMAGE)(), remove(FEATURES)()),
-                                words="1 of 8 images of train, more"),
+                                words="nor 0 others of the 8 images of train"),
     "image empty": features(spoil=lambda: (put(IMAGE, "")(), remove(FEATURES)()),
                             words="1 of 8 images of train, more"),
     "image cut off": features(
@@ -421,7 +413,9 @@ CASES = {
     "picture a text": drawing("--picture", CAPTIONS, words=NAME),
     "picture a folder": drawing("--picture", "data", words="data"),
     "picture of features of unknown origin": drawing(
-        "--picture", IMAGE, spoil=remove("data/features/extractor.json"),
+        "--picture", IMAGE, spoil=lambda: (
+            remove("data/features/extractor.json")(),
+            edit(RUN + "settings.json", lambda c: c.update(extractor=None))()),
         words="extractor.json"),
     "image gone": drawing(spoil=remove("data/val"), words="no such picture"),
     "0 figures": drawing("--count", "0", words="at least 1"),

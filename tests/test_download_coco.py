@@ -527,7 +527,7 @@ def test_images_and_captions_keep_their_order_and_text(small):
 
 def test_captions_of_no_image_are_skipped_with_one_warning(small, capsys):
     change(small, "captions_s.json", lambda content: content["annotations"].extend(
-        [{"image_id": 77, "caption": "?"}, {"image_id": "5", "caption": "?"}]))
+        [{"image_id": 77, "caption": "?"}, {"image_id": "y", "caption": "?"}]))
     images = read_captions(small, "s")
     assert [len(image.captions) for image in images] == [2, 0, 1]
     assert re.fullmatch(r"warning: \S+captions_s.json: skipped 2 captions .*\n",

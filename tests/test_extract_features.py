@@ -12,6 +12,7 @@ from PIL import Image
 import extract_features as ef
 from captioning import inception
 from captioning.features import SHAPE, is_sound, read_features
+from captioning.pictures import Unreadable
 from commands import exit_status
 
 from runtime import cli
@@ -119,7 +120,7 @@ def test_what_is_no_picture_raises_what_the_callers_catch(content, tmp_path):
     path = str(tmp_path / "a.png")
     with open(path, "wb") as file:
         file.write(content)
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(Unreadable):
         inception.read_image(path)
 
 
@@ -425,7 +426,8 @@ def test_more_bad_images_than_allowed_end_the_run(flags, status, folder):
 def test_missing_image_is_a_bad_one(folder):
     folder.fill(3)
     os.remove(str(folder.path / "val" / "1.png"))
-    assert "1 of 3 images" in refusal(folder.run())
+    assert "1.png: no such file, nor 0 others of the 3 images" in refusal(folder.run())
+    assert folder.run("--max-bad", ".5")[0] == 0
 
 
 def test_features_too_large_for_float16_are_not_written(folder):
@@ -546,15 +548,21 @@ def test_file_of_weights_is_known_by_what_is_in_it(folder):
     os.replace(other, first)
     assert "holds features made with" in refusal(folder.run("--weights", first))
     with pytest.raises(cli.UserError, match="no longer the file that made"):
-        inception.extractor(str(folder.path / "features"))
+        extractor(str(folder.path / "features"))
 
 
 # --- one's own pictures ---------------------------------------------------------------
 
+def extractor(features):
+    """The network that made the features in a folder."""
+    return inception.extractor(inception.read_record(features),
+                               inception.calibration_path(features))
+
+
 def test_extractor_is_the_network_that_filled_the_folder(network, tmp_path):
     (tmp_path / "extractor.json").write_text(json.dumps(
         {"weights": network.h5, "seed": 0, "dtype": "float16"}))
-    forward = inception.extractor(str(tmp_path))
+    forward = extractor(str(tmp_path))
     assert same(forward(network.pictures).numpy(), network.features)
 
 
@@ -564,5 +572,5 @@ def test_extractor_is_the_network_that_filled_the_folder(network, tmp_path):
 def test_folder_that_does_not_name_its_network_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "extractor.json").write_text(content)
-    with pytest.raises(cli.UserError, match="extract_features.py"):
-        inception.extractor(str(tmp_path))
+    with pytest.raises(cli.UserError, match="extract|damaged"):
+        extractor(str(tmp_path))

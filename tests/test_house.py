@@ -19,10 +19,10 @@ LONGEST = 60  # lines of a function, its docstring counted
 LONG = {"captioning/decode.py: beam_search"}
 # Files that one step or module writes and others read, by what names them in the code
 ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv",
-             "references_", "skipped_", "settings.json", "split.json", "log.csv",
-             "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
-             "_results.json", "failed_images_", "pointing_", "scenes_val.json",
-             "report_")
+             "references_", "skipped_", "strays_", "settings.json", "split.json",
+             "log.csv", "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
+             "captions_{}_{}_results.json", "own_captions.json", "failed_images_",
+             "pointing_", "scenes_val.json", "report_")
 
 
 @functools.lru_cache()

@@ -88,7 +88,9 @@ def test_report_of_the_run_is_one_page_with_all_its_captions(outputs):
 
 def test_figures_of_the_split_and_of_a_picture_of_ones_own_are_drawn(outputs):
     folder = outputs["folder"] / "checkpoints" / "toy" / "attention"
-    names = sorted(os.listdir(str(folder)))
+    told = json.loads((folder / "own_captions.json").read_text())
+    assert list(told) == ["drawn/val/scene_000001.png"]
+    names = sorted(name for name in os.listdir(str(folder)) if name.endswith(".png"))
     assert len(names) == 3 and names[0] == "own_scene_000001.png"
     for name in names:
         with Image.open(str(folder / name)) as figure:

@@ -11,7 +11,7 @@ from commands import exit_status
 from analysis import pointing
 from analysis.pointing import (box_coverage, changes, means, named, plural,
                                pointing_hits, words_for)
-from captioning.decoded import Decoded
+from captioning.decoded import Decoded, write_decoded
 from captioning.tokens import END, Vocabulary
 
 COCO = ["person", "dog", "hot dog", "bus", "wine glass", "potted plant", "skis"]
@@ -122,7 +122,7 @@ def run(tmp_path, monkeypatch, capsys):
     fake = type("Run", (), {"folder": str(tmp_path / "run"), "vocabulary": vocabulary,
                             "settings": {"data": str(tmp_path / "data")}})
     monkeypatch.setattr(pointing, "read_run", lambda name: fake)
-    monkeypatch.setattr(pointing, "read_decoded", lambda *args: decoded)
+    write_decoded(fake.folder, "val", decoded, {"data": str(tmp_path / "data")})
     monkeypatch.setattr(pointing, "start", lambda: None)
 
     def command(*flags):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from analysis import report
-from captioning.decoded import (read_decoded, read_scores, write_decoded, write_nbest,
-                                write_scores)
+from captioning.decoded import (read_decoded, read_scores, read_source, write_decoded,
+                                write_nbest, write_scores)
 from captioning.runs import read_run
 from captioning.tokens import END, read_references
 from runtime.atomic import write_json
@@ -35,7 +35,7 @@ def write_run(name, captions, cell):
     write_decoded(run.folder, "val", decoded._replace(
         words=words, alphas=alphas, betas=np.full((I, T), .75),
         steps=np.array([len(c) + 1 for c in captions], np.int32),
-        log_probs=np.full((I, T), np.log(.25), np.float32)))
+        log_probs=np.full((I, T), np.log(.25), np.float32)), read_source(run, "val"))
     scores = read_scores(run.folder, "val")
     scores["of_each_image"]["CIDEr"] = [30., 10., 40., 20.]
     write_scores(run.folder, "val", scores)

@@ -1,22 +1,29 @@
 """Every reader, fed with damaged files: a UserError in one line, or sound content.
 
 FUZZ inputs each (10,000), mutated from a whole file: bytes flipped, cut, doubled, taken
-out, put in. Not part of `make test`: `make torture` runs it.
+out, put in; pictures likewise; and captions in twenty scripts. Not part of `make test`:
+`make torture` runs it.
 """
+import io
 import os
 import random
 import shutil
 import signal
+import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioning import runs
 from captioning.checkpoints import load_checkpoint
-from captioning.coco import read_boxes, read_captions
+from captioning.coco import read_boxes, read_captions, whole_text
 from captioning.decoded import read_decoded, read_scores
 from captioning.features import is_sound, read_features
-from captioning.tokens import read_references, read_tokens, read_vocabulary
+from captioning.pictures import Unreadable, read_square
+from captioning.scores import plain, with_punctuation
+from captioning.tokens import (Vocabulary, read_references, read_tokens,
+                               read_vocabulary, split_words, write_vocabulary)
 from runtime import cli
 
 FUZZ = int(os.environ.get("FUZZ", "10000"))
@@ -161,3 +168,83 @@ def test_mutated_file_is_read_or_refused_in_one_line(name, made, tmp_path,
     finally:
         signal.signal(signal.SIGALRM, before)
     assert refused > FUZZ / 10  # the mutations do damage
+
+
+# --- pictures -------------------------------------------------------------------------
+
+def whole_picture(kind):
+    """The bytes of a small picture, as cameras and the web have them."""
+    buffer = io.BytesIO()
+    picture = Image.radial_gradient("L").resize((40, 30)).convert("RGB")
+    if kind == "JPEG with EXIF":
+        exif = Image.Exif()
+        exif[0x112], exif[0x10f], exif[0x9003] = 6, "a camera", "2026:01:01 00:00:00"
+        picture.save(buffer, "JPEG", exif=exif)
+    elif kind == "GIF":
+        picture.convert("P").save(buffer, "GIF", save_all=True, append_images=[
+            picture.convert("P").rotate(90)])
+    elif kind == "PNG":
+        picture.convert("RGBA").save(buffer, "PNG")
+    else:
+        picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.fault("mutated pictures, read")
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG with EXIF", "WebP", "PNG", "TIFF",
+                                  "GIF", "BMP"])
+def test_mutated_picture_is_read_or_skipped(kind, tmp_path, record_property):
+    whole, path = whole_picture(kind), str(tmp_path / "picture")
+    randomness = random.Random(f"{kind} {SEED}")
+    record_property("faults", FUZZ)
+    skipped = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about odd metadata
+        for _ in range(FUZZ):
+            content = mutate(whole, randomness)
+            with open(path, "wb") as file:
+                file.write(content)
+            try:
+                pixels = read_square(path, 16)
+                assert pixels.shape == (16, 16, 3) and pixels.dtype == np.uint8
+            except Unreadable as error:
+                skipped += 1
+                assert str(error) and "\n" not in str(error)
+    assert FUZZ / 50 < skipped < FUZZ
+
+
+# --- captions -------------------------------------------------------------------------
+
+SCRIPTS = {  # the first letter of a block, and how many to draw from
+    "Latin": (0x20, 95), "Latin with accents": (0xc0, 400), "Greek": (0x370, 140),
+    "Cyrillic": (0x400, 250), "Armenian": (0x530, 90), "Hebrew": (0x591, 100),
+    "Arabic": (0x600, 250), "Devanagari": (0x900, 128), "Bengali": (0x980, 128),
+    "Tamil": (0xb80, 128), "Thai": (0xe00, 128), "Tibetan": (0xf00, 200),
+    "Georgian": (0x10a0, 90), "Hangul": (0xac00, 11000), "Kana": (0x3040, 190),
+    "Han": (0x4e00, 20000), "Ethiopic": (0x1200, 380), "Khmer": (0x1780, 128),
+    "emoji": (0x1f300, 700), "anything": (0, 0x110000)}
+
+
+@pytest.mark.fault("captions in twenty scripts")
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_captions_of_any_script_go_into_a_vocabulary_and_come_back(script, tmp_path,
+                                                                   record_property):
+    first, count = SCRIPTS[script]
+    randomness = random.Random(f"{script} {SEED}")
+    record_property("faults", FUZZ)
+    seen = set()
+    for _ in range(FUZZ):
+        caption = "".join(randomness.choice((
+            " ", "\u0301", "\u200d", "'", ".", chr(first + randomness.randrange(count)),
+            chr(first + randomness.randrange(count))))
+            for _ in range(randomness.randrange(30)))
+        caption = whole_text(caption)
+        words = split_words(caption)
+        assert split_words(" ".join(words)) == words
+        assert not any(any(letter.isspace() for letter in word) for word in words)
+        assert " ".join(words) == plain(caption)
+        with_punctuation(caption)
+        seen.update(words)
+    kept = sorted(seen)[:5000]
+    write_vocabulary(str(tmp_path), Vocabulary(kept, [0] * (len(kept) + 4)))
+    assert read_vocabulary(str(tmp_path)).index_word[4:] == kept

@@ -42,7 +42,7 @@ def tokens_of(folder, captions):
     images = np.array([f"{folder}/{i}.jpg" for i in range(len(captions))])
     return Tokens(words, lengths, image_of.astype(np.int32), images,
                   np.array([str(i) for i in range(len(captions))]),
-                  VOCABULARY.digest())
+                  VOCABULARY.digest(), np.ones(len(captions), bool))
 
 
 TRAIN = tokens_of("train", [(5, 2, 3), (4,), (1, 5), (3, 3, 2), (7,), (2,)])
@@ -185,7 +185,7 @@ def fake_inception(weights, *args):
     """A network that is quick, for pictures of any content."""
     if weights not in ("random", "imagenet"):
         return inception.trained(weights)
-    return lambda pixels: tf.zeros((len(pixels.numpy()),) + SHAPE) + .5
+    return lambda pixels: tf.zeros((int(pixels.shape[0]),) + SHAPE) + .5
 
 
 def without_network(patch):

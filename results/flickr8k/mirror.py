@@ -10,7 +10,6 @@ Reads:  <data>/annotations/*.json, <data>/<split>/<image>
 Writes: <out>/<split>/<image>, <out>/train/mirrored/<image>.png, and, when all those are
         there, <out>/annotations/*.json
 """
-import errno
 import glob
 import os
 import re
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from captioning.coco import annotations_path, read_captions, read_json, splits
-from captioning.pictures import UNREADABLE, upright
+from captioning.pictures import Unreadable, upright
 from runtime import atomic, cli
 
 OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
@@ -77,9 +76,7 @@ def make(args, images):
             if split == args.split:
                 name = f"mirrored/{image.file_name}.png"
                 mirror(source, os.path.join(args.out, split, name))
-        except UNREADABLE as error:
-            if getattr(error, "errno", None) not in (None, errno.ENOENT):
-                raise  # of the disk, not of the picture
+        except (FileNotFoundError, Unreadable):
             skipped += 1
             continue
         if split == args.split:
