@@ -1,0 +1,81 @@
+"""A file has its name only when it is whole."""
+import os
+
+import numpy as np
+import pytest
+
+from runtime import atomic
+
+
+@pytest.fixture(params=["new", "old"])
+def path(request, tmp_path):
+    """Where to write, with and without a file that is there already."""
+    path = str(tmp_path / "a.txt")
+    if request.param == "old":
+        with open(path, "w") as file:
+            file.write("before")
+    return path
+
+
+def content(path):
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return file.read()
+
+
+def test_name_comes_with_the_last_byte(path):
+    before = content(path)
+    with atomic.writing(path, "w") as file:
+        file.write("after")
+        file.flush()
+        assert content(path) == before
+    assert content(path) == "after" and os.listdir(os.path.dirname(path)) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_body_that_raises_leaves_what_was_there(error, path):
+    before = content(path)
+    with pytest.raises(error):
+        with atomic.writing(path, "w") as file:
+            file.write("half")
+            raise error()
+    assert content(path) == before
+    assert not os.path.exists(path + atomic.PARTIAL)
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_disk_that_fails_leaves_what_was_there_and_names_the_file(function, path,
+                                                                  monkeypatch):
+    before, asked = content(path), []
+
+    def fail(*args):
+        asked.append(content(path))
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(atomic.os, function, fail)
+    with pytest.raises(OSError) as error:
+        with atomic.writing(path, "w") as file:
+            file.write("after")
+    assert asked == [before]  # it had not got its name when it failed
+    assert error.value.filename == path and content(path) == before
+
+
+def test_bytes_are_on_the_disk_before_the_name_is(path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(atomic.os, "fsync",
+                        lambda file: [order.append("fsync"), fsync(file)])
+    monkeypatch.setattr(atomic.os, "replace",
+                        lambda *names: [order.append("replace"), replace(*names)])
+    with atomic.writing(path, "w") as file:
+        file.write("after")
+    assert order == ["fsync", "replace"]
+
+
+def test_same_arrays_give_the_same_bytes(tmp_path):
+    files = []
+    for name in ("a", "b"):
+        atomic.write_arrays(str(tmp_path / name), {"x": np.arange(5), "y": np.ones(2)})
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1]
+    with atomic.load_arrays(str(tmp_path / "a")) as arrays:
+        assert arrays["x"].tolist() == [0, 1, 2, 3, 4]
