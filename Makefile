@@ -75,4 +75,4 @@ clean:
 	find . -name __pycache__ -not -path "./.venv*" -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-*
+	rm -rf .venv .venv-* .venv.*

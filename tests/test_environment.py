@@ -66,7 +66,8 @@ def test_every_package_is_pinned(name, tensorflow):
     assert re.search(fr"\| {tensorflow} \| 3[^|]+\| `{name}` \|",
                      read("docs/versions.md"))
     assert f"#   python -m pip install --no-deps -r {name}\n" in read(name)
-    # make_env.sh reads from the head which pip takes the list
+    # make_env.sh reads from the head which pip takes the list, and what to expect
+    assert re.search(r"^# Download: [\d.]+ [MG]B", read(name), re.M)
     assert re.findall(r"^#.* pip install pip==[\d.]+ wheel==([\d.]+)$", read(name),
                       re.M) == [found["wheel"]]
 
@@ -264,6 +265,7 @@ def test_pyenv_elsewhere_and_active_conda_environment(find, tmp_path):
 @needs_bash
 def test_environments_that_conda_lists(find, tmp_path):
     path = python(tmp_path / "my envs" / "tf" / "bin" / "python")
+    (tmp_path / "bin" / "sed").symlink_to(shutil.which("sed"))
     program(tmp_path / "bin" / "conda", "echo '# conda environments:'", "echo '#'",
             "echo 'base                  *  /nowhere'",
             f"echo 'tf                       {tmp_path}/my envs/tf'", "echo")
@@ -284,8 +286,7 @@ def make(run, tmp_path):
 
     programs = tmp_path / "programs"  # no Python among them
     programs.mkdir()
-    for name in ("cat", "cp", "cut", "grep", "mkdir", "rm", "sed", "sleep", "tail",
-                 "tee"):
+    for name in ("cp", "cut", "grep", "mkdir", "rm", "sed", "sleep", "tail", "tee"):
         (programs / name).symlink_to(shutil.which(name))
 
     def call(*arguments, **variables):
@@ -301,7 +302,8 @@ def installer(path, version):
     return program(
         path, "case $* in", f"*sys.version_info*) echo {version}; echo '{path}' ;;",
         "'-m venv '*) mkdir -p $3/bin; cp $0 $3/bin/python ;;",
-        "-) cat > /dev/null; echo libcuda.so.1 ;;",
+        f"*fcntl*) exec '{sys.executable}' \"$@\" ;;",
+        "*ctypes*) echo 'OSError: libcuda.so.1: no such file' >&2; exit 1 ;;",
         "'-m pip '*) echo $* >> ${0%/bin/python}/asked ;;", "esac")
 
 
@@ -371,7 +373,8 @@ def test_given_python_of_another_version_makes_the_environment_anew(make, tmp_pa
     assert first[-1].endswith("requirements/cpu.txt")
     result = make(PYTHON=newer)
     asked, line = made(result, make.folder)
-    assert result.stdout.startswith(".venv holds Python 3.6: it is made anew\n")
+    assert result.stdout.startswith(
+        ".venv holds Python 3.6 and tensorflow 1.10.0: it is made anew\n")
     assert asked[-1].endswith("requirements/2.txt")
     assert line.startswith(".venv: Python 3.12, tensorflow-cpu 2.21.0 ")
     # Without PYTHON, what is there is kept.
@@ -402,38 +405,60 @@ def test_half_made_environment_is_made_anew(make, tmp_path):
     (make.folder / ".venv.incomplete").touch()
     (make.folder / ".venv" / "asked").write_text("of the first attempt\n")
     asked, _ = made(make(), make.folder)
-    assert "of the first attempt" not in asked and len(asked) == 3
-    assert not [name for name in os.listdir(str(make.folder))
-                if name.startswith(".venv.")]
+    assert "of the first attempt" not in asked and len(asked) == 2
+    assert not (make.folder / ".venv.incomplete").exists()
+
+
+def begin(make, tmp_path):
+    """Start make_env.sh on a Python that takes 2 seconds to make an environment."""
+    path = installer(tmp_path / "bin" / "python3", "3.6")
+    with open(path) as file:
+        text = file.read().replace("'-m venv '*)",
+                                   "'-m venv '*) : > $0.begun; sleep 2;")
+    with open(path, "w") as file:
+        file.write(text)
+    return subprocess.Popen(
+        [BASH, str(make.folder / "tools" / "make_env.sh")], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={"PATH": f"{tmp_path / 'bin'}:{make.programs}",
+                                       "HOME": "/nowhere"})
+
+
+WAITS = "another process is making .venv: waiting for it\n"
 
 
 @needs_bash
 def test_two_at_once_make_one_environment(make, tmp_path):
-    path = installer(tmp_path / "bin" / "python3", "3.6")
-    with open(path) as file:
-        text = file.read()
-    with open(path, "w") as file:  # slow enough for the other to come in between
-        file.write(text.replace("mkdir -p $3/bin", "sleep 2; mkdir -p $3/bin"))
-    command = [BASH, str(make.folder / "tools" / "make_env.sh")]
-    environment = {"PATH": f"{tmp_path / 'bin'}:{make.programs}", "HOME": "/nowhere"}
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT) for _ in range(2)]
+    both = [begin(make, tmp_path) for _ in range(2)]
     said = [process.communicate(timeout=60)[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert sum("is making .venv: waiting for it" in text for text in said) == 1
+    assert sum(WAITS in text for text in said) == 1
     assert sum("is ready after" in text for text in said) == 1
     asked = (make.folder / ".venv" / "asked").read_text().splitlines()
-    assert len(asked) == 3 and len({text.splitlines()[-1] for text in said}) == 1
+    assert len(asked) == 2 and len({text.splitlines()[-1] for text in said}) == 1
 
 
 @needs_bash
-def test_lock_of_a_killed_process_holds_nobody_up(make, tmp_path):
-    installer(tmp_path / "bin" / "python3", "3.6")
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    (make.folder / ".venv.lock").mkdir()
-    (make.folder / ".venv.lock" / "holder").write_text(f"{dead.pid}\n")
-    made(make(), make.folder)
+def test_what_a_killed_one_left_running_is_waited_for_and_then_made_anew(make,
+                                                                         tmp_path):
+    with begin(make, tmp_path) as process:
+        while not (tmp_path / "bin" / "python3.begun").exists():
+            assert process.poll() is None
+        process.kill()
+        result = make()
+    assert result.stdout.startswith(WAITS) and "making .venv with" in result.stdout
+    asked, _ = made(result, make.folder)
+    assert len(asked) == 2 and not (make.folder / ".venv.incomplete").exists()
+
+
+@needs_bash
+def test_file_system_without_locks_is_named_and_used(make, tmp_path):
+    path = installer(tmp_path / "bin" / "python3", "3.6")
+    with open(path) as file:
+        text = file.read()
+    with open(path, "w") as file:
+        file.write(text.replace("*fcntl*) ", "*fcntl*) exec 9>&-; "))
+    result = make()
+    assert made(result, make.folder) and ".venv cannot be locked (" in result.stdout
 
 
 @needs_bash
@@ -464,3 +489,45 @@ def test_gpu_is_found_by_its_driver_or_asked_for(version, driver, wish, requirem
     asked, line = made(make(**variables), make.folder)
     assert asked[-1].endswith(f"-r {requirements}") and f"({requirements})" in line
     assert make(**variables).stdout == line + "\n"
+
+
+@needs_bash
+def test_change_between_gpu_and_cpu_makes_the_environment_anew(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.13")
+    made(make(GPU="0"), make.folder)
+    result = make(GPU="1")
+    asked, line = made(result, make.folder)
+    assert result.stdout.startswith(
+        ".venv holds Python 3.13 and tensorflow-cpu 2.21.0: it is made anew\n")
+    assert len(asked) == 2 and "(requirements/2-gpu.txt)" in line
+    assert make().stdout == line + "\n"  # without GPU, what is there is kept
+
+
+@needs_bash
+@pytest.mark.parametrize("kind, wish, complaint", [
+    ("1.15", "1", "requirements/1.15.txt"), ("1.9", "1", "requirements/1.9.txt"),
+    ("2", "yes", "GPU=yes")])
+def test_gpu_that_cannot_be_had_is_refused_in_one_line(make, tmp_path, kind, wish,
+                                                       complaint):
+    for version in ("3.6", "3.7", "3.13"):
+        installer(tmp_path / "bin" / f"python{version}", version)
+    error = refused(make(kind, GPU=wish))
+    assert error.count("\n") == 1 and complaint in error
+    assert not (make.folder / f".venv-{kind}").exists()
+
+
+@needs_bash
+@pytest.mark.parametrize("says, kept", [
+    ("ERROR: no network", True), ("Installing collected packages: x", False)])
+def test_environment_is_kept_where_pip_failed_before_it_changed_anything(
+        make, tmp_path, says, kept):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    made(make(), make.folder)
+    with open(str(make.folder / "requirements" / "cpu.txt"), "a") as file:
+        file.write("another==1.0\n")
+    program(make.folder / ".venv" / "bin" / "python", "case $* in",
+            f"*version_info*) echo 3.6; echo '{tmp_path}/bin/python3' ;;",
+            f"*) echo '{says}'; exit 1 ;;", "esac")
+    result = make()
+    assert result.returncode == 1 and says in result.stderr
+    assert (make.folder / ".venv.incomplete").exists() != kept

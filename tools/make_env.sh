@@ -11,36 +11,31 @@
 # which is otherwise that for a GPU where there is one. Exit status 2: none to use.
 #
 # .venv.incomplete is there while .venv is being written: it is made anew after an
-# interruption. .venv.lock holds the number of the process that writes it.
-# .venv/requirements.txt is the list that was installed last.
+# interruption. Who writes it has locked .venv.lock. .venv/requirements.txt is the list
+# that was installed last.
 set -euo pipefail
-
-supported="Python 3.6 (TensorFlow 1.10), 3.7 (1.15) and 3.10 to 3.13 (2.21)"
 
 fail() {
     printf 'make_env.sh: %s\n' "$1" >&2
     exit "${2:-2}"
 }
 
-# Runs in the candidate: prints its version and, on a second line, the interpreter to
-# make an environment with (for one inside an environment: the one it was made from).
+# Runs in a candidate: prints its version and, on a second line, the interpreter to make
+# an environment with (for one inside an environment: the one it was made from).
 probe='
 import os, sys
 print("%d.%d" % sys.version_info[:2])
 prefix = getattr(sys, "real_prefix", getattr(sys, "base_prefix", sys.prefix))
 python = os.path.join(prefix, "bin", "python%d.%d" % sys.version_info[:2])
-inside = prefix != sys.prefix and os.path.exists(python)
-print(python if inside else sys.executable)
+print(python if prefix != sys.prefix and os.path.exists(python) else sys.executable)
 '
 
-# The version and path of program $1 into $version and $found; fails if it does not run.
+# What program $1 says of itself into $version and $found; fails if it does not run.
 look_at() {
-    local answer
     version='' found=''
-    [ -f "$1" ] && [ -x "$1" ] || return 1
-    answer=$("$1" -c "$probe" </dev/null 2>/dev/null) || return 1
-    version=${answer%%$'\n'*}
-    found=${answer#*$'\n'}
+    [ -f "$1" ] && [ -x "$1" ] && found=$("$1" -c "$probe" </dev/null 2>/dev/null) \
+        || return 1
+    version=${found%%$'\n'*} found=${found#*$'\n'}
     [ -x "$found" ]
 }
 
@@ -49,59 +44,31 @@ makes_environments() {
     "$1" -c 'import venv, ensurepip, ssl, zlib' </dev/null >/dev/null 2>&1
 }
 
-# Whether Python version $1 is one of those to use.
 is_wanted() {
-    case " $wanted " in
-        *" $1 "*) ;;
-        *) return 1 ;;
-    esac
-}
-
-# The lists of packages for Python version $1: one, or that for a GPU and that without.
-lists() {
-    case $venv:$1 in
-        *-1.9:*) echo requirements/1.9.txt ;;
-        *:3.6) echo requirements.txt requirements/cpu.txt ;;
-        *:3.7) echo requirements/1.15.txt ;;
-        *) echo requirements/2-gpu.txt requirements/2.txt ;;
-    esac
+    [[ " $wanted " = *" $1 "* ]]
 }
 
 # Candidates, one a line, those that cost least first.
 candidates() {
-    local name folder line
+    local name
     for name in python3.6 python3.1{3,2,1,0} python3.7 python3 python; do
         type -aP "$name" || true
     done
-    for folder in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.{6,1[0-3],7}*; do
-        printf '%s\n' "$folder/bin/python"
-    done
-    if [ -n "${CONDA_PREFIX:-}" ]; then
-        printf '%s\n' "$CONDA_PREFIX/bin/python"
-    fi
-    for folder in "${HOME:-}"/{mini,ana}conda3{,/envs/*} \
-            "${HOME:-}"/{miniforge3,mambaforge}{,/envs/*} "${HOME:-}"/.conda/envs/*; do
-        printf '%s\n' "$folder/bin/python"
-    done
+    printf '%s/bin/python\n' "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.{6,1[0-3],7}* \
+        "${CONDA_PREFIX:-}" "${HOME:-}"/{mini,ana}conda3{,/envs/*} \
+        "${HOME:-}"/{miniforge3,mambaforge}{,/envs/*} "${HOME:-}"/.conda/envs/*
     if type -P conda >/dev/null; then
-        conda env list </dev/null 2>/dev/null | while IFS= read -r line; do
-            case $line in
-                \#*) ;;
-                */*) printf '%s\n' "/${line#*/}/bin/python" ;;
-            esac
-        done
+        conda env list </dev/null 2>/dev/null | sed -n 's|^[^#/]*\(/.*\)|\1/bin/python|p'
     fi
 }
 
 # Sets $version and $found: PYTHON, or else the first candidate of the version that comes
 # first in $wanted; one that cannot make environments only if there is no other.
 find_python() {
-    local candidate seen=' ' lame='' unfit='' first=${wanted%% *}
+    local candidate before rank best=999 chosen='' unfit=''
     if [ -n "${PYTHON:-}" ]; then
-        candidate=$(type -P -- "$PYTHON") \
-            || fail "PYTHON=$PYTHON: there is no such program; supported are $supported"
-        look_at "$candidate" \
-            || fail "PYTHON=$PYTHON does not run; supported are $supported"
+        look_at "$(type -P -- "$PYTHON")" || fail \
+            "PYTHON=$PYTHON is not there or does not run; supported are $supported"
         is_wanted "$version" \
             || fail "PYTHON=$PYTHON is Python $version; $venv can be made with $supported"
         return
@@ -109,31 +76,19 @@ find_python() {
     while IFS= read -r candidate; do
         look_at "$candidate" || continue
         if ! is_wanted "$version"; then
-            unfit+="  found $candidate: Python $version, which does not fit"$'\n'
+            [[ $unfit = *" $found:"* ]] \
+                || unfit+="  found $found: Python $version, which does not fit"$'\n'
             continue
         fi
-        case $seen in
-            *" $version="*) continue ;;
-        esac
-        if ! makes_environments "$found"; then
-            lame=${lame:-$version=$found}
-        elif [ "$version" = "$first" ]; then
-            return
-        else
-            seen+="$version=$found"$'\n '
-        fi
+        before=" $wanted " before=${before%%" $version "*} rank=${#before}
+        [ "$rank" -lt "$best" ] || continue
+        makes_environments "$found" || rank=$((rank + 500))
+        [ "$rank" -lt "$best" ] || continue
+        best=$rank chosen=$version=$found
+        [ "$best" -gt 0 ] || break
     done < <(candidates)
-    for version in $wanted; do
-        case $seen in
-            *" $version="*)
-                found=${seen#*" $version="} found=${found%%$'\n'*}
-                return ;;
-        esac
-    done
-    if [ -n "$lame" ]; then
-        version=${lame%%=*} found=${lame#*=}
-        return
-    fi
+    version=${chosen%%=*} found=${chosen#*=}
+    [ -z "$chosen" ] || return 0
     printf '%s\n' >&2 \
         "make_env.sh: no Python for $venv found. It can be made with (64 bit)" \
         "$supported." \
@@ -148,195 +103,150 @@ find_python() {
     exit 2
 }
 
-# Waits until no other process writes $venv, and keeps others off until this one ends.
+# Waits until no other process writes $venv, and keeps others off until this one and all
+# that it started have ended: the system itself takes the lock away then.
 lock() {
-    local holder patience=0
-    until mkdir "$venv.lock" 2>/dev/null; do
-        [ -d "$venv.lock" ] || fail \
-            "$PWD: no file can be written there; change its permissions or copy it elsewhere"
-        holder=$(cat "$venv.lock/holder" 2>/dev/null) || holder=''
-        patience=$((patience + 1))
-        if [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null \
-                || [ -z "$holder" ] && [ "$patience" -gt 10 ]; then
-            rm -rf "$venv.lock"  # its process was killed
-            continue
-        fi
-        [ "$patience" != 1 ] || echo "process $holder is making $venv: waiting for it"
-        sleep 1
-    done
-    echo $$ >"$venv.lock/holder"
-    trap 'rm -rf "$venv.lock"' EXIT
+    { : >>"$venv.lock"; } 2>/dev/null || fail \
+        "$PWD: no file can be written there; change its permissions or copy it elsewhere"
+    exec 9>>"$venv.lock"
+    "$found" -c '
+import fcntl, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    try:
+        fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another process is making %s: waiting for it" % sys.argv[1], flush=True)
+        fcntl.flock(9, fcntl.LOCK_EX)
+except OSError as error:
+    print("%s cannot be locked (%s): run one make at a time" % (sys.argv[1], error))
+' "$venv"
 }
 
-# Prints the first library of the GPU build that does not load in Python $1.
-missing_library() {
-    "$1" - <<'PROBE'
+# The lists of packages for Python $1: that for a GPU, where there is one, and that
+# without; GPU=1 and GPU=0 leave one of the two.
+lists() {
+    local gpu='' cpu
+    case $venv:$1 in
+        *-1.9:*) cpu=requirements/1.9.txt ;;
+        *:3.6) gpu=requirements.txt cpu=requirements/cpu.txt ;;
+        *:3.7) cpu=requirements/1.15.txt ;;
+        *) gpu=requirements/2-gpu.txt cpu=requirements/2.txt ;;
+    esac
+    case ${GPU:-} in
+        0) gpu='' ;;
+        1) cpu='' ;;
+    esac
+    echo $gpu $cpu
+}
+
+# Says what Python $1, of version $2, lacks to use a GPU; nothing if it can.
+lacking() {
+    local answer
+    if [ "$2" != 3.6 ]; then
+        nvidia-smi -L >/dev/null 2>&1 || echo "no NVIDIA driver answers"
+        return
+    fi
+    answer=$("$1" -c '
 import ctypes
-for name in ("libcuda.so.1", "libcudart.so.9.0", "libcublas.so.9.0", "libcufft.so.9.0",
-             "libcurand.so.9.0", "libcusolver.so.9.0", "libcudnn.so.7"):
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        print(name)
-        break
-PROBE
+for name in ("cuda.so.1", "cudart.so.9.0", "cublas.so.9.0", "cufft.so.9.0",
+             "curand.so.9.0", "cusolver.so.9.0", "cudnn.so.7"):
+    ctypes.CDLL("lib" + name)' 2>&1) && return
+    answer=${answer##*Error: }
+    echo "${answer%%:*} does not load (it needs CUDA 9.0 and cuDNN 7)"
+}
+
+# The name and version of the TensorFlow in list $1.
+tensorflow_of() {
+    grep -m 1 -oE '^tensorflow[a-z-]*==[0-9.]+[0-9]' "$1" 2>/dev/null || true
 }
 
 # pip in $venv, quietly: its output goes to $venv/install.log, and on a terminal one line
-# shows which of the $1 packages it has come to.
+# shows the package that it has come to.
 run_pip() {
-    local total=$1 count=0 word rest
-    shift
+    local status=0 word rest
     PIP_USER=no PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
         "$venv/bin/python" -m pip "$@" 2>&1 | tee -a "$venv/install.log" \
         | while read -r word rest; do
-            [ -t 1 ] || continue
-            case $word in
-                Collecting)
-                    count=$((count + 1))
-                    printf '\r\033[K  %d/%d %s' "$count" "$total" "${rest%% *}" ;;
-                Installing) printf '\r\033[K  unpacking' ;;
-            esac
-        done || {
-            clear_line
-            # Nothing was replaced yet (no network, say): what was there is still whole.
-            if [ -f "$venv/requirements.txt" ]; then
-                grep -q '^Installing collected' "$venv/install.log" \
-                    || rm -f "$venv.incomplete"
+            if [ -t 1 ] && [ "$word" = Collecting ]; then
+                printf '\r\033[K  %s' "${rest%% *}"
             fi
-            tail -n 15 "$venv/install.log" | cut -c 1-500 >&2
-            fail "pip failed (above; all of it: $venv/install.log); the same command tries again" 1
-        }
-    clear_line
-}
-
-clear_line() {
-    if [ -t 1 ]; then
-        printf '\r\033[K'
+        done || status=1
+    [ ! -t 1 ] || printf '\r\033[K'
+    [ $status = 0 ] && return
+    # If nothing was replaced yet (no network, say), what was there is still whole.
+    if [ -f "$venv/requirements.txt" ] \
+            && ! grep -q '^Installing collected' "$venv/install.log"; then
+        rm -f "$venv.incomplete"
     fi
+    tail -n 15 "$venv/install.log" | cut -c 1-500 >&2
+    fail "pip failed (above; all of it: $venv/install.log); the same command tries again" 1
 }
 
-# The last line: what list $1 has put into $venv, which holds Python $2.
-say_which() {
-    local pin choice="make PYTHON=/path/to/python ..."
-    pin=$(grep -m 1 '^tensorflow.*==' "$1")
-    pin=${pin%%;*}
-    if [ "$2" = 3.6 ]; then
-        choice="another Python: $choice"
-    else
-        choice="the baseline, TensorFlow 1.10, needs Python 3.6: $choice"
-    fi
-    echo "$venv: Python $2, ${pin/==/ } ($1); $choice"
-}
-
-# Whether $venv, which holds Python $1, is whole and of its list: then says so.
+# Whether $venv is whole and of its list: then says what it holds. Sets $holds, its Python.
 is_up_to_date() {
-    local list
-    is_wanted "$1" && [ -f "$venv/requirements.txt" ] && [ ! -e "$venv.incomplete" ] \
+    local list pin why="the baseline, TensorFlow 1.10, needs Python 3.6"
+    look_at "$venv/bin/python" || true
+    holds=$version
+    is_wanted "$holds" && [ -f "$venv/requirements.txt" ] && [ ! -e "$venv.incomplete" ] \
         || return 1
-    for list in $(lists "$1"); do
-        case ${GPU:-}:$list in
-            1:*cpu.txt|1:*/2.txt|0:requirements.txt|0:*gpu.txt) continue ;;
-        esac
-        if [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ]; then
-            say_which "$list" "$1"
-            return
-        fi
+    for list in $(lists "$holds"); do
+        [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ] || continue
+        pin=$(tensorflow_of "$list")
+        [ "$holds" != 3.6 ] || why="another Python"
+        echo "$venv: Python $holds, ${pin/==/ } ($list); $why:" \
+            "make PYTHON=/path/to/python ..."
+        return
     done
     return 1
 }
 
-# Of the two lists $1 and $2, for a GPU and without, sets $list to the one for this
-# machine. $3: the Python of $venv.
-choose_list() {
-    local lacking
-    if [ -n "${GPU:-}" ]; then
-        lacking=${GPU#1}
-    elif [ "$3" = 3.6 ]; then
-        lacking=$(missing_library "$venv/bin/python")
-        lacking=${lacking:+"$lacking does not load (it needs CUDA 9.0 and cuDNN 7)"}
-    else
-        lacking=$(nvidia-smi -L 2>&1 >/dev/null) && lacking='' \
-            || lacking="no NVIDIA driver answers"
-    fi
-    if [ -z "$lacking" ]; then
-        list=$1
-        echo "TensorFlow for a GPU${GPU:+ (GPU=$GPU)}; for the CPU: GPU=0"
-    else
-        list=$2
-        [ -n "${GPU:-}" ] || echo "TensorFlow for the CPU: $lacking; for a GPU: GPU=1"
-    fi
-}
-
 main() {
-    local list size other='' pip holds=''
-    if look_at "$venv/bin/python"; then
-        holds=$version
-    fi
+    local holds python wish list cpu lack build='' old new what pip
     if [ -n "${PYTHON:-}" ]; then
         find_python  # a PYTHON that cannot be used is said even if $venv is there
         wanted=$version
     fi
-    if is_up_to_date "$holds"; then
-        return
-    fi
+    ! is_up_to_date || return 0
+    is_wanted "$holds" || find_python
+    python=$found wish=$version
+    [ -n "$(lists "$wish")" ] || fail \
+        "GPU=1: no list is for a GPU and Python $wish; the head of $(GPU=0 lists "$wish") says what to do"
+    makes_environments "$python" || fail \
+        "$python cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$wish-venv"
     lock
-    if look_at "$venv/bin/python"; then  # another process may have made it meanwhile
-        holds=$version
-    fi
-    if is_up_to_date "$holds"; then
-        return
-    fi
-    trap 'clear_line; fail "stopped; the same command makes $venv anew" 130' INT TERM
+    ! is_up_to_date || return 0  # another process has made it meanwhile
 
+    read -r list cpu < <(lists "$wish")
+    if [ -n "$cpu" ]; then
+        lack=$(lacking "$python" "$wish")
+        build="TensorFlow for a GPU; for the CPU: GPU=0"$'\n'
+        [ -z "$lack" ] || list=$cpu \
+            build="TensorFlow for the CPU: $lack; for a GPU: GPU=1"$'\n'
+    fi
+    old=$(tensorflow_of "$venv/requirements.txt") new=$(tensorflow_of "$list")
+    what="holds ${holds:+Python }${holds:-no Python}${old:+ and ${old/==/ }}"
     if [ -e "$venv.incomplete" ] || [ -e "$venv/incomplete" ]; then
         rm -rf "$venv"
-    elif [ -e "$venv" ] && ! is_wanted "$holds"; then
-        [ -f "$venv/requirements.txt" ] || fail \
-            "$venv is there, but not of this script's making, and holds ${holds:+Python }${holds:-no Python}; move it away and try again"
-        echo "$venv holds ${holds:+Python }${holds:-no Python}: it is made anew"
+    elif [ -e "$venv" ] && [ "$holds:${old%%=*}" != "$wish:${new%%=*}" ]; then
+        [ -n "$old" ] || fail \
+            "$venv is there, but not of this script's making, and $what; move it away and try again"
+        echo "$venv $what: it is made anew"
         rm -rf "$venv"
     fi
+    trap '[ ! -t 1 ] || echo; fail "stopped; the same command makes $venv anew" 130' INT TERM
     : >"$venv.incomplete"
     if [ ! -e "$venv" ]; then
-        find_python
-        makes_environments "$found" || {
-            rm "$venv.incomplete"
-            fail "$found cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$version-venv"
-        }
-        echo "making $venv with $found"
-        "$found" -m venv "$venv" || fail "$found -m venv failed (above)" 1
-        holds=$version
+        echo "making $venv with $python"
+        "$python" -m venv "$venv" || fail "$python -m venv failed (above)" 1
     fi
 
     : >"$venv/install.log"
-    list=$(lists "$holds")
-    if [ "$list" != "${list#* }" ]; then
-        # shellcheck disable=SC2086
-        choose_list $list "$holds"
-        case $list in
-            requirements.txt) other=tensorflow ;;
-            */cpu.txt) other=tensorflow-gpu ;;
-            */2-gpu.txt) other=tensorflow-cpu ;;
-            */2.txt) other=tensorflow ;;
-        esac
-    fi
-    case $list in
-        requirements.txt) size=450 ;;
-        */1.15.txt) size=330 ;;
-        */2.txt) size=490 ;;
-        */2-gpu.txt) size=3500 ;;
-        *) size=260 ;;
-    esac
-    echo "installing $list (the first time: $size MB to download, 1 to 3 minutes)"
-    # The head of the list says which pip takes it.
-    pip=$(sed -n 's/^#.* pip install \(pip==.*\)/\1/p' "$list")
+    echo "${build}installing $list (the first time: $(sed -n 's/^# Download: //p' "$list"))"
+    pip=$(sed -n 's/^#.* pip install \(pip==.*\)/\1/p' "$list")  # which pip takes it
     # shellcheck disable=SC2086
-    run_pip 2 install $pip
-    if [ -n "$other" ]; then
-        run_pip 1 uninstall --yes "$other"
-    fi
-    run_pip "$(grep -c '^[^#].*==' "$list")" install --no-deps -r "$list"
+    run_pip install $pip
+    run_pip install --no-deps -r "$list"
     "$venv/bin/python" -c 'import tensorflow' >>"$venv/install.log" 2>&1 || {
         grep -iE 'error|illegal' "$venv/install.log" | tail -n 3 | cut -c 1-500 >&2 || true
         fail "TensorFlow is installed but does not import ($venv/install.log); a common cause is a processor without AVX, or an incomplete CUDA 9.0" 1
@@ -344,19 +254,17 @@ main() {
     cp "$list" "$venv/requirements.txt"
     rm "$venv.incomplete"
     echo "$venv is ready after $SECONDS s"
-    say_which "$list" "$holds"
+    is_up_to_date
 }
 
-case ${PYTHON:-} in
-    /*) ;;
-    */*) PYTHON=$PWD/$PYTHON ;;
-esac
-case $0 in
-    */*) cd "${0%/*}/.." ;;
-    *) cd .. ;;
-esac
+if [[ ${PYTHON:-} = */* && $PYTHON != /* ]]; then
+    PYTHON=$PWD/$PYTHON
+fi
+CDPATH='' cd "$([[ $0 != */* ]] || printf '%s/' "${0%/*}").."
+[[ ${GPU:-} = [01] || -z ${GPU:-} ]] || fail "GPU=$GPU: it is 1 or 0, or left out"
 # The Python versions to use, the best first, and the folder to make.
 wanted='3.6 3.13 3.12 3.11 3.10 3.7' venv=.venv-${1:-}
+supported="Python 3.6 (TensorFlow 1.10), 3.7 (1.15) and 3.10 to 3.13 (2.21)"
 case ${1:-} in
     ''|--find) venv=.venv ;;
     1.9|1.10) wanted='3.6' supported="Python 3.6" ;;
