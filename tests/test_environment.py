@@ -404,6 +404,7 @@ def test_half_made_environment_is_made_anew(make, tmp_path):
     made(make(), make.folder)
     (make.folder / ".venv.incomplete").touch()
     (make.folder / ".venv" / "asked").write_text("of the first attempt\n")
+    python(make.folder / ".venv" / "bin" / "python", "3.11")  # names itself
     asked, _ = made(make(), make.folder)
     assert "of the first attempt" not in asked and len(asked) == 2
     assert not (make.folder / ".venv.incomplete").exists()

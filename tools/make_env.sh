@@ -183,13 +183,17 @@ run_pip() {
     fail "pip failed (above; all of it: $venv/install.log); the same command tries again" 1
 }
 
+is_half_made() {
+    [ -e "$venv.incomplete" ] || [ -e "$venv/incomplete" ]
+}
+
 # Whether $venv is whole and of its list: then says what it holds. Sets $holds, its Python.
 is_up_to_date() {
     local list pin why="the baseline, TensorFlow 1.10, needs Python 3.6"
     look_at "$venv/bin/python" || true
     holds=$version
-    is_wanted "$holds" && [ -f "$venv/requirements.txt" ] && [ ! -e "$venv.incomplete" ] \
-        || return 1
+    ! is_half_made || holds=''
+    is_wanted "$holds" && [ -f "$venv/requirements.txt" ] || return 1
     for list in $(lists "$holds"); do
         [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ] || continue
         pin=$(tensorflow_of "$list")
@@ -214,6 +218,7 @@ main() {
         "GPU=1: no list is for a GPU and Python $wish; the head of $(GPU=0 lists "$wish") says what to do"
     makes_environments "$python" || fail \
         "$python cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$wish-venv"
+    trap '[ ! -t 1 ] || echo; fail "stopped; the same command tries again" 130' INT TERM
     lock
     ! is_up_to_date || return 0  # another process has made it meanwhile
 
@@ -226,15 +231,15 @@ main() {
     fi
     old=$(tensorflow_of "$venv/requirements.txt") new=$(tensorflow_of "$list")
     what="holds ${holds:+Python }${holds:-no Python}${old:+ and ${old/==/ }}"
-    if [ -e "$venv.incomplete" ] || [ -e "$venv/incomplete" ]; then
+    if is_half_made; then
         rm -rf "$venv"
     elif [ -e "$venv" ] && [ "$holds:${old%%=*}" != "$wish:${new%%=*}" ]; then
         [ -n "$old" ] || fail \
             "$venv is there, but not of this script's making, and $what; move it away and try again"
         echo "$venv $what: it is made anew"
+        : >"$venv.incomplete"
         rm -rf "$venv"
     fi
-    trap '[ ! -t 1 ] || echo; fail "stopped; the same command makes $venv anew" 130' INT TERM
     : >"$venv.incomplete"
     if [ ! -e "$venv" ]; then
         echo "making $venv with $python"
