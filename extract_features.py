@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from captioning.coco import read_captions, read_karpathy, splits
 from captioning.features import SHAPE, feature_path, is_sound, write_features
-from captioning.inception import (SIZE, calibration_path, digest, inception, read_image,
-                                  record_extractor)
+from captioning.inception import (GRID, SIZE, calibration_path, digest, inception,
+                                  read_image, record_extractor)
 from captioning.pictures import Unreadable
 from runtime import cli, ranks
 from runtime.tf import device_errors, py_function, start, tf
@@ -231,7 +231,7 @@ def network(args, features, names):
     split = next((split for split in names if names[split]), next(iter(names)))
     calibration = calibration_path(features)
     made = dict(digest(args.weights), weights=args.weights, seed=args.seed,
-                dtype=args.dtype)
+                dtype=args.dtype, grid=GRID)
 
     def build():
         return inception(args.weights, lambda: sample_images(

@@ -8,7 +8,8 @@
 As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
 the picture where the model looked. Under it are the word's probability and, where
 there is one, the gate beta (section 4.2.1). InceptionV3 saw the whole picture,
-stretched to a square, so that the 8 x 8 map covers all of it too. No display is needed.
+stretched to a square; each cell's weight is drawn at the middle of what that cell sees
+(captioning/grid.py). No display is needed.
 
 Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture the
         weights of the run and the network that made its features
@@ -22,16 +23,16 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from captioning.decode import beam_search
 from captioning.decoded import read_decoded, read_scores, read_source, scores_path
 from captioning.features import SHAPE
+from captioning.grid import even
 from captioning.inception import (calibration_path, extractor, read_image,
                                   read_record)
 from captioning.pictures import load_picture
-from captioning.runs import read_run
+from captioning.runs import cells_of, read_run
 from runtime import atomic, cli, drawing
 from runtime.tf import device_errors, start
 
@@ -43,17 +44,22 @@ FORMATS = ("png", "pdf", "svg")
 COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 
 
-def upsample(alpha, size):
+def upsample(alpha, size, grid=None):
     """Attention weights (L,) -> a smooth map float32 (height, width) in [0, 1].
 
-    Bicubic interpolation and a Gaussian filter of half a cell; the highest value is 1.
-    size: (width, height) in pixels. L must be a square number.
+    Between the middles of the cells, and on to the rim; then a Gaussian filter of half
+    a cell. The highest value is 1. size: (width, height) in pixels. grid: a Grid, where
+    the cells lie; None: evenly spread. L must be a square number.
     """
     side = int(round(len(alpha) ** .5))
     assert side * side == len(alpha), "the locations must form a square"
-    grid = Image.fromarray(np.asarray(alpha, np.float32).reshape(side, side))
-    smooth = np.asarray(grid.resize(size, Image.BICUBIC))
-    smooth = gaussian_filter(smooth, (size[1] / side / 2, size[0] / side / 2))
+    grid = grid or even(side)
+    y, x = (((np.arange(pixels) + .5) / pixels - grid.first) / grid.step
+            for pixels in (size[1], size[0]))
+    smooth = map_coordinates(np.asarray(alpha, np.float32).reshape(side, side),
+                             np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+    smooth = gaussian_filter(smooth, (size[1] * grid.step / 2, size[0] * grid.step / 2),
+                             mode="nearest")
     return np.clip(smooth, 0, None) / max(smooth.max(), 1e-12)
 
 
@@ -72,15 +78,17 @@ def overlay(picture, heat, colours="light"):
     return (light + (255 - light) * .15 * heat).astype(np.uint8)
 
 
-def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light"):
+def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light",
+         grid=None):
     """Write one figure: the picture with its caption, then a map for every word.
 
     picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
     ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
     maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
+    grid: see `upsample`.
     """
     with drawing.defaults(**{"svg.hashsalt": "attention"}):
-        figure = lay_out(picture, words, alphas, notes, layout, colours)
+        figure = lay_out(picture, words, alphas, notes, layout, colours, grid)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         kind = os.path.splitext(path)[1][1:]
         # Without the time of day: the same figure is the same file.
@@ -91,7 +99,7 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
                                        **extra)
 
 
-def lay_out(picture, words, alphas, notes, layout, colours):
+def lay_out(picture, words, alphas, notes, layout, colours, grid):
     """The Figure of `draw`, with the same arguments."""
     height, width = picture.shape[:2]
     columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
@@ -108,7 +116,7 @@ def lay_out(picture, words, alphas, notes, layout, colours):
     share = 1 / np.tile(figure.get_size_inches(), 2)  # figure's units in an inch
     cells = [(picture, "", "")]
     for alpha, word, note in zip(alphas, words, notes or [""] * len(words)):
-        heat = upsample(alpha, (width, height))
+        heat = upsample(alpha, (width, height), grid)
         cells.append((overlay(picture, heat, colours), word, note))
     for i, (pixels, title, note) in enumerate(cells):
         y, x = divmod(i, columns)
@@ -264,7 +272,8 @@ def titles(paths):
 def _figure(run, args, title, picture, words, alphas, notes):
     """Draw one figure into the run's folder, say so, and return its path."""
     path = os.path.join(run.folder, "attention", f"{title}.{args.format}")
-    draw(picture, words, alphas, path, notes, args.layout, args.colours)
+    draw(picture, words, alphas, path, notes, args.layout, args.colours,
+         cells_of(run, alphas.shape[1]))
     print(f"{path}: {' '.join(words)}", flush=True)
     return path
 

@@ -24,12 +24,13 @@ import numpy as np
 
 from captioning.coco import annotations_path, read_boxes, split_of
 from captioning.decoded import read_decoded, read_source
-from captioning.runs import read_run
+from captioning.grid import even
+from captioning.runs import cells_of, read_run
 from captioning.scores import resample
 from runtime import atomic, cli
 from runtime.tf import start
 
-POINTS = 8     # per side of a cell: how finely its share inside the boxes is measured
+POINTS = 16     # per side of a cell: how finely its share inside the boxes is measured
 # Words that name COCO's categories, in the singular. A category's own name always does.
 # Words that people use for several categories (glass, plate, bat) are left out.
 NAMES = {
@@ -102,11 +103,12 @@ def named(words, names):
     return found
 
 
-def box_coverage(boxes, size, side):
+def box_coverage(boxes, size, side, grid):
     """Share of each cell that lies inside the boxes, and whether its middle does.
 
-    boxes: (x, y, w, h) in pixels of an image of `size` (width, height). Returns float
-    (side, side), bool (side, side), and whether the image's centre does, bool.
+    boxes: (x, y, w, h) in pixels of an image of `size` (width, height). grid: a Grid; a
+    place belongs to the cell whose middle is nearest. Returns float (side, side), bool
+    (side, side), and whether the image's centre does, bool.
     """
     def inside(x, y):
         hit = np.zeros(np.broadcast(x, y).shape, bool)
@@ -116,26 +118,30 @@ def box_coverage(boxes, size, side):
         return hit
 
     fine = (np.arange(side * POINTS) + .5) / (side * POINTS)
-    share = inside(fine * size[0], fine[:, None] * size[1]).reshape(
-        side, POINTS, side, POINTS).mean(axis=(1, 3))
-    middle = (np.arange(side) + .5) / side
+    cell = grid.cell_at(fine, side)
+    share, count = np.zeros((2, side, side))
+    np.add.at(share, (cell[:, None], cell), inside(fine * size[0],
+                                                   fine[:, None] * size[1]))
+    np.add.at(count, (cell[:, None], cell), 1)
+    share, middle = share / count, grid.middles(side)
     return (share, inside(middle * size[0], middle[:, None] * size[1]),
             bool(inside(np.array(size[0] / 2), np.array(size[1] / 2))))
 
 
-def pointing_hits(words, alphas, objects, size, names):
+def pointing_hits(words, alphas, objects, size, names, grid=None):
     """The figures of one caption, (n, 6), a row for each word that counts.
 
     words: list of T str. alphas: (T, L). objects: list of (category, box), boxes as in
-    `box_coverage`. names: of `words_for`. Columns: peak in a box, evenly spread,
-    centre; mass in the boxes, evenly spread, centre.
+    `box_coverage`. names: of `words_for`. grid: a Grid; None: evenly spread cells.
+    Columns: peak in a box, evenly spread, centre; mass in the boxes, evenly spread,
+    centre.
     """
     rows, side = [], int(round(alphas.shape[1] ** .5))
     for place, category in named(words, names):
         boxes = [box for name, box in objects if name == category]
         if not boxes:
             continue
-        share, middles, centre = box_coverage(boxes, size, side)
+        share, middles, centre = box_coverage(boxes, size, side, grid or even(side))
         alpha = alphas[place].reshape(side, side)
         near = slice((side - 1) // 2, side // 2 + 1)  # cells that meet in the centre
         rows.append((middles.ravel()[int(np.argmax(alpha))], middles.mean(), centre,
@@ -182,17 +188,18 @@ def read_objects(data, images, ids):
             for image, i in zip(images, ids)]
 
 
-def score_pointing(decoded, objects, vocabulary, seed):
+def score_pointing(decoded, objects, vocabulary, seed, grid):
     """All figures of a split, as JSON takes them.
 
     decoded: Decoded. objects: of `read_objects`. vocabulary: the run's Vocabulary.
+    grid: the Grid of its cells.
     """
     names = words_for(sorted({name for _, found in objects for name, _ in found}))
     pointed, moved, counts = [], [], collections.Counter()
     for i, (size, found) in enumerate(objects):
         words = vocabulary.words(decoded.words[i, :decoded.steps[i]])
         alphas = decoded.alphas[i, :len(words)]
-        pointed.append(pointing_hits(words, alphas, found, size, names))
+        pointed.append(pointing_hits(words, alphas, found, size, names, grid))
         there = {name for name, _ in found}
         counts.update(category for _, category in named(words, names)
                       if category in there)
@@ -237,7 +244,8 @@ def main():
         decoded = read_decoded(run.folder, args.split, run.vocabulary)
         objects = read_objects(args.data or read_source(run, args.split)["data"],
                                decoded.images.tolist(), decoded.image_ids.tolist())
-        summary = score_pointing(decoded, objects, run.vocabulary, args.seed)
+        summary = score_pointing(decoded, objects, run.vocabulary, args.seed,
+                                 cells_of(run, decoded.alphas.shape[2]))
         atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
                           summary)
     show(summary)

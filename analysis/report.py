@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
 from captioning.pictures import load_picture
-from captioning.runs import curves_path, read_run
+from captioning.runs import cells_of, curves_path, read_run
 from captioning.tokens import read_references
 from runtime import atomic, cli
 from runtime.tf import start
@@ -69,6 +69,7 @@ class RunView:
             raise cli.UserError(f"{folder}: captions and scores are of other images; "
                                 "run evaluate.py again")
         self.beams = read_nbest(folder, split)
+        self.grid = cells_of(self.run, self.decoded.alphas.shape[2])
 
     def summary(self):
         """What the page says about the run as a whole."""
@@ -98,7 +99,7 @@ class RunView:
                             if name in each}},
                 {"maps": [packed(alpha) for alpha in self.decoded.alphas[row, :T]],
                  "probabilities": [round(p, 3) for p in probabilities.tolist()],
-                 "betas": betas})
+                 "betas": betas, "grid": [round(share, 5) for share in self.grid]})
 
 
 def make(views, data, references, split, count, seed):

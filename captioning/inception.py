@@ -11,11 +11,13 @@ import socket
 import numpy as np
 from tqdm import tqdm
 
+from captioning.grid import Grid, even, through
 from captioning.pictures import read_square
 from runtime import atomic, cli
 from runtime.tf import compiled, load_weights, take_no_mask, tf
 
 SIZE = 299            # InceptionV3's input, pixels
+GRID = (37.5, 32.)    # pixels: the middle of its first cell, and to the next; grid_of
 CENTRE_WEIGHT = 3.    # see random_weights
 SPREAD = .3           # of the output of random weights; see calibrate
 
@@ -230,11 +232,41 @@ def read_record(features):
     return made
 
 
+def grid_of(model):
+    """The middle of the model's first cell and the distance to the next, in pixels.
+
+    By kernel, stride and padding of its layers; all branches must agree.
+    """
+    found = {id(model.inputs[0]): (.5, 1.)}
+    for layer in model.layers[1:]:
+        given = {found[id(tensor)] for tensor in _inputs(layer)}
+        if len(given) > 1:
+            raise ValueError(f"the branches that meet in {layer.name} do not agree")
+        kernel = getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
+        if kernel is None:  # batch norm, activation, concatenation
+            found[id(layer.output)], = given
+        else:  # 1 x 7 and 7 x 1 are padded alike
+            found[id(layer.output)] = through(
+                [(kernel[0], layer.strides[0], layer.padding)], *given.pop())
+    return found[id(model.outputs[0])]
+
+
+def cells(made, side):
+    """The Grid of features by their record; evenly spread cells where there is none.
+
+    made: of `read_record`. side: cells along the picture's side.
+    """
+    if made is None or side != 8:
+        return even(side)
+    return Grid(*(pixels / SIZE for pixels in made.get("grid", GRID)))
+
+
 def same_network(one, other):
     """Whether two records are of one network; a file of weights counts by content."""
     if one is None or other is None:
         return one is other
-    passed = {"dtype", "weights" if "digest" in one and "digest" in other else "digest"}
+    passed = {"dtype", "grid",
+              "weights" if "digest" in one and "digest" in other else "digest"}
     if "calibration" not in one or "calibration" not in other:
         passed.add("calibration")  # as a record has none before it is calibrated
     return all(one.get(key) == other.get(key) for key in {*one, *other} - passed)

@@ -9,6 +9,7 @@ from PIL import Image
 
 import plot_attention as pa
 from captioning.decoded import Decoded
+from captioning.grid import Grid
 from captioning.pictures import load_picture, read_square
 from captioning.runs import Run
 from captioning.tokens import END, Vocabulary
@@ -305,3 +306,24 @@ def test_split_is_drawn_with_the_words_before_the_end(tmp_path, monkeypatch, cap
         assert len(words) == len(alphas) == [2, 0, 4][i]
         np.testing.assert_array_equal(alphas, DECODED.alphas[i, :len(words)])
         assert drawn(path).size
+
+
+# --- where the cells are --------------------------------------------------------------
+
+INCEPTION = Grid(37.5 / 299, 32 / 299)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (0, 7), (7, 3), (4, 4)])
+def test_cell_of_inception_is_drawn_at_its_middle(cell):
+    alpha = np.full(64, .001, np.float32)
+    alpha[8 * cell[0] + cell[1]] = 1
+    heat = pa.upsample(alpha, (598, 299), INCEPTION)
+    mass = heat ** 8  # around the peak; the rim continues the outermost cells
+    y, x = (np.average(np.arange(n) + .5, weights=mass.sum(axis=1 - axis))
+            for axis, n in enumerate(heat.shape))
+    for found, place, side in ((y, cell[0], 299), (x, cell[1], 598)):
+        middle = (37.5 + 32 * place) / 299 * side
+        if 0 < place < 7:
+            assert abs(found - middle) < .02 * side
+        else:  # continued to the rim
+            assert abs(found - middle) < .08 * side

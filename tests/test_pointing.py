@@ -12,6 +12,7 @@ from analysis import pointing
 from analysis.pointing import (box_coverage, changes, means, named, plural,
                                pointing_hits, words_for)
 from captioning.decoded import Decoded, write_decoded
+from captioning.grid import Grid, even
 from captioning.tokens import END, Vocabulary
 
 COCO = ["person", "dog", "hot dog", "bus", "wine glass", "potted plant", "skis"]
@@ -51,7 +52,8 @@ def test_no_word_names_two_categories():
 
 def test_cells_inside_the_boxes():
     """A box over the left upper quarter, another over a half cell beside it."""
-    share, middles, centre = box_coverage([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60), 8)
+    share, middles, centre = box_coverage([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60), 8,
+                                          even(8))
     assert share[:4, :4].tolist() == [[1] * 4] * 4
     np.testing.assert_allclose(share[:4, 4], .5)
     assert share[4:].sum() == share[:, 5:].sum() == 0
@@ -59,8 +61,18 @@ def test_cells_inside_the_boxes():
     assert centre  # it lies on the corner of both
 
 
+def test_cells_of_inception_are_counted_where_they_look():
+    """A box at the left rim, as wide as what the first column of cells covers."""
+    grid = Grid(37.5 / 299, 32 / 299)
+    share, middles, _ = box_coverage([(0, 0, 53, 299)], (299, 299), 8, grid)
+    assert (share[:, 0] > .9).all() and share[:, 1:].max() == 0
+    assert middles[:, 0].all() and not middles[:, 1:].any()
+    _, middles, _ = box_coverage([(0, 0, 37, 299)], (299, 299), 8, grid)
+    assert not middles.any()
+
+
 def test_boxes_that_overlap_count_once():
-    share, _, _ = box_coverage([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), 8)
+    share, _, _ = box_coverage([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), 8, even(8))
     assert share.max() == 1 and abs(share.sum() - (16 + 16 - 4)) < 1e-9
 
 

@@ -189,8 +189,8 @@ def darkness(driver, caption):
         if (canvas.dataset.word === undefined) return null;
         const context = canvas.getContext("2d"), found = [];
         for (let y = 0; y < 8; y++) for (let x = 0; x < 8; x++)
-            found.push(context.getImageData((x + .5) * canvas.width / 8,
-                (y + .5) * canvas.height / 8, 1, 1).data[3]);
+            found.push(context.getImageData((37.5 + 32 * x) / 299 * canvas.width,
+                (37.5 + 32 * y) / 299 * canvas.height, 1, 1).data[3]);
         return found;""", caption)
 
 
