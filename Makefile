@@ -49,7 +49,7 @@ test-%:
 test-versions: test-1.9 test-1.15 test-2
 
 torture: env
-	$(PY) -m pytest -m fault --tally -o python_files="test_*.py torture_*.py"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m fault --tally -o python_files="test_*.py torture_*.py"
 
 bench: env
 	$(PY) -m benchmarks.bench
