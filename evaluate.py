@@ -17,6 +17,7 @@ Writes, below checkpoints/<run>/:
         scores_<split>.json                   the scores, and how they were made
         nbest_<split>.json                    only with --n-best
 """
+import runtime  # noqa: F401  (first: it tells of missing packages)
 import os
 import time
 import typing

@@ -19,6 +19,7 @@ Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
                                              (of a share: .._I_of_N.txt)
 """
+import runtime  # noqa: F401  (first: it tells of missing packages)
 import argparse
 import collections
 import concurrent.futures

@@ -16,8 +16,10 @@ Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture th
 Writes: checkpoints/<run>/attention/<image>.png, .pdf or .svg
         checkpoints/<run>/attention/own_captions.json     for --picture
 """
+import runtime  # noqa: F401  (first: it tells of missing packages)
 import collections
 import os
+import re
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +28,8 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from captioning.decode import beam_search
-from captioning.decoded import read_decoded, read_scores, read_source, scores_path
+from captioning.decoded import (read_decoded, read_scores, read_source, scores_path,
+                                write_results)
 from captioning.features import SHAPE
 from captioning.grid import even
 from captioning.inception import (calibration_path, extractor, read_image,
@@ -224,13 +227,28 @@ def draw_own(run, args):
         gate = caption.betas is not None
         notes = notes_of(caption.log_probs[:len(words)],
                          caption.betas if gate else np.ones(len(words)), gate)
-        drawn.append(_figure(run, args, "own_" + title, picture, words,
-                             caption.alphas[:len(words)], notes))
         captions[source] = " ".join(words)
+        if not args.captions_only:
+            drawn.append(_figure(run, args, "own_" + title, picture, words,
+                                 caption.alphas[:len(words)], notes))
+    write_own(run, captions)
+    return drawn
+
+
+def write_own(run, captions):
+    """Write captions of one's own pictures, {path: caption}; where all names end in a
+    number, as COCO's do, also as the COCO server takes them.
+    """
     path = os.path.join(run.folder, "attention", "own_captions.json")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     atomic.write_json(path, captions)
     print(f"captions: {path}")
-    return drawn
+    ids = [re.search(r"(\d+)\.\w+$", source) for source in captions]
+    if all(ids):
+        print("for the COCO server: " + write_results(
+            run.folder, "own", os.path.basename(run.folder),
+            [(int(found.group(1)), caption)
+             for found, caption in zip(ids, captions.values())]))
 
 
 def network(run, features):
@@ -285,7 +303,8 @@ def main():
     run = read_run(args.run)
     with cli.locked(run.folder), device_errors():
         drawn = draw_own(run, args) if args.picture else draw_split(run, args)
-    print(f"{len(drawn)} figures; open {drawn[0]}")
+    if drawn:
+        print(f"{len(drawn)} figures; open {drawn[0]}")
 
 
 def arguments():
@@ -305,6 +324,8 @@ def arguments():
     parser.add_argument("--picture", nargs="+", metavar="FILE",
                         help="any image files, or folders of them, instead: captioned "
                              "and drawn")
+    parser.add_argument("--captions-only", action="store_true",
+                        help="with --picture: caption, and draw nothing")
     parser.add_argument("--count", type=positive, default=8, help="images to draw")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")

@@ -17,6 +17,7 @@ Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can re
         <tokens>/skipped_<name>.txt      empty and too long captions, if any
         <tokens>/strays_<name>.txt       captions of images that are not listed, if any
 """
+import runtime  # noqa: F401  (first: it tells of missing packages)
 import collections
 import os
 import typing

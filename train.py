@@ -32,6 +32,7 @@ captioned without teacher forcing and scored: towards the end of training the lo
 worse while the captions still get better, as the paper observes of log-likelihood and
 BLEU.
 """
+import runtime  # noqa: F401  (first: it tells of missing packages)
 import os
 import time
 import zlib

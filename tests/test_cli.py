@@ -124,3 +124,11 @@ def test_names_beyond_ascii_are_no_trouble_in_the_locale_c(tmp_path):
         tmp_path, "print('\u00e4', os.listdir(sys.argv[1]), os.path.exists('\u00e9'))",
         "gr\u00f6\u00dfer", LC_ALL="C", LANG="C")
     assert (status, out) == (0, "\u00e4 [] False\n"), errors
+
+
+@pytest.mark.parametrize("name", ["train.py", "download_coco.py", "plot_attention.py"])
+def test_python_without_packages_is_told_in_one_line(name):
+    done = subprocess.run([sys.executable, "-S", "-E", os.path.join(ROOT, name)],
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(name + ": ") and "make env" in done.stderr

@@ -360,7 +360,8 @@ def test_real_network_of_a_weights_file_fills_the_folder(network, folder):
     with open(str(folder.path / "features" / "extractor.json")) as file:
         made = json.load(file)
     assert len(made.pop("digest")) == 64
-    assert made == {"dtype": "float32", "seed": 0, "weights": network.h5}
+    assert made == {"dtype": "float32", "seed": 0, "weights": network.h5,
+                    "grid": list(inception.GRID)}
 
 
 def test_damaged_features_are_made_again_and_sound_ones_left_alone(folder):

@@ -206,3 +206,15 @@ def test_model_that_has_changed_since_is_told(world, capsys):
         json.dump(dict(settings, model_digest="0" * 64), file)
     assert world("evaluate.py", "--run", "a") == 0
     assert "model.py is not the one that trained" in capsys.readouterr().err
+
+
+def test_folder_of_pictures_is_captioned_for_the_server(world, capsys):
+    world.monkeypatch.setattr(inception, "inception", fake_inception)
+    with open("data/val/notes.txt", "w") as file:
+        file.write("no picture")
+    assert world("plot_attention.py", "--run", "a", "--picture", "data/val",
+                 "--captions-only") == 0
+    assert "left out: data/val/notes.txt" in capsys.readouterr().err
+    found = read("checkpoints/a/captions_own_a_results.json")
+    assert [row["image_id"] for row in found] == [1, 2, 3, 4]
+    assert len(read("checkpoints/a/attention/own_captions.json")) == 4
