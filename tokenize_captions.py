@@ -3,11 +3,13 @@
     python tokenize_captions.py --data data
     python tokenize_captions.py --data data --num-examples 30000    # the published set
     python tokenize_captions.py --data data --karpathy dataset_coco.json
+    python tokenize_captions.py --data other --vocabulary data/tokens/vocabulary.tsv
 
 Captions are lower-cased, punctuation goes away and white space is folded. The
-vocabulary is counted on training captions only: the 5,000 most frequent words are kept,
-all others become UNK. An image, with all its captions, is either for training or for
-validation (or for the test, where Karpathy's split file says so).
+vocabulary is counted on training captions only: the 5,000 most frequent words are kept
+(or those of --vocabulary), all others become UNK. An image, with all its captions, is
+either for training or for validation (or for the test, where Karpathy's split file says
+so).
 
 Reads:  <data>/annotations/captions_<split>.json, or the file of --karpathy
 Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can read it
@@ -29,9 +31,9 @@ from tqdm import tqdm
 
 from captioning.coco import read_captions, read_karpathy, splits
 from captioning.tokens import (END, LARGEST, PAD, SPECIAL, START, UNK, Tokens,
-                               Vocabulary, references_path, split_words, tokens_path,
-                               vocabulary_path, write_references, write_tokens,
-                               write_vocabulary)
+                               Vocabulary, read_words, references_path, split_words,
+                               tokens_path, vocabulary_path, write_references,
+                               write_tokens, write_vocabulary)
 from runtime import cli
 
 
@@ -123,6 +125,15 @@ def build_vocabulary(counter, captions, size):
     unknown = sum(counter.values()) - sum(count for _, count in kept)
     return Vocabulary([word for word, _ in kept],
                       [0, captions, captions, unknown] + [count for _, count in kept])
+
+
+def recount(vocabulary, counter, captions):
+    """A Vocabulary of the same words with other counts; the rest as build_vocabulary.
+    """
+    words = vocabulary.index_word[len(SPECIAL):]
+    counts = [counter.get(word, 0) for word in words]
+    unknown = sum(counter.values()) - sum(counts)
+    return Vocabulary(words, [0, captions, captions, unknown] + counts)
 
 
 def tokenize(images, split, name, vocabulary, max_words):
@@ -269,6 +280,7 @@ def main():
     args = arguments()
     cli.print_heading(3, "tokenize captions")
     tokens_folder = args.tokens or os.path.join(args.data, "tokens")
+    old = args.vocabulary and read_words(args.vocabulary)
     strays = {"train": [], "val": []}
     groups = assign(args, strays)
     refuse_shared(groups, args.karpathy or args.data)
@@ -279,9 +291,9 @@ def main():
                          len(lost) + sum(len(i.captions) for i in groups[name]),
                          args.max_bad, f"captions of {name}", "no image has their "
                          "image_id: correct the annotations, or raise --max-bad")
-        counter = count_words(split["train"])
-        vocabulary = build_vocabulary(counter, len(split["train"].lengths),
-                                      args.vocab_size)
+        counter, captions = count_words(split["train"]), len(split["train"].lengths)
+        vocabulary = (recount(old, counter, captions) if old else
+                      build_vocabulary(counter, captions, args.vocab_size))
         done = [(name, *tokenize(images, split[name], name, vocabulary, args.max_words))
                 for name, images in groups.items()]
         for name, tokens, skipped in done:
@@ -289,8 +301,9 @@ def main():
             list_skipped(tokens_folder, name, groups[name], split[name], skipped,
                          args.max_bad)
         write(tokens_folder, groups, vocabulary, done)
-    print(f"vocabulary: {len(vocabulary) - len(SPECIAL)} of {len(counter)} words kept, "
-          f"in {vocabulary_path(tokens_folder)}")
+    kept = len(counter.keys() & vocabulary.word_index.keys())
+    print(f"vocabulary: {kept} of {len(counter)} words kept, in "
+          f"{vocabulary_path(tokens_folder)}")
     cli.next_step("train.py", "--data", args.data,
                   *(("--tokens", args.tokens) if args.tokens else ()))
 
@@ -317,9 +330,13 @@ def arguments():
     positive = cli.number(int, at_least=1)
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
     parser.add_argument("--tokens", help="folder to write (default: <data>/tokens)")
-    parser.add_argument("--vocab-size", default=5000,
-                        type=cli.number(int, at_least=1, below=LARGEST - len(SPECIAL)),
-                        help="words kept, special tokens not counted")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--vocab-size", default=5000,
+                       type=cli.number(int, at_least=1, below=LARGEST - len(SPECIAL)),
+                       help="words kept, special tokens not counted")
+    words.add_argument("--vocabulary", metavar="FILE",
+                       help="keep the words of this vocabulary.tsv, for a run with "
+                            "train.py --start-from")
     parser.add_argument("--num-examples", type=positive,
                         help="captions in all, whole images at a time (default: all)")
     parser.add_argument("--karpathy", metavar="FILE",

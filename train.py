@@ -16,6 +16,10 @@ can also be resumed with another number of them.
 
 starts it again, up to five times, when the GPU is lost or the process is killed.
 
+    python train.py --data data --run other --start-from baseline
+
+begins another run with the weights of the first.
+
 Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
@@ -49,7 +53,7 @@ from captioning.decode import decode_files
 from captioning.features import SHAPE
 from captioning.inception import keep_calibration, read_record
 from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
-                             write_log, write_settings)
+                             start_from, write_log, write_settings)
 from captioning.tokens import LARGEST, read_references
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks
@@ -288,6 +292,9 @@ def main():
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
     folder = run_folder(args.run)
+    if args.start_from == args.run:
+        raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
+                            "choose another --run")
     vocabulary, splits = read_splits(args.tokens, args.features)
     scorer = None
     if args.select != "loss":
@@ -335,7 +342,8 @@ def train(args, folder, splits, vocabulary, scorer):
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")
     optimizer = OPTIMIZERS[args.optimizer](learning_rate)
     create_optimizer_variables(model, optimizer)
-    progress = resume(folder, model, optimizer)
+    progress = resume(folder, model, optimizer, begin=lambda: args.start_from and (
+        start_from(args.start_from, model, vocabulary, args.features)))
     if progress.history and events:  # the run may have ended just before this
         write_log(folder, progress.history, args.dropout > 0)
     trainer = Trainer(model, optimizer, args.penalty, args.clip)
@@ -403,6 +411,10 @@ def arguments():
     parser.add_argument("--features",
                         help="folder of step 2 (default: <data>/features)")
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    parser.add_argument("--start-from", metavar="RUN",
+                        help="begin with the weights of this run after its best epoch, "
+                             "and a fresh optimizer; the words must be the same "
+                             "(tokenize_captions.py --vocabulary)")
     parser.add_argument("--epochs", type=positive, default=20, help="in all")
     parser.add_argument("--batch-size", type=positive, default=64,
                         help="captions of a step, of all processes together")

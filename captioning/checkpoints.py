@@ -130,21 +130,25 @@ def create_optimizer_variables(model, optimizer):
             slot.assign(np.full(slot.shape.as_list(), value, np.float32))
 
 
-def resume(folder, model, optimizer):
+def resume(folder, model, optimizer, begin=lambda: None):
     """Load the newest sound checkpoint and return its Progress; else a new run's.
 
-    Rank 0 reads, the others get from it what it has found.
+    begin: called where there is none. Rank 0 reads, the others get from it what it has
+    found.
     """
-    found = begin_epoch([])
+    found = None
     if ranks.rank == 0:
         found = load_newest(folder, model, optimizer)
+        if found is None:
+            begin()
+    found = found or begin_epoch([])
     ranks.copy_first(list(model.weights.values())
                      + list(optimizer_variables(model, optimizer).values()))
     return Progress(*ranks.from_first(found))
 
 
 def load_newest(folder, model, optimizer):
-    """`resume` of a process by itself."""
+    """Load the newest sound checkpoint and return its Progress; None: there is none."""
     for name in ("newest", "previous"):
         path = checkpoint_path(folder, name)
         if os.path.exists(path):
@@ -157,7 +161,7 @@ def load_newest(folder, model, optimizer):
             inside = f" and {progress.batch} batches" if progress.batch else ""
             print(f"resuming from {path}, after epoch {len(progress.history)}{inside}")
             return progress
-    return begin_epoch([])
+    return None
 
 
 def rotate_checkpoint(folder, model, optimizer, progress):

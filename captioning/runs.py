@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
 from captioning.inception import cells, check_network, read_record
-from captioning.tokens import LARGEST, Vocabulary, read_vocabulary, write_vocabulary
+from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary, vocabulary_path,
+                               write_vocabulary)
 from model import Captioner, Sizes
 from runtime import atomic, cli, drawing
 
@@ -27,7 +28,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What makes a run another model: it cannot change when the run is resumed.
 FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "no_gate",
          "no_state", "initial_state", "optimizer", "learning_rate", "base_batch_size",
-         "warm_up", "decay", "clip", "select", "val_images", "seed")
+         "warm_up", "decay", "clip", "select", "val_images", "seed", "start_from")
 
 
 class Run(typing.NamedTuple):
@@ -129,6 +130,34 @@ def build(settings):
     return Captioner(sizes, gate=not settings["no_gate"],
                      initial_state=settings["initial_state"],
                      recurrent=not settings["no_state"], seed=settings["seed"])
+
+
+def start_from(name, model, vocabulary, features):
+    """Give the model of a new run the weights of another run, after its best epoch.
+
+    name: of that run. vocabulary, features: the Vocabulary of the new one, and the
+    folder of its features. Raises cli.UserError where these are not what the weights
+    were trained on, or the weights do not fit.
+    """
+    run = read_run(name)
+    if run.vocabulary.digest() != vocabulary.digest():
+        path = vocabulary_path(run.folder)
+        raise cli.UserError(f"{path}: the tokens have other words; make them anew with "
+                            f"tokenize_captions.py --vocabulary {path}")
+    if "extractor" in run.settings:
+        check_network(features, run.settings["extractor"], run.folder)
+    shapes, expected = ({key: tuple(weight.shape.as_list())
+                         for key, weight in weights.items()}
+                        for weights in (run.model.weights, model.weights))
+    other = [key for key, shape in expected.items() if shapes.get(key) != shape]
+    if other:
+        raise cli.UserError(
+            f"{run.folder}: its weights do not fit: {other[0]} is "
+            f"{shapes.get(other[0], 'not there')}, here {expected[other[0]]}; give the "
+            f"flags of the model that {settings_path(run.folder)} has")
+    for key, weight in model.weights.items():
+        weight.assign(run.model.weights[key].numpy())
+    print(f"starting from {run.folder}, epoch {len(run.history)}")
 
 
 def write_settings(folder, settings, images, vocabulary):

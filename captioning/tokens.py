@@ -105,7 +105,11 @@ def write_vocabulary(folder, vocabulary):
 
 def read_vocabulary(folder):
     """The Vocabulary of a folder. Raises cli.UserError where it is not one."""
-    path = vocabulary_path(folder)
+    return read_words(vocabulary_path(folder))
+
+
+def read_words(path):
+    """The Vocabulary in a file. Raises cli.UserError where it is not one."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             rows = [line.rstrip("\n").split("\t") for line in file]
