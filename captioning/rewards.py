@@ -1,0 +1,161 @@
+"""What a sampled caption earns: CIDEr-D against its image's references, and BLEU-4.
+
+CIDEr-D is that of Vedantam et al. 2015 and of the COCO tools: n-grams of 1 to 4 words,
+weighted by how few images have them, clipped, and a Gaussian on the difference of
+lengths. The end token is a word of captions and references (as in Rennie et al. 2017):
+otherwise a caption that stops at "with a" loses nothing. How many images have an n-gram
+is counted on the references given here, anew in every process: nothing is kept on disk
+that could belong to other data.
+"""
+import typing
+
+import numpy as np
+
+from captioning.scores import N_GRAMS, bleu
+from captioning.tokens import END, UNK, split_words
+
+SIGMA = 6.   # words, of the Gaussian
+SCALE = 10.  # of CIDEr-D
+SHIFT = 32   # caption << SHIFT | n-gram: both in one number
+
+
+class Grams(typing.NamedTuple):
+    """The n-grams of some captions, for one n."""
+    keys: np.ndarray     # int64 (E,), rising: caption << SHIFT | n-gram
+    counts: np.ndarray   # int64 (E,): how often the caption has it
+    weights: np.ndarray  # float64 (E,): counts * log(images / images that have it)
+    norms: np.ndarray    # float64 (captions,): length of each caption's vector
+
+
+class Rewards:
+    """The references of a split, as vectors that are made once."""
+
+    def __init__(self, vocabulary, references, bleu=0.):
+        """references: of each image a list of captions, as people wrote them. bleu: how
+        much of BLEU-4 (0 to 1) is added to CIDEr-D (0 to 10).
+        """
+        self.bleu = bleu
+        new_words = {}  # those that the vocabulary lacks; no sampled UNK equals one
+        captions = [_encode(caption, vocabulary, new_words)
+                    for group in references for caption in group]
+        self.words = len(vocabulary) + len(new_words)
+        counts = np.array([len(group) for group in references], np.int64)
+        self.count = counts                             # references of each image
+        self.first = np.cumsum(counts) - counts         # the first one's number
+        self.image_of = np.repeat(np.arange(len(counts)), counts)
+        self.lengths = np.array([len(caption) for caption in captions], np.int64)
+        self.unseen = np.log(max(1, (counts > 0).sum()))  # weight of a new n-gram
+        self.tables, self.rarity, self.grams = {}, {}, {}
+        for n, rows, ids in self._n_grams(captions, learn=True):
+            pairs = np.unique(self.image_of[rows] << SHIFT | ids)
+            images = np.bincount(pairs & (1 << SHIFT) - 1, minlength=self._known(n))
+            self.rarity[n] = self.unseen - np.log(np.maximum(1, images))
+            self.grams[n] = self._vectors(n, rows, ids, len(captions))
+
+    def __call__(self, captions, images):
+        """The reward of each caption, float64 (S,).
+
+        captions: list of S lists of word indices, END among them where they ended.
+        images: int (S,): which image each is of; it must have references.
+        """
+        images = np.asarray(images)
+        lengths = np.array([len(caption) for caption in captions], np.int64)
+        count = self.count[images]
+        caption_of = np.repeat(np.arange(len(captions)), count)    # of P pairs with
+        first_pair = np.cumsum(count) - count                      # a reference each
+        reference = self.first[images][caption_of] + (
+            np.arange(count.sum()) - first_pair[caption_of])
+        similar = np.zeros(len(reference))
+        right = np.zeros((len(captions), len(N_GRAMS)))            # n-grams, for BLEU
+        for n, rows, ids in self._n_grams(captions):
+            made, true = self._vectors(n, rows, ids, len(captions)), self.grams[n]
+            gram, pair, at = self._shared(n, made.keys, count, first_pair, reference)
+            products = true.weights[at] * np.minimum(made.weights[gram],
+                                                     true.weights[at])
+            norms = made.norms[caption_of] * true.norms[reference]
+            similar += (np.bincount(pair, products, minlength=len(reference))
+                        / np.where(norms > 0, norms, 1)) / len(N_GRAMS)
+            if self.bleu:
+                most = np.zeros(len(made.keys), np.int64)  # in any one reference
+                np.maximum.at(most, gram, true.counts[at])
+                right[:, n - 1] = np.bincount(
+                    made.keys >> SHIFT, np.minimum(made.counts, most), len(captions))
+        apart = lengths[caption_of] - self.lengths[reference]
+        similar *= np.exp(-apart ** 2 / (2 * SIGMA ** 2))
+        reward = SCALE * np.bincount(caption_of, similar, len(captions)) / count
+        if self.bleu:
+            closest = np.lexsort((self.lengths[reference], abs(apart), caption_of))
+            parts = [lengths, self.lengths[reference[closest[first_pair]]]]
+            parts += [np.maximum(0, lengths - n + 1) for n in N_GRAMS]
+            counts = np.concatenate([np.stack(parts, axis=1), right], axis=1)
+            reward += self.bleu * bleu(counts)[:, -1] / 100
+        return reward
+
+    def _n_grams(self, captions, learn=False):
+        """Yield n, rows and ids for n = 1 to 4: which caption has each n-gram, and its
+        number among the references' n-grams, or a higher one where these have it not.
+        learn: these captions are the references.
+
+        An n-gram is found by the number of its first n - 1 words and its last word.
+        """
+        lengths = [len(caption) for caption in captions]
+        flat = np.concatenate(captions).astype(np.int64)
+        rows, ends = np.repeat(np.arange(len(captions)), lengths), np.cumsum(lengths)
+        starts, ids = np.arange(len(flat)), flat
+        for n in N_GRAMS:
+            if n > 1:
+                whole = starts + n <= ends[rows[starts]]
+                starts, ids = starts[whole], ids[whole]
+                keys = ids * self.words + flat[starts + n - 1]
+                if learn:
+                    self.tables[n] = np.unique(keys)
+                at, found = _find(self.tables[n], keys)
+                _, new = np.unique(keys[~found], return_inverse=True)
+                ids = at
+                ids[~found] = self._known(n) + new
+            yield n, rows[starts], ids
+
+    def _known(self, n):
+        """How many n-grams have a number."""
+        return self.words if n == 1 else len(self.tables[n])
+
+    def _vectors(self, n, rows, ids, captions):
+        """The Grams of so many captions."""
+        keys, counts = np.unique(rows << SHIFT | ids, return_counts=True)
+        ids, known = keys & (1 << SHIFT) - 1, self._known(n)
+        rarity = np.append(self.rarity[n], self.unseen)[np.minimum(ids, known)]
+        weights = counts * rarity
+        return Grams(keys, counts, weights, np.sqrt(np.bincount(
+            keys >> SHIFT, weights ** 2, captions)))
+
+    def _shared(self, n, keys, count, first_pair, reference):
+        """Where captions and references have the same n-gram: three int arrays, its
+        number in the captions' Grams, in the pairs, and in the references' Grams.
+        """
+        numbers = np.flatnonzero(keys & (1 << SHIFT) - 1 < self._known(n))
+        caption = keys[numbers] >> SHIFT
+        times = count[caption]
+        gram = np.repeat(numbers, times)
+        nth = np.arange(len(gram)) - np.repeat(np.cumsum(times) - times, times)
+        pair = np.repeat(first_pair[caption], times) + nth
+        at, found = _find(self.grams[n].keys, reference[pair] << SHIFT
+                          | keys[gram] & (1 << SHIFT) - 1)
+        return gram[found], pair[found], at[found]
+
+
+def _encode(caption, vocabulary, new_words):
+    """A reference's words as numbers, END after them; new_words is added to."""
+    numbers = vocabulary.encode(split_words(caption))
+    if UNK in numbers:
+        numbers = [vocabulary.word_index.get(word)
+                   or new_words.setdefault(word, len(vocabulary) + len(new_words))
+                   for word in split_words(caption)]
+    return numbers + [END]
+
+
+def _find(table, keys):
+    """Where each key is in a rising table, and whether it is there."""
+    at = np.searchsorted(table, keys)
+    found = at < len(table)
+    found[found] = table[at[found]] == keys[found]
+    return at, found
