@@ -45,14 +45,15 @@ class Masks(typing.NamedTuple):
 class Batch(typing.NamedTuple):
     """What the model trains on.
 
-    features, words and masks may be tensors; the other two are numpy's and shape the
-    computation.
+    features, words and masks may be tensors; the others are numpy's, and the lengths
+    and images shape the computation.
     """
     features: typing.Any   # float16 or float32 (I, L, F): the CNN's, of each image
     image_of: np.ndarray   # int32 (B,): which of the I images each caption belongs to
     words: typing.Any      # int32 (B, C + 1): start token, words, end token, padding
     lengths: np.ndarray    # int32 (B,), falling: words to predict, END too
     masks: Masks = Masks()
+    weights: typing.Any = None  # float (B,): factors on the captions' cross-entropies
 
 
 class Context(typing.NamedTuple):
@@ -245,8 +246,11 @@ def loss(model, batch, penalty=0.):
     """
     logits, targets, alphas = model.teacher_forcing(batch)
     N = int(np.sum(batch.lengths))
-    cross_entropy = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=targets, logits=logits)) / N
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+    if batch.weights is not None:
+        each *= np.concatenate([batch.weights[:alpha.shape[0]] for alpha in alphas]
+                               ).astype(logits.dtype.as_numpy_dtype)
+    cross_entropy = tf.reduce_sum(each) / N
     total = cross_entropy
     if penalty:
         B, L = len(batch.lengths), alphas[0].shape[1]

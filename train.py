@@ -18,7 +18,8 @@ starts it again, up to five times, when the GPU is lost or the process is killed
 
     python train.py --data data --run other --start-from baseline
 
-begins another run with the weights of the first.
+begins another run with the weights of the first. With --self-critical, too, it draws
+captions of its own and learns from what they earn (captioning/self_critical.py).
 
 Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
@@ -54,6 +55,8 @@ from captioning.features import SHAPE
 from captioning.inception import keep_calibration, read_record
 from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
                              start_from, write_log, write_settings)
+from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
+                                      read_rewards)
 from captioning.tokens import LARGEST, read_references
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks
@@ -100,11 +103,13 @@ class Trainer:
         """`gradients` of batches of this shape, as a function of tensors only: share,
         features, words, and what masks there are. Compiled where that is worth it.
         """
-        image_of, lengths = batch.image_of, batch.lengths  # all that a shape keeps
+        # All that a shape keeps
+        image_of, lengths, weights = batch.image_of, batch.lengths, batch.weights
 
         def plain(share, features, words, *masks):
             return self.gradients(
-                Batch(features, image_of, words, lengths, Masks(*masks)), share)
+                Batch(features, image_of, words, lengths, Masks(*masks), weights),
+                share)
         shape = (len(lengths), int(lengths[0]))
         if (shape not in self.shapes or lengths[-1] != lengths[0]
                 or len(batch.features) != len(lengths)):
@@ -266,7 +271,7 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
             N = int(captions.tokens.lengths[order[i]].sum())
             learning_rate.assign(learning_rate_at(args, epoch, (i + 1) / len(order)))
             try:
-                value = trainer.step(batch, N)
+                value = captions.measured(trainer.step(batch, N))
             except FloatingPointError as error:
                 raise cli.UserError(
                     f"epoch {epoch}, batch {i + 1} of {len(order)}: {error}; "
@@ -274,7 +279,7 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
                     "sound")
             total, words = total + value * N, words + N
             bar.update(len(order[i]))
-            bar.set_postfix(loss=f"{total / words:.3f}", refresh=False)
+            bar.set_postfix({captions.measure: f"{total / words:.3f}"}, refresh=False)
             stop = ranks.any_of(asked_to_stop())
             if stop or time.time() - saved > 60 * args.save_minutes:
                 saved = time.time()
@@ -296,6 +301,7 @@ def main():
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
                             "choose another --run")
     vocabulary, splits = read_splits(args.tokens, args.features)
+    rewards = read_rewards(args, splits["train"], vocabulary)
     scorer = None
     if args.select != "loss":
         scorer = ValidationScorer(splits["val"], read_references(args.tokens, "val"),
@@ -305,7 +311,7 @@ def main():
     with ranks.locked(folder), device_errors(args.batch_size):
         if ranks.rank == 0:
             list_bad_features(folder, splits, args.max_bad)
-        train(args, folder, splits, vocabulary, scorer)
+        train(args, folder, splits, vocabulary, scorer, rewards)
     cli.next_step("evaluate.py", "--run", args.run)
 
 
@@ -317,21 +323,25 @@ def list_bad_features(folder, splits, most):
                      "damaged: run extract_features.py again, which makes those anew")
 
 
-def train(args, folder, splits, vocabulary, scorer):
-    """Begin the run in this folder, or resume it, to its last epoch.
-
-    args: the command's. splits: {'train', 'val': CaptionBatches}. scorer: a
-    ValidationScorer, or None.
-    """
+def settings_of(args, vocabulary):
+    """What settings.json says: the arguments, sizes and versions of the run."""
     sizes = Sizes(vocabulary=len(vocabulary), features=SHAPE[-1],
                   annotation=args.embedding, embedding=args.embedding,
                   hidden=args.units, attention=args.units)
-    settings = dict(vars(args), sizes=sizes._asdict(), device=device_name(),
-                    vocabulary_digest=vocabulary.digest(), commit=commit(),
-                    model_digest=model_digest(), extractor=read_record(args.features),
-                    versions={"tensorflow": tf.__version__, "numpy": np.__version__},
-                    processes=ranks.size)
-    events = None
+    return dict(vars(args), sizes=sizes._asdict(), device=device_name(),
+                vocabulary_digest=vocabulary.digest(), commit=commit(),
+                model_digest=model_digest(), extractor=read_record(args.features),
+                versions={"tensorflow": tf.__version__, "numpy": np.__version__},
+                processes=ranks.size)
+
+
+def train(args, folder, splits, vocabulary, scorer, rewards):
+    """Begin the run in this folder, or resume it, to its last epoch.
+
+    args: the command's. splits: {'train', 'val': CaptionBatches}. scorer: a
+    ValidationScorer, or None. rewards: of `read_rewards`.
+    """
+    settings, events = settings_of(args, vocabulary), None
     if ranks.rank == 0:
         write_settings(folder, settings, {name: captions.tokens.images.tolist()
                                           for name, captions in splits.items()},
@@ -347,6 +357,9 @@ def train(args, folder, splits, vocabulary, scorer):
     if progress.history and events:  # the run may have ended just before this
         write_log(folder, progress.history, args.dropout > 0)
     trainer = Trainer(model, optimizer, args.penalty, args.clip)
+    if rewards:
+        splits = dict(splits, train=SelfCritical(splits["train"], model, rewards,
+                                                 args.self_critical))
 
     def save(progress):
         rotate_checkpoint(folder, model, optimizer, progress)
@@ -387,10 +400,12 @@ def evaluate_epoch(model, splits, scorer, progress, args):
             + splits["val"].explain_nonfinite(splits["val"].captions)
             + "the last checkpoint is sound")
     scored = scorer(model, args.batch_size) if scorer else {}
+    trained = splits["train"]
     return ranks.from_first(dict(
-        scored, epoch=epoch, train_loss=progress.total / progress.words,
-        val_loss=val_loss, captions_per_second=round(
-            len(splits["train"].captions) / progress.seconds, 1),
+        scored, epoch=epoch, val_loss=val_loss,
+        **{trained.measure: progress.total / progress.words},
+        captions_per_second=round(
+            trained.each * len(trained.captions) / progress.seconds, 1),
         seconds=round(progress.seconds + time.time() - begin, 1)))
 
 
@@ -398,7 +413,9 @@ def describe(row):
     """A row of the log as a line for the terminal."""
     scored = "".join(f", {name} {row[key]:.1f}" for name, key in
                      (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider")) if key in row)
-    return (f"epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation "
+    training = (f"loss {row['train_loss']:.4f}" if "train_loss" in row else
+                f"reward {row['train_reward']:.4f}")
+    return (f"epoch {row['epoch']}: training {training}, validation "
             f"loss {row['val_loss']:.4f} nats a word{scored}, "
             f"{row['captions_per_second']:.1f} captions/s")
 
@@ -418,11 +435,13 @@ def arguments():
     parser.add_argument("--epochs", type=positive, default=20, help="in all")
     parser.add_argument("--batch-size", type=positive, default=64,
                         help="captions of a step, of all processes together")
+    add_flags(parser)
     add_model_flags(parser)
     parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam",
                         help="the paper takes rmsprop for Flickr8k, adam for COCO")
     parser.add_argument("--learning-rate", type=cli.number(float, above=0),
-                        default=1e-3, help="of the optimizer")
+                        help=f"of the optimizer (default: 0.001; {LEARNING_RATE:g} "
+                             "with --self-critical)")
     parser.add_argument("--base-batch-size", type=positive,
                         help="the batch size that --learning-rate is meant for: a "
                              "larger batch takes larger steps in proportion")
@@ -446,7 +465,12 @@ def arguments():
                         help="between two checkpoints inside an epoch")
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of damaged features files tolerated")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.learning_rate is None:
+        args.learning_rate = LEARNING_RATE if args.self_critical else 1e-3
+    if args.dropout is None:
+        args.dropout = 0. if args.self_critical else .3
+    return args
 
 
 def add_model_flags(parser):
@@ -457,9 +481,10 @@ def add_model_flags(parser):
                         help="m, and D: size of word embeddings and annotation vectors")
     parser.add_argument("--units", type=size, default=512,
                         help="n, and A: size of the GRU and of the attention")
-    parser.add_argument("--dropout", type=share, default=.3,
+    parser.add_argument("--dropout", type=share,
                         help="share of annotation channels, of embeddings and of the "
-                             "deep output left out (section 4.3)")
+                             "deep output left out (section 4.3; default: 0.3; none "
+                             "with --self-critical)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
                         help="lambda of the doubly stochastic loss (eq. 14)")
     parser.add_argument("--no-gate", action="store_true",

@@ -15,6 +15,8 @@ WORTH_COMPILING = 4  # batches of one shape in an epoch
 
 class CaptionBatches:
     """One split's captions and where their features are."""
+    measure = "train_loss"  # what the log calls the average of `measured`
+    each = 1                # captions that are trained on for each of `captions`
 
     def __init__(self, tokens, paths, sound):
         """tokens: Tokens. paths, sound: what `find_features` says of their images.
@@ -134,6 +136,10 @@ class CaptionBatches:
                 return (f"{self.paths[i]} is not finite: delete it and run "
                         "extract_features.py again; ")
         return "try a smaller --learning-rate or --clip in a new --run; "
+
+    def measured(self, cross_entropy):
+        """What the log tells of a step, in nats a word."""
+        return cross_entropy
 
     def batches(self, order, **dropout):
         """Yield a Batch for each array of `order`; see `read_ahead` and `load`."""

@@ -100,6 +100,62 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
             for found in ended]
 
 
+def sample(model, features, uniforms, temperature=1., top_p=1., forbidden=()):
+    """Draw captions from the model's own probabilities, word by word.
+
+    features: float16 or float32 (I, L, F). uniforms: float (I, S, T), at least 0 and
+    below 1: the same numbers draw the same S captions of each image, of T words at
+    most. temperature: divides the logits. top_p: only the most probable words that
+    reach this share together are drawn (Holtzman et al. 2020). forbidden: words that
+    are never drawn. Returns a list of I lists of S Captions.
+    """
+    I, S, T = uniforms.shape
+    uniforms = uniforms.reshape(I * S, T)
+    context = model.encode(tf.constant(features)).take(np.repeat(np.arange(I), S))
+    h = model.h_0(context.a)
+    barred = np.zeros(model.sizes.vocabulary)
+    barred[list(forbidden)] = -np.inf
+    nodes = [None] * (I * S)
+    rows = np.arange(I * S)                       # the samples that are computed
+    words = np.full(I * S, START, np.int32)
+    for t in range(T):
+        live = words != END
+        if not live.any():
+            break
+        if live.mean() < .75:                     # dropping them is a copy of the rest
+            kept = np.flatnonzero(live)
+            context, h = context.take(kept), tf.gather(h, kept)
+            rows, words, live = rows[kept], words[kept], live[kept]
+        Ey, gates = model.embed(words)
+        h, z, alpha, beta = model.step(context, h, gates)
+        p = tf.nn.softmax(model.deep_output(Ey, h, z) / temperature + barred.astype(
+            h.dtype.as_numpy_dtype)).numpy()      # (rows, K)
+        drawn = draw(p, uniforms[rows, t], top_p)
+        alpha = np.array(alpha.numpy())
+        beta = beta if beta is None else np.array(beta.numpy()).ravel()
+        for i in np.flatnonzero(live):
+            nodes[rows[i]] = Node(nodes[rows[i]], int(drawn[i]), np.log(p[i, drawn[i]]),
+                                  alpha[i], beta if beta is None else beta[i])
+        words = np.where(live, drawn, END).astype(np.int32)
+    captions = [_caption(node) for node in nodes]
+    return [captions[i * S:(i + 1) * S] for i in range(I)]
+
+
+def draw(p, uniforms, top_p=1.):
+    """A word from each row of probabilities (B, K), by the number (B,) of that row.
+
+    top_p: see `sample`. Returns int (B,).
+    """
+    order = None
+    if top_p < 1:
+        order = np.argsort(-p, axis=1, kind="mergesort")
+        p = p[np.arange(len(p))[:, None], order]
+        p = np.where(np.cumsum(p, axis=1) - p < top_p, p, 0)
+    upto = np.cumsum(p, axis=1, dtype=np.float64)
+    drawn = (upto <= uniforms[:, None] * upto[:, -1:]).sum(axis=1)
+    return drawn if order is None else order[np.arange(len(order)), drawn]
+
+
 def decode_files(model, paths, batch_size, quiet=False, **search):
     """For each features file the Captions of its beam, best first, in order.
 

@@ -28,7 +28,8 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What makes a run another model: it cannot change when the run is resumed.
 FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "no_gate",
          "no_state", "initial_state", "optimizer", "learning_rate", "base_batch_size",
-         "warm_up", "decay", "clip", "select", "val_images", "seed", "start_from")
+         "warm_up", "decay", "clip", "select", "val_images", "seed", "start_from",
+         "self_critical", "bleu_reward")
 
 
 class Run(typing.NamedTuple):
@@ -248,6 +249,9 @@ def draw_curves(history, dropout):
     panels = [("cross-entropy (nats a word)",
                (("train_loss", "#4477aa", training),
                 ("val_loss", "#ee6677", "validation")))]
+    if "train_reward" in history[0]:
+        panels = [("cross-entropy (nats a word)", panels[0][1][1:]),
+                  ("reward of a sample", (("train_reward", "#4477aa", "training"),))]
     if "val_cider" in history[0]:
         panels.append(("score of validation captions (%)",
                        (("val_cider", "#228833", "CIDEr"),

@@ -251,6 +251,16 @@ def test_run_goes_on_with_another_number_of_processes(first, second, trained):
 
 
 @several
+def test_self_critical_run_of_two_processes_is_the_run_of_one(trained):
+    flags = ("--epochs", "2", "--start-from", "one", "--self-critical", "3")
+    for command in ([sys.executable, *TRAINING, "alone"], mpirun(2, *TRAINING, "both")):
+        status, _, errors = finish([*command, *flags], trained)
+        assert status == 0, errors
+    assert_same_run(trained, "both", "alone")
+    assert all(row["train_reward"] > 0 for row in arrays_of(trained, "both")[1])
+
+
+@several
 def test_bad_input_is_told_once_and_ends_all_processes(tmp_path):
     write_data(tmp_path)
     path = str(tmp_path / "data" / "features" / (TRAIN.images[2] + ".npy"))

@@ -103,8 +103,10 @@ class Runs:
         with np.load(self.file(run, name + ".npz"), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key != "progress"}
             progress = json.loads(str(file["progress"]))
-        for key in ("epoch", "train_loss", "val_loss"):
-            arrays[key] = np.array([row[key] for row in progress["history"]])
+        for key in ("epoch", "train_loss", "train_reward", "val_loss"):
+            values = [row[key] for row in progress["history"] if key in row]
+            if values or key != "train_reward":
+                arrays[key] = np.array(values)
         for key in ("batch", "total", "words"):
             arrays[key] = np.array(progress[key])
         return arrays

@@ -1,0 +1,145 @@
+"""Self-critical training (Rennie et al. 2017): captions are drawn from the model, and
+those that earn more than the others of their image become more probable.
+
+The gradient of the expected reward r of a caption y is that of (r - b) log p(y), for
+every b that does not depend on y. Here b is the mean reward of the image's other
+samples: nothing else has to be decoded. So a batch is sampled captions with a weight
+each, and goes through the training step like any other. A caption is drawn with the
+probabilities that the gradient is taken of: all words may be drawn, also those that
+decoding forbids, and there is no dropout.
+"""
+import numpy as np
+
+from captioning.batches import CaptionBatches, read_ahead
+from captioning.decode import sample
+from captioning.features import read_features
+from captioning.rewards import Rewards
+from captioning.tokens import PAD, START, read_references, references_path
+from model import Batch
+from runtime import cli, ranks
+from runtime.tf import tf
+
+LEARNING_RATE = 5e-5  # unless one is given
+
+
+class SelfCritical(CaptionBatches):
+    """CaptionBatches of images: each gets some captions when its batch is asked for.
+
+    What a caption is in CaptionBatches, an image is here.
+    """
+    measure = "train_reward"
+
+    def __init__(self, captions, model, rewards, samples):
+        """captions: CaptionBatches of the split. model: the Captioner that draws.
+        rewards: the Rewards of the split's images. samples: how many of each image.
+
+        No sample is longer than the longest caption of the split: some never end.
+        """
+        tokens = captions.tokens
+        self.model, self.rewards, self.each = model, rewards, samples
+        self.paths, self.steps = captions.paths, int(tokens.lengths.max())
+        self.captions = np.unique(tokens.image_of[captions.captions])
+        images = np.arange(len(tokens.images), dtype=np.int32)
+        self.tokens = tokens._replace(image_of=images, lengths=np.ones_like(images))
+        self.reward = None  # mean of the last batch, in all processes
+
+    def shapes(self, order):
+        """Nothing is worth compiling: hardly two batches have one shape."""
+        return set()
+
+    def batches(self, order, seed=(), **_):
+        """Yield a Batch for each array of `order`, numbers of images, or None for none.
+
+        It is drawn when it is asked for, so by the model as the last step has left it.
+        """
+        for images, features in zip(order, read_ahead(self.read, order)):
+            batch, earned = None, 0.
+            if features is not None:
+                batch, earned = self.draw(images, features, seed)
+            earned, count = (float(x.numpy()) for x in ranks.total(
+                [tf.constant(x, tf.float64) for x in (earned, len(images))]))
+            self.reward = earned / max(1, count)
+            yield batch
+
+    def read(self, images):
+        """The features of these images, (I, L, F); None where there are none."""
+        if len(images):
+            return np.stack([read_features(self.paths[i]) for i in images])
+
+    def draw(self, images, features, seed):
+        """A Batch of samples of these images, and the sum of the images' mean rewards.
+
+        What is drawn depends on the seed, the image and the weights only.
+        """
+        uniforms = np.stack([np.random.RandomState([*seed, 2, i]).random_sample(
+            (self.each, self.steps)) for i in images])
+        captions = [caption.words for group in sample(self.model, features, uniforms)
+                    for caption in group]
+        earned = self.rewards(captions, np.repeat(images, self.each))
+        earned = earned.reshape(len(images), self.each)
+        return weighted(features, captions, earned), earned.mean(axis=1).sum()
+
+    def measured(self, cross_entropy):
+        """What the log tells of a step: the mean reward, not the value of a loss whose
+        gradient alone has a meaning.
+        """
+        return self.reward
+
+
+def weighted(features, captions, rewards):
+    """The Batch whose cross-entropy has the gradient of minus the expected reward.
+
+    features: (I, L, F). captions: I * S lists of word indices, image by image.
+    rewards: float (I, S). The gradient, of the sum over the batch, is an unbiased
+    estimate of that of the sum over the images.
+    """
+    I, S = rewards.shape
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / (S - 1)
+    lengths = np.array([len(caption) for caption in captions], np.int32)
+    longest_first = np.argsort(-lengths, kind="mergesort")
+    words = np.full((I * S, lengths.max() + 1), PAD, np.int32)
+    words[:, 0] = START
+    for row, number in zip(words, longest_first):
+        row[1:lengths[number] + 1] = captions[number]
+    return Batch(features, np.repeat(np.arange(I, dtype=np.int32), S)[longest_first],
+                 words, lengths[longest_first],
+                 weights=((rewards - others) / S).ravel()[longest_first])
+
+
+def read_rewards(args, captions, vocabulary):
+    """The Rewards of a split; None where the command is not to train self-critically.
+
+    args: of `add_flags`. captions: CaptionBatches of the split. Raises cli.UserError
+    where the flags do not go together, or there are no references of its images.
+    """
+    if not args.self_critical:
+        if args.bleu_reward:
+            raise cli.UserError("--bleu-reward: is for --self-critical")
+        return None
+    if not args.start_from:
+        raise cli.UserError("--self-critical: an untrained model draws nothing that "
+                            "could be rewarded; train one without it, and give that "
+                            "run to --start-from")
+    if args.dropout:
+        raise cli.UserError("--dropout: self-critical training has none; leave it out")
+    references = read_references(args.tokens, "train")
+    groups = [references.get(str(i), []) for i in captions.tokens.image_ids]
+    for i in np.unique(captions.tokens.image_of):
+        if not groups[i]:
+            raise cli.UserError(f"{references_path(args.tokens, 'train')}: has nothing "
+                                f"of {captions.tokens.images[i]}; run "
+                                "tokenize_captions.py again")
+    return Rewards(vocabulary, groups, args.bleu_reward or 0.)
+
+
+def add_flags(parser):
+    """What `read_rewards` reads."""
+    parser.add_argument("--self-critical", type=cli.number(int, at_least=2), nargs="?",
+                        const=5, metavar="SAMPLES",
+                        help="train towards the score: so many captions (5 if the "
+                             "number is left out) are drawn of each image, and earn "
+                             "CIDEr-D; --batch-size counts images then. Needs "
+                             "--start-from")
+    parser.add_argument("--bleu-reward", type=cli.number(float, above=0),
+                        metavar="WEIGHT", help="of BLEU-4 (0 to 1), which is added to "
+                        "CIDEr-D (0 to 10)")
