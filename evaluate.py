@@ -3,6 +3,8 @@
     python evaluate.py --run baseline
     python evaluate.py --run baseline --beam 3
     python evaluate.py --run baseline --compare other    # a paired bootstrap
+    python evaluate.py --ensemble one two three          # runs that write together
+    python evaluate.py --run baseline --sample 5         # different captions of each
 
 Each word is decoded from the model's own previous word, its state and the image, up to
 the end token. Scores are those of the COCO caption tools against all references of an
@@ -16,6 +18,7 @@ Writes, below checkpoints/<run>/:
         attention_<split>.npz                 see Decoded for what is inside
         scores_<split>.json                   the scores, and how they were made
         nbest_<split>.json                    only with --n-best
+        samples_<split>.json                  with --sample, instead of all these
 """
 import runtime  # noqa: F401  (first: it tells of missing packages)
 import os
@@ -24,10 +27,12 @@ import typing
 
 from captioning import scores
 from captioning.coco import split_of
-from captioning.decode import decode_files
+from captioning.decode import decode_files, sample_files
 from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of,
                                 remove_scores, write_decoded, write_nbest,
-                                write_results, write_scores)
+                                write_results, write_samples, write_scores)
+from captioning.diversity import diversity
+from captioning.ensemble import Ensemble
 from captioning.features import find_features
 from captioning.inception import check_network
 from captioning.runs import RUNS, read_run, read_split
@@ -84,16 +89,40 @@ def compare(run, other, texts, theirs, references):
 
 def main():
     args = arguments()
+    if args.sample and (args.beam > 1 or args.compare or args.ensemble):
+        raise cli.UserError("--sample: draws captions of one run; leave out --beam, "
+                            "--compare and --ensemble")
     if (args.n_best or 1) > args.beam:
         raise cli.UserError(f"--n-best {args.n_best}: the beam keeps {args.beam}; give "
                             f"--beam {args.n_best} or more")
     cli.print_heading(5, "evaluate")
     start()
+    args.run = args.ensemble[0] if args.ensemble else args.run
     run = read_run(args.run, args.checkpoint)
     with cli.locked(run.folder), device_errors(args.batch_size):
+        if args.sample:
+            draw(args, run)
+            return
         name = evaluate(args, run)
     cli.next_step("plot_attention.py", "--run", args.run,
                   *(("--split", name) if name != "val" else ()))
+
+
+def together(args, run):
+    """A Run with the Ensemble of all runs of --ensemble; run: the first of them.
+
+    Raises cli.UserError where one of them has other words or features, or was trained
+    on images of the split.
+    """
+    models = [run.model]
+    for name in args.ensemble[1:]:
+        other = read_run(name, args.checkpoint)
+        if other.vocabulary.digest() != run.vocabulary.digest():
+            raise cli.UserError(f"{other.folder}: has other words than {run.folder}; "
+                                "an ensemble needs runs on the same tokens")
+        inputs(args, other)  # refuses what this run cannot be evaluated on
+        models.append(other.model)
+    return run._replace(model=Ensemble(models))
 
 
 class Inputs(typing.NamedTuple):
@@ -113,22 +142,18 @@ def evaluate(args, run):
     args: the command's. run: a Run.
     """
     data = inputs(args, run)
-    references = read_references(data.source["tokens"], args.split)
-    described = [i for i in data.ids if i in references]
-    if not described:
-        raise cli.UserError(f"{references_path(data.source['tokens'], args.split)}: "
-                            "has no captions of these images; run "
-                            "tokenize_captions.py again")
-    if len(described) < len(data.ids):
-        cli.warn(f"{len(data.ids) - len(described)} of {len(data.ids)} images have no "
-                 "captions by people; they are captioned, and not scored")
+    if args.ensemble:
+        run = together(args, run)
+        name = "_with_".join([data.name, *args.ensemble[1:]])
+        data = data._replace(name=name, server=name)
+    references, described = described_images(args, data)
     theirs = read_theirs(args.compare, data) if args.compare else None
     training = read_training(run, data.source["tokens"])
 
     begin = time.time()
     beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
                          max_steps=args.max_steps, length_power=args.length_power,
-                         forbidden=(PAD, START) + (() if args.allow_unk else (UNK,)))
+                         forbidden=forbidden(args))
     speed = len(data.ids) / (time.time() - begin)
     texts = {i: run.vocabulary.decode(beam[0].words)
              for i, beam in zip(data.ids, beams)}
@@ -154,6 +179,49 @@ def evaluate(args, run):
                 references)
     print("\nwritten: " + ", ".join(written))
     return data.name
+
+
+def described_images(args, data):
+    """The references of a split, and the ids of those Inputs that have some."""
+    references = read_references(data.source["tokens"], args.split)
+    described = [i for i in data.ids if i in references]
+    if not described:
+        raise cli.UserError(f"{references_path(data.source['tokens'], args.split)}: "
+                            "has no captions of these images; run "
+                            "tokenize_captions.py again")
+    if len(described) < len(data.ids):
+        cli.warn(f"{len(data.ids) - len(described)} of {len(data.ids)} images have no "
+                 "captions by people; they are captioned, and not scored")
+    return references, described
+
+
+def draw(args, run):
+    """Draw several captions of each image of a split, write them, and print how
+    different they are. args: the command's. run: a Run.
+    """
+    data = inputs(args, run)
+    references, described = described_images(args, data)
+    training = read_training(run, data.source["tokens"])
+    drawn = sample_files(run.model, data.paths, args.batch_size, args.sample,
+                         args.max_steps, args.seed, temperature=args.temperature,
+                         top_p=args.top_p, forbidden=forbidden(args))
+    samples = {i: [run.vocabulary.decode(caption.words) for caption in group]
+               for i, group in zip(data.ids, drawn)}
+    figures, tokenizer = diversity({i: samples[i] for i in described}, references,
+                                   training)
+    path = write_samples(run.folder, data.name, samples, dict(
+        diversity=figures, tokenizer=tokenizer, split=args.split, samples=args.sample,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+        checkpoint=args.checkpoint, epoch=len(run.history), source=data.source))
+    print(f"{args.sample} captions of each of {len(described)} images of {args.split}, "
+          f"epoch {len(run.history)}, tokenizer: {tokenizer}\n")
+    cli.table([("", "")] + [(name, f"{value:.2f}") for name, value in figures.items()])
+    print(f"\nwritten: {path}")
+
+
+def forbidden(args):
+    """The words that are never written."""
+    return (PAD, START) + (() if args.allow_unk else (UNK,))
 
 
 def inputs(args, run):
@@ -276,6 +344,19 @@ def arguments():
     parser.add_argument("--n-best", type=positive, metavar="N",
                         help="also write the N best captions of the beam and their "
                              "log probabilities")
+    parser.add_argument("--ensemble", nargs="+", metavar="RUN",
+                        help="these runs write together, with the mean of their "
+                             "probabilities; the first one's folder gets the results, "
+                             "under a name of their own")
+    parser.add_argument("--sample", type=positive, metavar="N",
+                        help="draw N captions of each image by their probability, and "
+                             "tell how different they are")
+    parser.add_argument("--temperature", type=cli.number(float, above=0), default=1.,
+                        help="of --sample: divides the logits")
+    parser.add_argument("--top-p", type=cli.number(float, above=0, at_most=1),
+                        default=1., help="of --sample: draw among the most probable "
+                        "words that have this share together")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of --sample")
     parser.add_argument("--allow-unk", action="store_true",
                         help="let the model write UNK")
     parser.add_argument("--allow-seen", action="store_true",

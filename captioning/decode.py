@@ -2,7 +2,9 @@
 
 Greedy decoding is beam search of width 1: the most probable word at every step.
 """
+import os
 import typing
+import zlib
 
 import numpy as np
 from tqdm import tqdm
@@ -46,7 +48,7 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
     K = model.sizes.vocabulary
     context = model.encode(tf.constant(features))
     h = model.h_0(context.a)
-    images = range(int(context.a.shape[0]))       # those still searched for
+    images = range(len(features))                 # those still searched for
     ended = [[] for _ in images]                  # (score, Node) of each image
     beams = [[(0., None)] for _ in images]        # (log probability, Node): w an image
     words = np.full(len(images), START, np.int32)
@@ -150,7 +152,8 @@ def draw(p, uniforms, top_p=1.):
     if top_p < 1:
         order = np.argsort(-p, axis=1, kind="mergesort")
         p = p[np.arange(len(p))[:, None], order]
-        p = np.where(np.cumsum(p, axis=1) - p < top_p, p, 0)
+        before = np.cumsum(p, axis=1) - p
+        p = np.where(before < top_p, p, 0)
     upto = np.cumsum(p, axis=1, dtype=np.float64)
     drawn = (upto <= uniforms[:, None] * upto[:, -1:]).sum(axis=1)
     return drawn if order is None else order[np.arange(len(order)), drawn]
@@ -165,14 +168,40 @@ def decode_files(model, paths, batch_size, quiet=False, **search):
     found = []
     with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
         for i in range(0, len(paths), batch_size):
-            maps = np.stack([read_features(p) for p in paths[i:i + batch_size]])
-            for path, values in zip(paths[i:], maps):
-                if not np.isfinite(values).all():
-                    raise cli.UserError(f"{path}: its features are not finite; delete "
-                                        "it and run extract_features.py again")
+            maps = read_maps(paths[i:i + batch_size])
             found += beam_search(model, maps, **search)
             bar.update(len(maps))
     return found
+
+
+def sample_files(model, paths, batch_size, count, max_steps, seed, **drawing):
+    """For each features file a list of `count` Captions that are drawn, in order.
+
+    drawing: the last arguments of `sample`. What is drawn of an image depends on the
+    seed and the name of its file, not on the other images. Raises as `decode_files`.
+    """
+    found = []
+    with tqdm(total=len(paths), desc="sample", unit="image") as bar:
+        for i in range(0, len(paths), batch_size):
+            some = paths[i:i + batch_size]
+            uniforms = np.stack([np.random.RandomState(
+                [seed, zlib.crc32(os.path.basename(path).encode())]).random_sample(
+                    (count, max_steps)) for path in some])
+            found += sample(model, read_maps(some), uniforms, **drawing)
+            bar.update(len(some))
+    return found
+
+
+def read_maps(paths):
+    """The features of some images, (I, L, F). Raises cli.UserError where a file is
+    missing, damaged or not finite.
+    """
+    maps = np.stack([read_features(path) for path in paths])
+    for path, values in zip(paths, maps):
+        if not np.isfinite(values).all():
+            raise cli.UserError(f"{path}: its features are not finite; delete it and "
+                                "run extract_features.py again")
+    return maps
 
 
 def _cut(live, count, divisor):

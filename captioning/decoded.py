@@ -3,6 +3,7 @@
     checkpoints/<run>/attention_<split>.npz                 see Decoded
     checkpoints/<run>/scores_<split>.json                   see scores.summarize
     checkpoints/<run>/nbest_<split>.json                    candidates of the beam
+    checkpoints/<run>/samples_<split>.json                  captions drawn, --sample
     checkpoints/<run>/captions_<split>_<run>_results.json   what the COCO server takes
 """
 import contextlib
@@ -191,6 +192,19 @@ def read_nbest(folder, split):
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise cli.UserError(f"{path}: damaged; run evaluate.py again")
     return beams
+
+
+def samples_path(folder, split):
+    """Where a run's folder has several captions of each image, drawn from the model."""
+    return os.path.join(folder, f"samples_{split}.json")
+
+
+def write_samples(folder, split, samples, summary):
+    """Write {image id: list of captions} beside what is said of them; return the path.
+    """
+    path = samples_path(folder, split)
+    atomic.write_json(path, dict(summary, captions=samples))
+    return path
 
 
 def write_results(folder, name, run, captions):

@@ -29,6 +29,10 @@ RESAMPLES = 1000      # of the bootstrap
 PTB = "PTB"
 LAST = "end"           # the line that shows that Java came to the end
 PLAIN = "lower case without punctuation (no Java ran for PTB)"
+# After these an English sentence is not over: articles, prepositions, conjunctions
+OPEN = set("a an the and or but while as that of in on at with by for from to into "
+           "onto over under near behind beside between across against above toward "
+           "towards through along around".split())
 WORD_OR_MARK = re.compile(WORD.pattern + r"|[^\w\s]")
 
 
@@ -303,7 +307,9 @@ def habits(captions, training):
          100 * np.mean([caption not in (training or ()) for caption in captions])),
         ("repeated words, %", 100 * again / max(1, total)),
         ("words that repeat the one before, %", 100 / max(1, total) * sum(
-            a == b for w in words for a, b in zip(w, w[1:])))))
+            a == b for w in words for a, b in zip(w, w[1:]))),
+        ("captions that end in a, with, and ..., %",
+         100 * np.mean([bool(w) and w[-1] in OPEN for w in words]))))
     if training is None:
         del found["captions never seen in training, %"]
     return found

@@ -194,5 +194,7 @@ def test_paired_comparison_sees_what_differs_and_only_that():
 def test_habits_by_hand():
     found = scores.habits(["a a b", "a c", "a c"], {"a c"})
     assert list(found.values()) == pytest.approx(
-        [7 / 3, 3, 200 / 3, 100 / 3, 100 / 7, 100 / 7])
+        [7 / 3, 3, 200 / 3, 100 / 3, 100 / 7, 100 / 7, 0])
+    ends = scores.habits(["dog with a", "dogs and", "a dog in", "a man with it"], None)
+    assert list(ends.values())[-1] == 75
     assert list(scores.habits([""], set()).values())[:2] == [0, 0]

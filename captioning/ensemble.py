@@ -1,0 +1,56 @@
+"""Several Captioners that write as one: the mean of their probabilities."""
+import numpy as np
+
+from runtime.tf import tf
+
+
+class Contexts(tuple):
+    """The Context of the same images in each model."""
+
+    @property
+    def a(self):
+        """The annotation vectors of each model."""
+        return [context.a for context in self]
+
+    def take(self, rows):
+        """See Context.take."""
+        return Contexts(context.take(rows) for context in self)
+
+
+class Ensemble:
+    """What captioning/decode.py needs of a Captioner, of models with one vocabulary.
+
+    A state h is the models' states side by side; whatever else they make of a word is
+    kept in lists. The attention and the gate are their means, too.
+    """
+
+    def __init__(self, models):
+        self.models, self.sizes = models, models[0].sizes
+
+    def encode(self, features):
+        """See Captioner.encode."""
+        return Contexts(model.encode(features) for model in self.models)
+
+    def h_0(self, a):
+        """See Captioner.h_0."""
+        return tf.concat([model.h_0(own) for model, own in zip(self.models, a)], 1)
+
+    def embed(self, words):
+        """See Captioner.embed."""
+        return zip(*(model.embed(words) for model in self.models))
+
+    def step(self, context, h, *word):
+        """See Captioner.step; beta is the mean of the models that have a gate."""
+        hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
+        h, z, alpha, beta = zip(*(model.step(*own) for model, own in
+                                  zip(self.models, zip(context, hs, *word))))
+        beta = [b for b in beta if b is not None]
+        return (tf.concat(h, 1), z, tf.add_n(alpha) / len(alpha),
+                tf.add_n(beta) / len(beta) if beta else None)
+
+    def deep_output(self, Ey, h, z):
+        """The logarithm of the mean probability of each word (N, K)."""
+        hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
+        log_p = [tf.nn.log_softmax(model.deep_output(*own))
+                 for model, own in zip(self.models, zip(Ey, hs, z))]
+        return tf.reduce_logsumexp(tf.stack(log_p), 0) - np.float32(np.log(len(log_p)))
