@@ -6,6 +6,7 @@
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
 # make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
+# make mpi     adds mpi4py and Open MPI to .venv-2: the same with TensorFlow 2, no compiler
 # make lint    flake8 and codespell
 # make clean   removes the demo's files and caches; make distclean: .venv too
 #
@@ -16,7 +17,7 @@ PY = .venv/bin/python
 JOBS ?= 2
 export GPU
 
-.PHONY: help env demo test test-versions torture bench horovod lint clean distclean
+.PHONY: help env demo test test-versions torture bench horovod mpi lint clean distclean
 
 help:
 	@sed -n '/^PY/q; s/^# //p' Makefile
@@ -65,6 +66,10 @@ horovod: env
 	HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITHOUT_GLOO=1 \
 		$(PY) -m pip install --no-deps --no-build-isolation horovod==0.19.5
 	.venv/bin/horovodrun --check-build
+
+mpi:
+	@./tools/make_env.sh 2
+	.venv-2/bin/python -m pip install --no-deps -r requirements/mpi.txt
 
 lint: env
 	$(PY) -m flake8

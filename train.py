@@ -7,7 +7,7 @@ written inside an epoch (--save-minutes) and on Ctrl-C: the weights become those
 run that was never stopped. Batches hold captions of like length, as in section 4.3 of
 the paper, so that little is padding.
 
-    horovodrun -np 4 python train.py --data data --run baseline
+    mpirun -np 4 python train.py --data data --run baseline
 
 shares every batch among four processes, and gives what one would have given; so a run
 can also be resumed with another number of them.

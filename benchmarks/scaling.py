@@ -1,6 +1,7 @@
-"""How much faster are two processes than one? (needs Horovod: `make horovod`)
+"""How much faster are two processes than one? (needs `make horovod` or `make mpi`)
 
-    python -m benchmarks.scaling           # about 6 minutes on 2 cores
+    python -m benchmarks.scaling                # about 6 minutes on 2 cores
+    .venv-2/bin/python -m benchmarks.scaling    # with TensorFlow 2
 
 One process on one core and two processes on two cores take turns, several rounds, each
 with one thread for computing: training steps of the size that the defaults have, on
@@ -9,6 +10,8 @@ that the batch grows; and 64 captions in all. Beside it: what one step sends (th
 gradients), and how long that takes between two processes of one machine.
 """
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,8 +88,12 @@ def fullest(processes, random):
 
 
 def measure(processes, captions_of_a_step, folder):
+    mpirun = shutil.which("mpirun", path=os.pathsep.join(  # `make mpi` brings its own
+        [os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+    if mpirun is None:
+        raise cli.UserError("there is no mpirun; run `make horovod` or `make mpi`")
     out = subprocess.check_output([
-        "mpirun", "--allow-run-as-root", "--bind-to", "core", "-np", str(processes),
+        mpirun, "--allow-run-as-root", "--bind-to", "core", "-np", str(processes),
         sys.executable, "-m", "benchmarks.scaling", "--worker", str(captions_of_a_step),
         folder])
     line = next(line for line in out.decode().splitlines()

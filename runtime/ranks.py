@@ -1,11 +1,15 @@
-"""Several processes, with Horovod: which of them this is, and what all of them hold.
+"""Several processes: which of them this is, and what all of them hold.
 
 `start()` is called first thing in main(). Where the script was not started by
 horovodrun, mpirun or srun, `size` stays 1, every function gives back what it got, and
-Horovod is never imported. Rank 0 alone prints and writes; what the others know, it
+nothing of MPI is imported. Rank 0 alone prints and writes; what the others know, it
 knows too.
+
+What travels between them is sent by an engine: Horovod where it is installed, and else
+mpi4py, the one for TensorFlow 2.
 """
 import contextlib
+import importlib.util
 import json
 import os
 
@@ -15,7 +19,57 @@ from runtime import cli
 from runtime.tf import tf
 
 rank, size = 0, 1  # number of this process, and how many there are
-horovod = None
+engine = None
+
+
+class Horovod:
+    """Sends inside TensorFlow: between GPUs with NCCL, if it was built so."""
+    error = tf.errors.OpError
+
+    def __init__(self):
+        import horovod.tensorflow as horovod
+        horovod.init()
+        self.horovod, self.rank, self.size = horovod, horovod.rank(), horovod.size()
+
+    def sum(self, tensor):
+        """The sum of a tensor over all processes."""
+        return self.horovod.allreduce(tensor, op=self.horovod.Sum)
+
+    def copy_first(self, variable):
+        """Give a variable the value that it has in rank 0."""
+        variable.assign(self.horovod.broadcast(variable.read_value(), 0))
+
+    def gather(self, text):
+        """[text of rank 0, of rank 1, ...]; text: str."""
+        array = np.frombuffer(text.encode(), np.uint8)
+        lengths = self.horovod.allgather(tf.constant([len(array)])).numpy()
+        texts = self.horovod.allgather(tf.constant(array)).numpy()
+        ends = np.cumsum(lengths)
+        return [texts[end - length:end].tobytes().decode()
+                for end, length in zip(ends, lengths)]
+
+
+class Mpi4py:
+    """Sends arrays in main memory. The functions are those of Horovod."""
+
+    def __init__(self):
+        from mpi4py import MPI
+        self.error, self.world = MPI.Exception, MPI.COMM_WORLD
+        self.rank, self.size = self.world.rank, self.world.size
+
+    def sum(self, tensor):
+        mine = tensor.numpy()
+        summed = np.empty_like(mine)
+        self.world.Allreduce(mine, summed)
+        return tf.constant(summed)
+
+    def copy_first(self, variable):
+        value = np.array(variable.numpy())
+        self.world.Bcast(value)
+        variable.assign(value)
+
+    def gather(self, text):
+        return self.world.allgather(text)
 
 
 def start():
@@ -23,26 +77,27 @@ def start():
 
     Raises cli.UserError where there should be others, but they cannot be reached.
     """
-    global rank, size, horovod
+    global rank, size, engine
     launched = cli.launched()
     if launched.count == 1:
         return
-    # Horovod's thread asks the others every few ms. Where it waits for an answer, Open
-    # MPI would keep the core busy that the next step is computed on.
+    # Where a process waits for the others, Open MPI would keep the core busy that the
+    # next step is computed on.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     try:
-        import horovod.tensorflow as horovod
-        horovod.init()
-    except ImportError as error:
-        raise cli.UserError(f"this is one of {launched.count} processes, but Horovod "
-                            f"cannot be imported ({error}): run `make horovod`, or "
-                            "start one process only")
-    if horovod.size() != launched.count:
+        engine = (Horovod if importlib.util.find_spec("horovod") else Mpi4py)()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI for mpi4py
+        raise cli.UserError(f"this is one of {launched.count} processes, but what they "
+                            f"speak with cannot be imported ({error}): run `make "
+                            "horovod` for TensorFlow 1.x, `make mpi` for 2.x, or start "
+                            "one process only")
+    if engine.size != launched.count:
         raise cli.UserError(f"this is one of {launched.count} processes, but MPI sees "
-                            f"{horovod.size()}; with SLURM: srun --mpi=pmix or pmi2, "
-                            "as your MPI was built")
-    rank, size = horovod.rank(), launched.count
-    take_one_gpu(horovod.local_rank())
+                            f"{engine.size}; start them with the mpirun of the same "
+                            "MPI, or with SLURM: srun --mpi=pmix or pmi2, as your MPI "
+                            "was built")
+    rank, size = engine.rank, launched.count
+    take_one_gpu(launched.local_rank)
 
 
 def take_one_gpu(local_rank):
@@ -68,9 +123,8 @@ def total(tensors):
         return tensors
     shapes = [tensor.shape.as_list() for tensor in tensors]
     with _together():
-        summed = horovod.allreduce(
-            tf.concat([tf.reshape(tensor, (-1,)) for tensor in tensors], 0),
-            op=horovod.Sum)
+        summed = engine.sum(
+            tf.concat([tf.reshape(tensor, (-1,)) for tensor in tensors], 0))
     parts = tf.split(summed, [int(np.prod(shape)) for shape in shapes])
     return [tf.reshape(part, shape) for part, shape in zip(parts, shapes)]
 
@@ -85,7 +139,7 @@ def copy_first(variables):
     if size > 1:
         with _together():
             for variable in variables:
-                variable.assign(horovod.broadcast(variable.read_value(), 0))
+                engine.copy_first(variable)
 
 
 def gather(value):
@@ -95,13 +149,8 @@ def gather(value):
     """
     if size == 1:
         return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     with _together():
-        lengths = horovod.allgather(tf.constant([len(text)])).numpy()
-        texts = horovod.allgather(tf.constant(text)).numpy()
-    ends = np.cumsum(lengths)
-    return [json.loads(texts[end - length:end].tobytes().decode())
-            for end, length in zip(ends, lengths)]
+        return [json.loads(text) for text in engine.gather(json.dumps(value))]
 
 
 def from_first(value=None):
@@ -134,7 +183,6 @@ def locked(folder, part=""):
 def _together():
     try:
         yield
-    except tf.errors.OpError as error:
+    except engine.error as error:
         raise cli.UserError("another process of this run has ended "
-                            f"({cli.one_line(error.message)[:160]}); its own line "
-                            "says why")
+                            f"({cli.one_line(error)[:160]}); its own line says why")

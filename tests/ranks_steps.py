@@ -3,6 +3,7 @@
 The shares are uneven on purpose: most images are rank 0's, and in some batches a
 process has nothing.
 """
+import hashlib
 import os
 import sys
 import tempfile
@@ -75,6 +76,9 @@ def main(path):
                 for name, gradient in zip(model.weights, gradients):
                     found[f"gradient_{label}_{name}"] = np.array(gradient.numpy())
                 trainer.step(batch, N)
+                weights = [w.numpy().tobytes() for w in model.weights.values()]
+                digest = hashlib.md5(b"".join(weights)).hexdigest()
+                assert len(set(ranks.gather(digest))) == 1, "the weights part"
                 if dtype == "float32":
                     # Adam makes whole steps even of gradients that are only rounding.
                     # From the same weights again, a step is compared, not the path.

@@ -20,14 +20,18 @@ from runtime import cli, ranks
 from runtime.atomic import write_json
 from worlds import TRAIN, files_of, tokens_of, write_data
 
+# `make mpi` brings one of its own.
+MPIRUN = shutil.which("mpirun", path=os.pathsep.join(
+    [os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+HAS_HOROVOD = importlib.util.find_spec("horovod") is not None
 several = pytest.mark.skipif(
-    not (importlib.util.find_spec("horovod") and shutil.which("mpirun")),
-    reason="needs Horovod and mpirun (make horovod)")
+    not (MPIRUN and (HAS_HOROVOD or importlib.util.find_spec("mpi4py"))),
+    reason="needs mpirun, and Horovod or mpi4py (make horovod, make mpi)")
 
 
 def mpirun(processes, *command):
     """The command line that starts so many on this machine, whatever its cores."""
-    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
+    return [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
             "-np", str(processes), sys.executable, *command]
 
 
@@ -94,9 +98,14 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.parametrize("variables", [
     {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
     {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}])
-def test_several_processes_without_horovod_are_refused_in_one_line(variables, tmp_path):
-    (tmp_path / "horovod").mkdir()
-    (tmp_path / "horovod" / "__init__.py").write_text("raise ImportError('not here')")
+@pytest.mark.parametrize("package, error", [
+    ("horovod", "ImportError"),
+    pytest.param("mpi4py", "RuntimeError", marks=pytest.mark.skipif(
+        HAS_HOROVOD, reason="Horovod comes first"))])  # mpi4py without an MPI
+def test_several_processes_without_an_engine_are_refused_in_one_line(
+        package, error, variables, tmp_path):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}('not here')")
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, "train.py")], cwd=str(tmp_path),
         env=dict(os.environ, PYTHONPATH=str(tmp_path), **variables),
@@ -105,8 +114,8 @@ def test_several_processes_without_horovod_are_refused_in_one_line(variables, tm
     # TensorFlow 2 tells of oneDNN on some processors, whatever its log level.
     line, = [line for line in done.stderr.decode().splitlines()
              if not re.match(r"I\d{4} |WARNING: All log messages before absl", line)]
-    assert "make horovod" in line and "not here" in line
-    assert sorted(os.listdir(str(tmp_path))) == ["horovod"]
+    assert "`make horovod`" in line and "`make mpi`" in line and "not here" in line
+    assert sorted(os.listdir(str(tmp_path))) == [package]
 
 
 @several
