@@ -265,7 +265,7 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
                                sizes=trainer.model.sizes, seed=(args.seed, epoch))
     with cli.interrupts_wait() as asked_to_stop, tqdm(
             total=len(captions.captions), initial=sum(map(len, order[:done])),
-            desc=f"epoch {epoch}/{args.epochs}", unit="caption",
+            desc=f"epoch {epoch}/{args.epochs}", unit=captions.unit,
             disable=ranks.rank > 0) as bar:
         for i, batch in enumerate(batches, done):
             N = int(captions.tokens.lengths[order[i]].sum())

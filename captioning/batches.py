@@ -16,7 +16,8 @@ WORTH_COMPILING = 4  # batches of one shape in an epoch
 class CaptionBatches:
     """One split's captions and where their features are."""
     measure = "train_loss"  # what the log calls the average of `measured`
-    each = 1                # captions that are trained on for each of `captions`
+    unit = "caption"        # what `captions` are
+    each = 1                # captions that are trained on for each of them
 
     def __init__(self, tokens, paths, sound):
         """tokens: Tokens. paths, sound: what `find_features` says of their images.

@@ -27,7 +27,7 @@ class SelfCritical(CaptionBatches):
 
     What a caption is in CaptionBatches, an image is here.
     """
-    measure = "train_reward"
+    measure, unit = "train_reward", "image"
 
     def __init__(self, captions, model, rewards, samples):
         """captions: CaptionBatches of the split. model: the Captioner that draws.
