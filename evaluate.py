@@ -25,7 +25,7 @@ import os
 import time
 import typing
 
-from captioning import scores
+from captioning import maps, scores
 from captioning.coco import split_of
 from captioning.decode import decode_files, sample_files
 from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of,
@@ -70,7 +70,13 @@ def show(summary):
     print()
     cli.table([("", "generated", "first reference")] + [
         (name, f"{value:.1f}", f"{summary['habits_of_first_references'][name]:.1f}")
-        for name, value in summary["habits"].items()])
+        for name, value in summary["habits"].items()] + [
+        (title, f"{summary['maps'][key]:.1f}", "")
+        for key, title in (("entropy", "entropy of the attention maps (even: 100), %"),
+                           ("change", "change of the maps from word to word, %"))])
+    complaint = maps.complaint(**summary["maps"])
+    if complaint:
+        cli.warn(complaint)
 
 
 def compare(run, other, texts, theirs, references):
@@ -165,6 +171,7 @@ def evaluate(args, run):
                  "scores are of captions in lower case without punctuation instead of "
                  "PTB's tokens")
     summary = scores.summarize(scored, texts, references, training)
+    summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
                    checkpoint=args.checkpoint, epoch=len(run.history),
                    device=device_name(), tensorflow=tf.__version__,

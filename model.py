@@ -78,15 +78,16 @@ class Captioner:
     """Encoder, attention and decoder. `weights` has all weights by name."""
 
     def __init__(self, sizes, gate=True, initial_state="mean", recurrent=True, seed=0,
-                 dtype="float32"):
+                 dtype="float32", word_query=False):
         """sizes: Sizes. gate: whether beta (section 4.2.1) scales the context vector.
         initial_state: 'mean' (h_0 from the mean annotation vector, section 3.1.2) or
         'zeros'. recurrent: whether the GRU receives the state; without it only the
         attention does, the best-known fault of the published tutorial, for comparison.
-        seed: of the initial weights, which are the same on every machine.
+        seed: of the initial weights, which are the same on every machine. word_query:
+        whether attention also knows the previous word, which h_{t-1} has not seen yet.
         """
         self.sizes, self.gate, self.initial_state = sizes, gate, initial_state
-        self.recurrent = recurrent
+        self.recurrent, self.word_query = recurrent, word_query
         K, F, D, m, n, A = sizes
         shapes = [
             ("W_v", (F, D)), ("b_v", (D,)),               # encoder
@@ -101,6 +102,8 @@ class Captioner:
             shapes += [("W_h0", (D, n)), ("b_h0", (n,))]
         if gate:
             shapes += [("W_beta", (n, 1)), ("b_beta", (1,))]
+        if word_query:
+            shapes += [("W_y", (m, A))]                   # attention: previous word
         random = np.random.RandomState(seed)
         self.weights = collections.OrderedDict(
             (name, Variable(_initial(name, shape, random).astype(dtype), name=name))
@@ -123,10 +126,10 @@ class Captioner:
         v = tf.reshape(tf.cast(features, self.W_v.dtype.base_dtype), (-1, F))
         a = tf.nn.relu(tf.matmul(v, self.W_v) + self.b_v)                 # (I * L, D)
         a = tf.reshape(a, (-1, L, self.sizes.annotation))                 # (I, L, D)
-        a = _drop(a, mask)
         by_location = tf.reshape(tf.transpose(a, (1, 0, 2)), (-1, a.shape[2]))
         keys = tf.matmul(by_location, self.W_1) + self.b_1                # (L * I, A)
-        return Context(a, tf.reshape(keys, (L, -1, self.sizes.attention)))
+        keys = tf.reshape(keys, (L, -1, self.sizes.attention))
+        return Context(_drop(a, mask), keys)  # where to look is told by all channels
 
     def h_0(self, a):
         """The decoder's first state (B, n) from annotation vectors a (B, L, D).
@@ -140,32 +143,44 @@ class Captioner:
     # --- decoder ---------------------------------------------------------------------
 
     def embed(self, words, mask=None):
-        """Previous words, int32 (B,) -> E y (B, m) and the GRU's share of it (B, 3n).
+        """Previous words, int32 (B,) -> E y (B, m) and what the step needs of it: the
+        GRU's share (B, 3n), and beside it the query's (B, A) where there is one.
 
         mask: dropout's factors on E y, see Masks.
         Nothing here depends on the state: training does it for all words at once.
         """
         Ey = _drop(tf.gather(self.E, words), mask)
-        return Ey, tf.matmul(Ey, self.W_E) + self.b_g
+        gates = tf.matmul(Ey, self.W_E) + self.b_g
+        if self.word_query:
+            gates = tf.concat([gates, tf.matmul(Ey, self.W_y)], 1)
+        return Ey, gates
 
-    def attend(self, context, query):
-        """Bahdanau attention: Context of B, query = h W_2 (B, A) -> alpha (B, L).
+    def attend(self, context, query, keep=None):
+        """Bahdanau attention: Context of B, query (B, A) -> alpha (B, L).
 
-        e_i = V . tanh(W_1 a_i + W_2 h),  alpha = softmax(e)            (eqs. 4 and 5)
+        keep: (B, L), 1 where attention may go and 0 where not; None: everywhere.
+
+        e_i = V . tanh(W_1 a_i + query),  alpha = softmax(e)            (eqs. 4 and 5)
         """
         L, B, A = context.keys.shape.as_list()
         hidden = tf.tanh(context.keys + query)                            # (L, B, A)
         e = tf.matmul(tf.reshape(hidden, (L * B, A)), self.V)             # (L * B, 1)
-        return tf.nn.softmax(tf.transpose(tf.reshape(e, (L, B))))
+        e = tf.transpose(tf.reshape(e, (L, B)))                           # (B, L)
+        return tf.nn.softmax(e if keep is None else e - 1e9 * (1 - keep))
 
-    def step(self, context, h, word_gates):
+    def step(self, context, h, word_gates, keep=None):
         """One word: the only place where the decoder is computed.
 
-        context: Context of B captions. h: (B, n), the state before. word_gates: (B, 3n)
-        from `embed`. Returns h (B, n), z (B, D), alpha (B, L), beta (B, 1) or None.
+        context: Context of B captions. h: (B, n), the state before. word_gates: from
+        `embed`. keep: of `attend`. Returns h (B, n), z (B, D), alpha (B, L), beta
+        (B, 1) or None.
         """
         query = tf.matmul(h, self.W_2)                                    # (B, A)
-        alpha = self.attend(context, query)                               # (B, L)
+        if self.word_query:  # query = W_2 h_{t-1} + W_y E y_{t-1}
+            n, A = self.sizes.hidden, self.sizes.attention
+            word_gates, word = tf.split(word_gates, [3 * n, A], 1)
+            query += word
+        alpha = self.attend(context, query, keep)                         # (B, L)
         # z = sum_i alpha_i a_i                                             (eq. 13)
         z = tf.squeeze(tf.matmul(tf.expand_dims(alpha, 1), context.a), 1)  # (B, D)
         beta = None
@@ -235,13 +250,14 @@ def real_words(batch):
     return tf.gather(words, places), tf.gather(words, places + 1), k
 
 
-def loss(model, batch, penalty=0.):
+def loss(model, batch, penalty=0., guide=None):
     """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
 
         L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
 
     summed over the captions and divided by N, their real words: padding counts for
-    nothing. penalty: lambda.
+    nothing. penalty: lambda. guide: a function of the Batch and its alphas (see
+    `teacher_forcing`) whose value, a scalar tensor, is added to L_d; None: nothing is.
     Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
     """
     logits, targets, alphas = model.teacher_forcing(batch)
@@ -259,6 +275,8 @@ def loss(model, batch, penalty=0.):
             missing = B - int(alpha.shape[0])                    # captions that ended
             looked += tf.pad(alpha, [[0, missing], [0, 0]]) if missing else alpha
         total += penalty * tf.reduce_sum((1 - looked) ** 2) / N
+    if guide:
+        total += guide(batch, alphas) / N
     return total, cross_entropy, N
 
 

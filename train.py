@@ -45,7 +45,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning import scores
+from captioning import maps, scores
 from captioning.batches import read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
@@ -53,6 +53,7 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
 from captioning.decode import decode_files
 from captioning.features import SHAPE
 from captioning.inception import keep_calibration, read_record
+from captioning.localiser import Guide, prepare
 from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
                              start_from, write_log, write_settings)
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
@@ -73,12 +74,13 @@ SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
 class Trainer:
     """What one training step needs besides the batch."""
 
-    def __init__(self, model, optimizer, penalty=0., clip=5.):
-        """penalty, clip: see the command's flags.
+    def __init__(self, model, optimizer, penalty=0., clip=5., guide=None):
+        """penalty, clip: see the command's flags. guide: see model.loss.
 
         Its `shapes` are those that the step is compiled for: CaptionBatches.shapes.
         """
-        self.model, self.optimizer, self.penalty = model, optimizer, penalty
+        self.model, self.optimizer = model, optimizer
+        self.penalty, self.guide = penalty, guide
         self.shapes, self.compiled = set(), {}
         self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
 
@@ -90,7 +92,7 @@ class Trainer:
         """
         variables = list(self.model.weights.values())
         with tf.GradientTape() as tape:
-            total, cross_entropy, _ = loss(self.model, batch, self.penalty)
+            total, cross_entropy, _ = loss(self.model, batch, self.penalty, self.guide)
             total = share * total
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
@@ -181,23 +183,28 @@ class ValidationScorer:
         self.references, self.vocabulary = references, vocabulary
 
     def __call__(self, model, batch_size):
-        """BLEU-4 and CIDEr of greedy captions in percent; words as the vocabulary's.
+        """BLEU-4 and CIDEr of greedy captions, entropy and change of their attention
+        maps, all in percent. Words are the vocabulary's.
 
         The tokenizer is not the COCO tools', which takes seconds to start: evaluate.py
         gives the figures to report. Processes share the images; rank 0 scores them.
         """
         mine = slice(ranks.rank, None, ranks.size)
         found = decode_files(model, self.paths[mine], batch_size, quiet=True)
-        shares = ranks.gather({i: self.vocabulary.decode(beam[0].words)
+        shares = ranks.gather({i: (self.vocabulary.decode(beam[0].words),
+                                   maps.totals(beam[0].alphas))
                                for i, beam in zip(self.ids[mine], found)})
-        averages = None
+        row = None
         if ranks.rank == 0:
-            texts = {i: text for share in shares for i, text in share.items()}
+            texts, totals = ({i: pair[at] for share in shares
+                              for i, pair in share.items()} for at in (0, 1))
             averages = scores.averages(scores.score(texts, self.references, java=False))
-            averages = {name: float(value) for name, value in averages.items()}
-        averages = ranks.from_first(averages)
-        return {"val_bleu4": round(averages["BLEU-4"], 3),
-                "val_cider": round(averages["CIDEr"], 3)}
+            attention = maps.averages(totals.values())
+            row = {"val_bleu4": round(float(averages["BLEU-4"]), 3),
+                   "val_cider": round(float(averages["CIDEr"]), 3),
+                   "val_entropy": round(float(attention["entropy"]), 2),
+                   "val_change": round(float(attention["change"]), 2)}
+        return ranks.from_first(row)
 
 
 def epochs_since_best(history, select):
@@ -356,7 +363,9 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         start_from(args.start_from, model, vocabulary, args.features)))
     if progress.history and events:  # the run may have ended just before this
         write_log(folder, progress.history, args.dropout > 0)
-    trainer = Trainer(model, optimizer, args.penalty, args.clip)
+    guide = Guide(prepare(folder, splits["train"], len(vocabulary)),
+                  args.guidance) if args.guidance else None
+    trainer = Trainer(model, optimizer, args.penalty, args.clip, guide)
     if rewards:
         splits = dict(splits, train=SelfCritical(splits["train"], model, rewards,
                                                  args.self_critical))
@@ -384,7 +393,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
             write_log(folder, history, args.dropout > 0)
             events(epoch, **{name: value for name, value in row.items()
                              if name not in ("epoch", "seconds")})
-        print(describe(row), flush=True)
+        tell(row)
     best = progress.history[-1 - epochs_since_best(progress.history, args.select)]
     print(f"best by {args.select}: epoch {best['epoch']}, validation loss "
           f"{best['val_loss']:.4f}; see {curves_path(folder)}")
@@ -409,15 +418,21 @@ def evaluate_epoch(model, splits, scorer, progress, args):
         seconds=round(progress.seconds + time.time() - begin, 1)))
 
 
-def describe(row):
-    """A row of the log as a line for the terminal."""
+def tell(row):
+    """Print a row of the log as a line, and warn of attention that shows nothing."""
     scored = "".join(f", {name} {row[key]:.1f}" for name, key in
-                     (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider")) if key in row)
+                     (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider"),
+                      ("entropy of the maps", "val_entropy"),
+                      ("change", "val_change")) if key in row)
     training = (f"loss {row['train_loss']:.4f}" if "train_loss" in row else
                 f"reward {row['train_reward']:.4f}")
-    return (f"epoch {row['epoch']}: training {training}, validation "
-            f"loss {row['val_loss']:.4f} nats a word{scored}, "
-            f"{row['captions_per_second']:.1f} captions/s")
+    print(f"epoch {row['epoch']}: training {training}, validation "
+          f"loss {row['val_loss']:.4f} nats a word{scored}, "
+          f"{row['captions_per_second']:.1f} captions/s", flush=True)
+    complaint = maps.complaint(row["val_entropy"], row["val_change"]) if (
+        "val_entropy" in row) else None
+    if complaint and ranks.rank == 0:
+        cli.warn(complaint + "; see docs/attention.md")
 
 
 def arguments():
@@ -487,6 +502,11 @@ def add_model_flags(parser):
                              "with --self-critical)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
                         help="lambda of the doubly stochastic loss (eq. 14)")
+    parser.add_argument("--guidance", type=cli.number(float, at_least=0), default=0.,
+                        help="lambda_g: how strongly the evidence for a word pulls its "
+                             "attention (captioning/localiser.py)")
+    parser.add_argument("--word-query", action="store_true",
+                        help="let attention know the previous word, too")
     parser.add_argument("--no-gate", action="store_true",
                         help="leave out beta (section 4.2.1)")
     parser.add_argument("--no-state", action="store_true",

@@ -5,9 +5,11 @@
 For every generated word that names an annotated category of its image: does the peak of
 its attention map lie in a box of that category (the pointing game of Zhang et al. 2016,
 "Top-down Neural Attention by Excitation Backprop"), and how much of the map's mass lies
-inside the boxes? Beside both are two baselines on the same words: attention spread
-evenly over the image, and all of it at the centre. A third figure is how much the map
-changes from one word to the next: maps that stay the same are a known failure.
+inside the boxes (the attention correctness of Liu et al. 2017)? Beside both are the map
+of the next step, as that of a word is made before the word is known, and two baselines
+on the same words: attention spread evenly over the image, and all of it at the centre.
+A third figure is how much the map changes from one word to the next: maps that stay the
+same are a known failure.
 Intervals are 95 % bootstraps over images.
 
 Reads:  checkpoints/<run>/attention_<split>.npz and
@@ -25,11 +27,14 @@ import numpy as np
 from captioning.coco import annotations_path, read_boxes, split_of
 from captioning.decoded import read_decoded, read_source
 from captioning.grid import even
+from captioning.maps import changes
 from captioning.runs import cells_of, read_run
 from captioning.scores import resample
 from runtime import atomic, cli
 from runtime.tf import start
 
+COLUMNS = ("peak", "peak_uniform", "peak_centre", "peak_after",
+           "mass", "mass_uniform", "mass_centre", "mass_after")
 POINTS = 16     # per side of a cell: how finely its share inside the boxes is measured
 # Words that name COCO's categories, in the singular. A category's own name always does.
 # Words that people use for several categories (glass, plate, bat) are left out.
@@ -86,17 +91,17 @@ def words_for(categories):
 
 
 def named(words, names):
-    """The categories that a caption names: a list of (place, category).
+    """The categories that a caption names: a list of (first, last, category).
 
-    words: list of str. names: of `words_for`. place: of the last word of the name, its
-    noun. The longest name wins: a hot dog is no dog.
+    words: list of str. names: of `words_for`. first, last: places of the name's words;
+    its noun comes last. The longest name wins: a hot dog is no dog.
     """
     found, at, longest = [], 0, max(map(len, names), default=0)
     while at < len(words):
         for length in range(min(longest, len(words) - at), 0, -1):
             category = names.get(tuple(words[at:at + length]))
             if category is not None:
-                found.append((at + length - 1, category))
+                found.append((at, at + length - 1, category))
                 at += length - 1
                 break
         at += 1
@@ -129,45 +134,54 @@ def box_coverage(boxes, size, side, grid):
 
 
 def pointing_hits(words, alphas, objects, size, names, grid=None):
-    """The figures of one caption, (n, 6), a row for each word that counts.
+    """The figures of one caption, (n, len(COLUMNS)), a row for each name that counts.
 
-    words: list of T str. alphas: (T, L). objects: list of (category, box), boxes as in
-    `box_coverage`. names: of `words_for`. grid: a Grid; None: evenly spread cells.
-    Columns: peak in a box, evenly spread, centre; mass in the boxes, evenly spread,
-    centre.
+    words: list of str. alphas: (T, L), of these words at least. objects: list of
+    (category, box), boxes as in `box_coverage`. names: of `words_for`. grid: a Grid;
+    None: evenly spread cells.
+
+    The peak is that of the name's noun. The mass is the attention correctness of Liu et
+    al. 2017, "Attention Correctness in Neural Image Captioning": of the maps of the
+    name's words the largest. After: the same of the maps one step later.
     """
     rows, side = [], int(round(alphas.shape[1] ** .5))
-    for place, category in named(words, names):
+    for first, last, category in named(words, names):
         boxes = [box for name, box in objects if name == category]
         if not boxes:
             continue
         share, middles, centre = box_coverage(boxes, size, side, grid or even(side))
-        alpha = alphas[place].reshape(side, side)
+        after = min(last + 1, len(alphas) - 1)
+        peak = middles.ravel()[alphas.argmax(axis=1)]                     # (T,)
+        mass = alphas.dot(share.ravel()) / alphas.sum(axis=1)             # (T,)
         near = slice((side - 1) // 2, side // 2 + 1)  # cells that meet in the centre
-        rows.append((middles.ravel()[int(np.argmax(alpha))], middles.mean(), centre,
-                     (alpha * share).sum() / alpha.sum(), share.mean(),
-                     share[near, near].mean()))
-    return np.array(rows, float).reshape(-1, 6)
+        rows.append((peak[last], middles.mean(), centre, peak[after],
+                     mass[first:last + 1].max(), share.mean(),
+                     share[near, near].mean(), mass[after]))
+    return np.array(rows, float).reshape(-1, len(COLUMNS))
 
 
-def changes(alphas):
-    """How far each map is from the one before: total variation, 0 to 1, (T - 1,)."""
-    return .5 * abs(np.diff(alphas, axis=0)).sum(axis=1)
-
-
-def means(groups, seed=0):
+def means(groups, seed=0, of=lambda row: row):
     """Mean of all rows, and its 95 % interval over resampled groups: (3, columns).
 
-    groups: for each image an array (n, columns), n may be 0. Returns the mean, the
-    lower and the upper end.
+    groups: for each image an array (n, columns), n may be 0. of: a function of the
+    means (..., columns). Returns its value, the lower and the upper end.
     """
     sums = np.array([group.sum(axis=0) for group in groups])
     counts = np.array([len(group) for group in groups], float)
     weights = resample(len(groups), seed)
     totals = weights.dot(counts)
     drawn = weights.dot(sums)[totals > 0] / totals[totals > 0, None]
-    return np.vstack([sums.sum(axis=0) / counts.sum(),
-                      np.percentile(drawn, [2.5, 97.5], axis=0)])
+    return np.vstack([of(sums.sum(axis=0) / counts.sum()),
+                      np.percentile(of(drawn), [2.5, 97.5], axis=0)])
+
+
+def gains(mean):
+    """How much higher the peak's share is than the centre's, and how many times the
+    even map's mass lies in the boxes, (..., 2). mean: (..., len(COLUMNS)).
+    """
+    value = dict(zip(COLUMNS, np.moveaxis(mean, -1, 0)))
+    return np.stack([value["peak"] - value["peak_centre"],
+                     value["mass"] / value["mass_uniform"]], -1)
 
 
 def read_objects(data, images, ids):
@@ -198,19 +212,19 @@ def score_pointing(decoded, objects, vocabulary, seed, grid):
     pointed, moved, counts = [], [], collections.Counter()
     for i, (size, found) in enumerate(objects):
         words = vocabulary.words(decoded.words[i, :decoded.steps[i]])
-        alphas = decoded.alphas[i, :len(words)]
+        alphas = decoded.alphas[i, :decoded.steps[i]]
         pointed.append(pointing_hits(words, alphas, found, size, names, grid))
         there = {name for name, _ in found}
-        counts.update(category for _, category in named(words, names)
+        counts.update(category for *_, category in named(words, names)
                       if category in there)
-        moved.append(changes(alphas)[:, None])
+        moved.append(changes(alphas[:len(words)])[:, None])
     if not sum(map(len, pointed)):
         raise cli.UserError("not one generated word names an annotated category of its "
                             "image: there is nothing to score")
-    columns = ("peak", "peak_uniform", "peak_centre", "mass", "mass_uniform",
-               "mass_centre")
     summary = {name: [round(float(value), 4) for value in values]
-               for name, values in zip(columns, means(pointed, seed).T)}
+               for name, values in zip(COLUMNS + ("peak_above_centre", "mass_ratio"),
+                                       np.hstack([means(pointed, seed), means(
+                                           pointed, seed, gains)]).T)}
     if sum(map(len, moved)):  # captions of more than one word
         summary["change"] = [round(float(value), 4) for value in
                              means(moved, seed)[:, 0]]
@@ -224,10 +238,14 @@ def show(summary):
     def cell(name, interval=True):
         value, low, high = (100 * x for x in summary[name])
         return f"{value:.1f}" + (f" ({low:.1f} - {high:.1f})" if interval else "")
-    cli.table([("", "attention", "spread evenly", "at the centre")] + [
-        (title, cell(name), cell(name + "_uniform"), cell(name + "_centre"))
+    cli.table([("", "attention", "a step later", "spread evenly", "at the centre")] + [
+        (title,) + tuple(cell(name + of) for of in ("", "_after", "_uniform",
+                                                    "_centre"))
         for title, name in (("peak in a box of the named thing, %", "peak"),
                             ("mass in its boxes, %", "mass"))])
+    times, low, high = summary["mass_ratio"]
+    print(f"peak above the centre: {cell('peak_above_centre')} points; mass: "
+          f"{times:.2f} ({low:.2f} - {high:.2f}) times that of attention spread evenly")
     print(f"on {summary['words']} words in the captions of {summary['images']} of "
           f"{summary['of_images']} images, with 95 % intervals")
     if "change" in summary:

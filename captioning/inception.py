@@ -258,14 +258,15 @@ def cells(made, side):
     """
     if made is None or side != 8:
         return even(side)
-    return Grid(*(pixels / SIZE for pixels in made.get("grid", GRID)))
+    input_side = made.get("side", SIZE)
+    return Grid(*(pixels / input_side for pixels in made.get("grid", GRID)))
 
 
 def same_network(one, other):
     """Whether two records are of one network; a file of weights counts by content."""
     if one is None or other is None:
         return one is other
-    passed = {"dtype", "grid",
+    passed = {"dtype", "grid", "side",
               "weights" if "digest" in one and "digest" in other else "digest"}
     if "calibration" not in one or "calibration" not in other:
         passed.add("calibration")  # as a record has none before it is calibrated

@@ -26,10 +26,12 @@ from runtime import atomic, cli, drawing
 RUNS = "checkpoints"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What makes a run another model: it cannot change when the run is resumed.
-FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "no_gate",
-         "no_state", "initial_state", "optimizer", "learning_rate", "base_batch_size",
-         "warm_up", "decay", "clip", "select", "val_images", "seed", "start_from",
-         "self_critical", "bleu_reward")
+FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "guidance",
+         "word_query", "no_gate", "no_state", "initial_state", "optimizer",
+         "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
+         "val_images", "seed", "start_from", "self_critical", "bleu_reward")
+# What runs of earlier releases, whose settings do not say, were trained with
+EARLIER = {"guidance": 0., "word_query": False}
 
 
 class Run(typing.NamedTuple):
@@ -130,7 +132,8 @@ def build(settings):
         raise ValueError(f"bad sizes {sizes}")
     return Captioner(sizes, gate=not settings["no_gate"],
                      initial_state=settings["initial_state"],
-                     recurrent=not settings["no_state"], seed=settings["seed"])
+                     recurrent=not settings["no_state"], seed=settings["seed"],
+                     word_query=settings.get("word_query", False))
 
 
 def start_from(name, model, vocabulary, features):
@@ -181,18 +184,20 @@ def check_settings(folder, settings, images):
     path = settings_path(folder)
     try:
         with open(path, encoding="utf-8") as file:
-            before = json.load(file)
+            before = dict(EARLIER, **json.load(file))
         other = [key for key in FIXED + ("sizes", "vocabulary_digest")
                  if before.get(key) != settings[key]]
     except FileNotFoundError:
         raise cli.UserError(f"{path}: missing, so what these checkpoints are of is "
                             "unknown; put it back, or choose another --run")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         raise cli.UserError(f"{path}: damaged; choose another --run")
     if other:
+        named = [key if key in ("sizes", "vocabulary_digest")
+                 else f"{key} ({before.get(key)})" for key in other]
         raise cli.UserError(
             f"{path}: this run was started with another "
-            f"{', '.join(other).replace('_', ' ')}; repeat its command, or choose "
+            f"{', '.join(named).replace('_', ' ')}; repeat its command, or choose "
             "another --run")
     if "extractor" in before:  # runs of the first releases have none
         check_network(settings["features"], before["extractor"], folder)
@@ -227,7 +232,7 @@ def write_log(folder, history, dropout):
     dropout: whether the training loss was measured with it; the curve then says so.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, sorted(history[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, sorted(set().union(*history)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
@@ -256,6 +261,10 @@ def draw_curves(history, dropout):
         panels.append(("score of validation captions (%)",
                        (("val_cider", "#228833", "CIDEr"),
                         ("val_bleu4", "#aa3377", "BLEU-4"))))
+    if all("val_entropy" in row for row in history):  # releases before had none
+        panels.append(("maps of validation captions (%)",
+                       (("val_entropy", "#66ccee", "entropy (even: 100)"),
+                        ("val_change", "#ccbb44", "change from word to word"))))
     figure = Figure(figsize=(4.5 * len(panels), 3.2))
     FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in history]

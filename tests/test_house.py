@@ -22,7 +22,8 @@ ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv
              "references_", "skipped_", "strays_", "settings.json", "split.json",
              "log.csv", "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
              "samples_", "captions_{}_{}_results.json", "own_captions.json",
-             "failed_images_", "pointing_", "scenes_val.json", "report_")
+             "failed_images_", "pointing_", "deletion_", "localiser.npz",
+             "scenes_val.json", "report_")
 
 
 @functools.lru_cache()

@@ -56,22 +56,25 @@ def naive(model, batch, penalty=0.):
     nats = doubly = 0.
     for caption in range(len(batch.lengths)):
         v = batch.features[batch.image_of[caption]]
-        a = np.maximum(0, v.dot(w["W_v"]) + w["b_v"])
-        a = a * masks.a[batch.image_of[caption]]
+        seen = np.maximum(0, v.dot(w["W_v"]) + w["b_v"])
+        a = seen * masks.a[batch.image_of[caption]]
         h = np.zeros(n)
         if model.initial_state == "mean":
             h = np.tanh(a.mean(0).dot(w["W_h0"]) + w["b_h0"])
         looked = np.zeros(SIDE)
         for t in range(batch.lengths[caption]):
+            i = place[caption, t]
+            Ey = w["E"][batch.words[caption, t]] * masks.Ey[i].ravel()
+            query = h.dot(w["W_2"])
+            if model.word_query:
+                query = query + Ey.dot(w["W_y"])
             e = np.array([w["V"][:, 0].dot(np.tanh(
-                a_i.dot(w["W_1"]) + w["b_1"] + h.dot(w["W_2"]))) for a_i in a])
+                a_i.dot(w["W_1"]) + w["b_1"] + query)) for a_i in seen])
             alpha = np.exp(e) / np.exp(e).sum()
             looked += alpha
             z = sum(alpha_i * a_i for alpha_i, a_i in zip(alpha, a))
             if model.gate:
                 z = z * sigmoid(h.dot(w["W_beta"]) + w["b_beta"])
-            i = place[caption, t]
-            Ey = w["E"][batch.words[caption, t]] * masks.Ey[i].ravel()
             x = Ey.dot(w["W_E"]) + z.dot(w["W_z"]) + w["b_g"]
             if not model.recurrent:
                 h = np.zeros(n)
@@ -87,6 +90,17 @@ def naive(model, batch, penalty=0.):
     return (nats + penalty * doubly) / N, nats / N
 
 
+def test_attention_kept_from_locations_is_renormalised_over_the_others():
+    model, keep = model_of(), np.ones((1, SIDE))
+    keep[0, [2, 5]] = 0
+    context = model.encode(tf.constant(batch_of().features[:1]))
+    h = model.h_0(context.a)
+    _, gates = model.embed(np.array([1]))
+    alpha = model.step(context, h, gates)[2].numpy()
+    kept = model.step(context, h, gates, tf.constant(keep))[2].numpy()
+    np.testing.assert_allclose(kept, alpha * keep / (alpha * keep).sum(), atol=1e-12)
+
+
 def gradients_of(model, batch, penalty):
     variables = list(model.weights.values())
     with tf.GradientTape() as tape:
@@ -96,7 +110,7 @@ def gradients_of(model, batch, penalty):
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": False}, {"initial_state": "zeros"},
-                                     {"recurrent": False}])
+                                     {"recurrent": False}, {"word_query": True}])
 @pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4), (1,)])
 def test_loss_is_that_of_naive_loops(options, lengths):
     model, batch = model_of(**options), batch_of(lengths=np.array(lengths))

@@ -9,7 +9,7 @@ import pytest
 from commands import exit_status
 
 from analysis import pointing
-from analysis.pointing import (box_coverage, changes, means, named, plural,
+from analysis.pointing import (box_coverage, gains, means, named, plural,
                                pointing_hits, words_for)
 from captioning.decoded import Decoded, write_decoded
 from captioning.grid import Grid, even
@@ -28,11 +28,12 @@ def test_plurals(name, expected):
 
 
 @pytest.mark.parametrize("caption, expected", [
-    ("a man and two dogs", [(1, "person"), (4, "dog")]),
-    ("a hot dog", [(2, "hot dog")]),
-    ("hot dogs on a bus", [(1, "hot dog"), (4, "bus")]),
-    ("two wine glasses", [(2, "wine glass")]), ("a plant", [(1, "potted plant")]),
-    ("people on skis", [(0, "person"), (2, "skis")]), ("women", [(0, "person")]),
+    ("a man and two dogs", [(1, 1, "person"), (4, 4, "dog")]),
+    ("a hot dog", [(1, 2, "hot dog")]),
+    ("hot dogs on a bus", [(0, 1, "hot dog"), (4, 4, "bus")]),
+    ("two wine glasses", [(1, 2, "wine glass")]), ("a plant", [(1, 1, "potted plant")]),
+    ("people on skis", [(0, 0, "person"), (2, 2, "skis")]),
+    ("women", [(0, 0, "person")]),
     ("a hot", []), ("", []), ("the doghouse", [])])
 def test_names_are_found_in_captions(caption, expected):
     assert named(caption.split(), words_for(COCO)) == expected
@@ -40,8 +41,8 @@ def test_names_are_found_in_captions(caption, expected):
 
 def test_category_that_is_not_cocos_is_named_by_itself_and_its_plural():
     names = words_for(["ring", "cross"])
-    assert named("a red ring above two crosses".split(), names) == [(2, "ring"),
-                                                                    (5, "cross")]
+    assert named("a red ring above two crosses".split(), names) == [
+        (2, 2, "ring"), (5, 5, "cross")]
 
 
 def test_no_word_names_two_categories():
@@ -86,19 +87,28 @@ def test_pointing_by_hand():
     names = words_for(["ring", "cross"])
     rows = pointing_hits(["ring", "ring", "ring", "cross"], alphas,
                          [("ring", (0, 0, 40, 40))], (80, 80), names)
-    # Peak in the box, evenly, centre (on its corner); mass, evenly, and at the centre,
-    # where four cells meet and one of them is inside
-    np.testing.assert_allclose(rows, [[1, .25, 1, 1, .25, .25],
-                                      [0, .25, 1, 0, .25, .25],
-                                      [1, .25, 1, .25, .25, .25]], rtol=1e-6)
+    # Peak in the box, evenly, centre (its corner), a step later; mass, evenly, at the
+    # centre, where four cells meet and one of them is inside, and a step later
+    np.testing.assert_allclose(rows, [[1, .25, 1, 0, 1, .25, .25, 0],
+                                      [0, .25, 1, 1, 0, .25, .25, .25],
+                                      [1, .25, 1, 1, .25, .25, .25, 1]], rtol=1e-6)
     assert pointing_hits(["cross"], alphas, [("ring", (0, 0, 9, 9))], (80, 80),
-                         names).shape == (0, 6)
+                         names).shape == (0, 8)
 
 
-def test_map_that_moves_has_a_larger_distance():
-    alphas = np.array([[1, 0], [0, 1], [.5, .5], [.5, .5]])
-    assert changes(alphas).tolist() == [1, .5, 0]
-    assert changes(alphas[:1]).shape == (0,)
+def test_mass_of_a_name_is_that_of_its_best_word_and_its_peak_that_of_the_noun():
+    alphas = np.zeros((3, 64))
+    alphas[0, 0] = alphas[1, 63] = alphas[2, 63] = 1
+    rows = pointing_hits(["hot", "dog", "runs"], alphas, [("hot dog", (0, 0, 40, 40))],
+                         (80, 80), words_for(["hot dog"]))
+    assert rows[:, [0, 4]].tolist() == [[0, 1]]
+
+
+def test_gains_over_the_baselines_by_hand():
+    row = np.array([.7, .3, .5, .6, .6, .3, .4, .5])
+    np.testing.assert_allclose(gains(row), [.2, 2])
+    mean, low, high = means([row[None]] * 9, of=gains)
+    np.testing.assert_allclose([mean, low, high], [[.2, 2]] * 3)
 
 
 def test_mean_is_of_words_and_interval_of_images():

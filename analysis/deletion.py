@@ -1,0 +1,208 @@
+"""After step 5: does it matter where the model looked?
+
+    python -m analysis.deletion --run baseline
+
+A map may look right and not be used. For every generated word that names an annotated
+thing of its image, with the caption's own words before it: how much does log p(word)
+fall when attention is kept from some of the cells, and the rest is renormalised
+
+    from the cells that it looked at most, or from as many random ones;
+    from the cells inside the thing's boxes, or from as many random ones;
+    from all cells outside the boxes?
+
+Twice: at the step of the word alone, and at all steps up to it, since the state
+remembers what was looked at before. (The deletion game of Petsiuk et al. 2018, "RISE",
+played on the attention in place of the pixels.) Intervals are 95 % bootstraps over
+images.
+
+Reads:  checkpoints/<run>/, its attention_<split>.npz, the features it was decoded from,
+        and <data>/annotations/instances_<folder of the images>.json
+Writes: checkpoints/<run>/deletion_<split>.json
+"""
+import os
+import typing
+
+import numpy as np
+from tqdm import tqdm
+
+from analysis.pointing import box_coverage, means, named, read_objects, words_for
+from captioning.decoded import read_decoded, read_source
+from captioning.features import feature_path, read_features
+from captioning.runs import cells_of, read_run
+from captioning.tokens import START
+from runtime import atomic, cli
+from runtime.tf import device_errors, start, tf
+
+DRAWS = 4       # of random cells, for each word
+DELETED = (("most", "the cells looked at most"), ("random", "as many random cells"),
+           ("boxes", "the cells inside the boxes"),
+           ("random_boxes", "as many random cells"),
+           ("outside", "all cells outside the boxes"))
+
+
+class Name(typing.NamedTuple):
+    """A word of a generated caption that names an annotated thing."""
+    image: int          # its number in the Decoded
+    place: int          # of the word in the caption
+    inside: np.ndarray  # bool (L,): the cells whose middles are in the thing's boxes
+
+
+def log_probs(model, features, words, keep=None):
+    """log p of each word of captions, given the words before it: float (B, T).
+
+    features: (B, L, F). words: int32 (B, T). keep: (B, T, L), where attention may go at
+    each step, see model.attend; None: everywhere.
+    """
+    context = model.encode(tf.constant(features))
+    h, before, found = model.h_0(context.a), np.full(len(words), START), []
+    for t in range(words.shape[1]):
+        Ey, gates = model.embed(before)
+        h, z, _, _ = model.step(context, h, gates, None if keep is None
+                                else tf.constant(keep[:, t].astype(np.float32)))
+        log_p = tf.nn.log_softmax(model.deep_output(Ey, h, z)).numpy()
+        found.append(log_p[np.arange(len(words)), words[:, t]])
+        before = words[:, t]
+    return np.stack(found, 1)
+
+
+def find_names(decoded, objects, vocabulary, grid):
+    """The Names in the captions of a Decoded; objects: of `read_objects`."""
+    names = words_for(sorted({name for _, found in objects for name, _ in found}))
+    side = int(round(decoded.alphas.shape[2] ** .5))
+    found = []
+    for i, (size, things) in enumerate(objects):
+        words = vocabulary.words(decoded.words[i, :decoded.steps[i]])
+        for _, place, category in named(words, names):
+            boxes = [box for name, box in things if name == category]
+            if boxes:
+                found.append(Name(i, place, box_coverage(boxes, size, side, grid)[1]
+                                  .ravel()))
+    return found
+
+
+def kept_cells(name, alpha, cells, random):
+    """Where attention may go in each of DELETED: {what: bool (draws, L)}, or nothing
+    where no cell would be deleted, or none kept.
+
+    alpha: (L,), the word's map. cells: how many are deleted of those looked at most.
+    """
+    L, inside = len(alpha), name.inside
+
+    def without(chosen):
+        keep = np.ones(L, np.bool_)
+        keep[chosen] = False
+        return keep
+
+    def drawn(count):
+        return np.array([without(random.permutation(L)[:count]) for _ in range(DRAWS)])
+    found = {"most": without(np.argsort(-alpha)[:cells])[None], "random": drawn(cells)}
+    if inside.any() and not inside.all():
+        found.update(boxes=~inside[None], random_boxes=drawn(int(inside.sum())),
+                     outside=inside[None])
+    return found
+
+
+def drops(model, features, words, names, alphas, cells, random):
+    """How much log p of each name falls, nats: float (names, 2, len(DELETED)).
+
+    features: (L, F) of the image. words: int32 (T,). names: Names in its caption.
+    alphas: (T, L). The middle axis: deleted at the word's step, at all up to it. nan
+    where a row of DELETED is not to be had.
+    """
+    found = np.full((len(names), 2, len(DELETED)), np.nan)
+    rows, keeps = [], []
+    for n, name in enumerate(names):
+        for what, kept in kept_cells(name, alphas[name.place], cells, random).items():
+            column = [key for key, _ in DELETED].index(what)
+            for when in (0, 1):
+                for keep in kept:
+                    mask = np.ones((len(words), len(keep)), np.bool_)
+                    mask[0 if when else name.place:name.place + 1] = keep
+                    rows.append((n, when, column, name.place))
+                    keeps.append(mask)
+    count = len(rows)
+    whole = log_probs(model, features[None], words[None])[0]
+    values = log_probs(model, np.repeat(features[None], count, 0),
+                       np.repeat(words[None], count, 0), np.array(keeps))
+    falls = np.array([whole[place] - value[place]
+                      for (*_, place), value in zip(rows, values)])
+    for key in {row[:3] for row in rows}:
+        found[key] = falls[[row[:3] == key for row in rows]].mean()
+    return found
+
+
+def summarize(fallen, seed):
+    """{'at_the_word', 'up_to_it': {what: [mean, low, high]}} of nats; fallen: for each
+    image what `drops` gave.
+    """
+    summary = {}
+    for when, key in enumerate(("at_the_word", "up_to_it")):
+        summary[key] = {}
+        for column, (what, _) in enumerate(DELETED):
+            values = [rows[:, when, column] for rows in fallen]
+            values = [rows[~np.isnan(rows)][:, None] for rows in values]
+            if sum(map(len, values)):
+                summary[key][what] = [round(float(value), 4)
+                                      for value in means(values, seed)[:, 0]]
+    return summary
+
+
+def show(summary):
+    """Print the figures as a table."""
+    def cell(key, what):
+        mean, low, high = summary[key][what]
+        return f"{mean:.2f} ({low:.2f} - {high:.2f})"
+    cli.table([("log p(word) falls by (nats) without", "at the word's step",
+                "at all steps up to it")] + [
+        (title.replace("the cells looked", f"the {summary['cells']} cells looked"),
+         cell("at_the_word", what), cell("up_to_it", what))
+        for what, title in DELETED if what in summary["at_the_word"]])
+    print(f"on {summary['words']} words in the captions of {summary['images']} images, "
+          "with 95 % intervals")
+
+
+def main():
+    args = arguments()
+    print("[after 5] deletion test", flush=True)
+    start()
+    run = read_run(args.run)
+    with cli.locked(run.folder), device_errors():
+        source = read_source(run, args.split)
+        decoded = read_decoded(run.folder, args.split, run.vocabulary)
+        objects = read_objects(args.data or source["data"], decoded.images.tolist(),
+                               decoded.image_ids.tolist())
+        names = find_names(decoded, objects, run.vocabulary,
+                           cells_of(run, decoded.alphas.shape[2]))
+        if not names:
+            raise cli.UserError("not one generated word names an annotated category of "
+                                "its image: there is nothing to test")
+        random, fallen = np.random.RandomState(args.seed), []
+        for i in tqdm(sorted({name.image for name in names}), unit="image"):
+            steps = decoded.steps[i]
+            fallen.append(drops(
+                run.model, read_features(feature_path(source["features"],
+                                                      str(decoded.images[i]))),
+                decoded.words[i, :steps], [n for n in names if n.image == i],
+                decoded.alphas[i, :steps], args.cells, random))
+        summary = dict(summarize(fallen, args.seed), words=len(names),
+                       images=len(fallen), cells=args.cells)
+        atomic.write_json(os.path.join(run.folder, f"deletion_{args.split}.json"),
+                          summary)
+    show(summary)
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    parser.add_argument("--split", type=cli.name, default="val",
+                        help="which of the decoded splits, as for plot_attention.py")
+    parser.add_argument("--data", help="default: that of the decoded captions")
+    parser.add_argument("--cells", type=cli.number(int, at_least=1, below=64),
+                        default=8, help="how many of the cells looked at most")
+    parser.add_argument("--seed", type=cli.seed, default=0,
+                        help="of the random cells and of the bootstrap")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,151 @@
+"""A teacher for the attention: where in an image the evidence for each word lies.
+
+Likelihood alone gives attention no reason to look at things: every deep cell of a CNN
+has seen the whole picture, so that one corner serves as well as the dog. The localiser
+tells them apart. A ridge regression predicts from an image's mean feature vector which
+words people use for it. It is linear: the evidence for a word is the mean of what the
+cells contribute, (v_i - mean) . c_w, a class activation map (Zhou et al. 2016).
+
+In training each word pulls its attention toward the map of its evidence by
+
+    lambda_g * sum_t r_t KL(softmax_i(KAPPA r_t s_ti) || alpha_t)
+
+s_ti: the evidence of cell i for word t, in standard deviations of the image's. r_t: how
+well images tell of the word, the correlation of prediction and truth on images left out
+of the fit. So "dog" (.8) pulls strongly and to a few cells, "man" (.5) less, and "the"
+not at all. Captions are decoded without it. No boxes are needed, only the captions.
+
+Written to checkpoints/<run>/localiser.npz.
+"""
+import os
+import typing
+
+import numpy as np
+from tqdm import tqdm
+
+from captioning.features import SHAPE, read_features
+from captioning.tokens import SPECIAL
+from runtime import atomic, cli, ranks
+from runtime.tf import tf
+
+RIDGE = 10.     # the penalty, in mean variances of a channel
+KAPPA = 8.      # how sharp the maps are
+EVIDENT = .1    # least correlation of a word that pulls
+BLOCK = 1024    # images at a time
+
+
+class Localiser(typing.NamedTuple):
+    """Of W words whose evidence images show."""
+    row_of: np.ndarray     # int32 (K,): a word's row below; the last row for the others
+    evidence: np.ndarray   # float32 (W + 1, F): KAPPA r c_w; the last row is zero
+    relevance: np.ndarray  # float32 (W + 1,): r; the last is zero
+
+
+def localiser_path(folder):
+    """Where a run's folder has its localiser."""
+    return os.path.join(folder, "localiser.npz")
+
+
+def fit(means, mentions):
+    """The Localiser of images and their words.
+
+    means: float32 (I, F), the mean feature vector of each image. mentions: bool (I, K),
+    which words its captions have.
+    """
+    I, F = means.shape
+    a = means - means.mean(axis=0)
+    G = a.T.dot(a) / I
+    shrink = RIDGE * np.trace(G) / F + 1e-12
+    inverse = np.linalg.inv(G.astype(np.float64) + shrink * np.eye(F)).astype("f4")
+    rate = mentions.mean(axis=0, dtype=np.float32)
+    blocks = [slice(at, at + BLOCK) for at in range(0, I, BLOCK)]
+    cross = sum(a[b].T.dot(mentions[b] - rate) for b in blocks) / I      # (F, K)
+    C = inverse.dot(cross)
+    # What the fit without an image would say of it, by the leverage of the image
+    p, pp, py, ss = np.zeros((4, mentions.shape[1]))
+    for b in blocks:
+        y, leverage = mentions[b] - rate, (a[b].dot(inverse) * a[b]).sum(1) / I
+        said = a[b].dot(C)
+        left_out = y - (y - said) / (1 - leverage)[:, None]
+        p, pp, py = p + left_out.sum(0), pp + (left_out ** 2).sum(0), py + (
+            left_out * y).sum(0)
+        ss += (said ** 2).sum(0)
+    spread = np.sqrt(np.maximum(pp / I - (p / I) ** 2, 0) * rate * (1 - rate))
+    relevance = py / I / np.maximum(spread, 1e-12)
+    relevance[:len(SPECIAL)] = 0
+    words = np.flatnonzero(relevance > EVIDENT)
+    row_of = np.full(len(relevance), len(words), np.int32)
+    row_of[words] = np.arange(len(words))
+    scale = KAPPA * relevance / np.maximum(np.sqrt(ss / I), 1e-12)
+    return Localiser(row_of, np.vstack([(C * scale).T[words], np.zeros((1, F))])
+                     .astype(np.float32),
+                     np.append(relevance[words], 0).astype(np.float32))
+
+
+def fit_to(captions, size):
+    """The Localiser of a split's images; captions: CaptionBatches. size: K."""
+    tokens = captions.tokens
+    images = np.unique(tokens.image_of[captions.captions])
+    row = np.full(len(captions.paths), -1)
+    row[images] = np.arange(len(images))
+    mentions = np.zeros((len(images), size), np.bool_)
+    for words, length, image in zip(tokens.words, tokens.lengths, tokens.image_of):
+        if row[image] >= 0:
+            mentions[row[image], words[1:length]] = True
+    means = np.zeros((len(images), SHAPE[-1]), np.float32)
+    for i, image in enumerate(tqdm(images, desc="evidence", unit="image")):
+        means[i] = read_features(captions.paths[image]).mean(axis=0, dtype=np.float32)
+    return fit(means, mentions)
+
+
+def prepare(folder, captions, size):
+    """The Localiser of a run: fitted by rank 0 where its file is not there yet."""
+    path = localiser_path(folder)
+    if ranks.rank == 0 and not os.path.exists(path):
+        atomic.write_arrays(path, fit_to(captions, size)._asdict(), compress=True)
+    ranks.gather(None)
+    try:
+        with atomic.load_arrays(path) as arrays:
+            return Localiser(**{name: arrays[name] for name in Localiser._fields})
+    except atomic.DAMAGED:
+        raise cli.UserError(f"{path}: damaged; delete it, and it is made again")
+
+
+class Guide:
+    """What the localiser adds to the loss; a `guide` of model.loss."""
+
+    def __init__(self, localiser, weight, dtype="float32"):
+        """weight: lambda_g."""
+        self.row_of, self.weight = tf.constant(localiser.row_of), weight
+        self.none = len(localiser.relevance) - 1
+        self.evidence = tf.constant(localiser.evidence.astype(dtype))
+        self.relevance = tf.constant(localiser.relevance.astype(dtype))
+
+    def next_rows(self, words):
+        """The row of each word, or of the next word that has evidence: (B, C) int32."""
+        rows = tf.unstack(tf.gather(self.row_of, words), axis=1)
+        for t in reversed(range(len(rows) - 1)):
+            rows[t] = tf.where(tf.equal(rows[t], self.none), rows[t + 1], rows[t])
+        return tf.stack(rows, 1)
+
+    def maps(self, features, rows):
+        """features (B, L, F), rows int32 (B, C) of words -> maps (B, C, L)."""
+        return tf.nn.softmax(tf.matmul(tf.gather(self.evidence, rows), features,
+                                       transpose_b=True))
+
+    def __call__(self, batch, alphas):
+        """The sum over the batch's words, a scalar tensor."""
+        features = tf.cast(batch.features, self.evidence.dtype)
+        if not np.array_equal(batch.image_of, np.arange(int(features.shape[0]))):
+            features = tf.gather(features, batch.image_of)
+        rows = self.next_rows(batch.words[:, 1:])                       # (B, C)
+        maps = tf.transpose(self.maps(features, rows), (1, 0, 2))       # (C, B, L)
+        relevance = tf.transpose(tf.gather(self.relevance, rows))       # (C, B)
+        total = 0.
+        for t, alpha in enumerate(alphas):
+            k = int(alpha.shape[0])
+            map_t = maps[t, :k]
+            divergence = tf.reduce_sum(map_t * (
+                tf.math.log(map_t + 1e-9) - tf.math.log(alpha + 1e-9)), axis=1)
+            total += tf.reduce_sum(relevance[t, :k] * divergence)
+        return self.weight * total

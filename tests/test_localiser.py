@@ -1,0 +1,162 @@
+"""The teacher of the attention: what it finds in images, and how it pulls."""
+import numpy as np
+import pytest
+
+from captioning import localiser
+from captioning.localiser import Guide, Localiser, fit, localiser_path
+from model import loss
+from runtime.tf import tf
+from test_model import LENGTHS, SIDE, SIZES, batch_of, model_of, tensors
+from worlds import Runs, refusal
+
+DOG, ALWAYS, NOISE = 4, 5, 6  # words
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, capsys):
+    return Runs(tmp_path, monkeypatch, capsys)
+
+
+def images_of(count=400, cells=9, channels=8, seed=0):
+    """Maps (I, L, F), where the dog is or -1, and mentions: the dog's word where there
+    is one, a word of every image, and one that says nothing.
+    """
+    random = np.random.RandomState(seed)
+    maps = random.normal(0, .3, (count, cells, channels))
+    where = np.where(random.uniform(size=count) < .5,
+                     random.randint(0, cells, count), -1)
+    maps[where >= 0, where[where >= 0], 2] += 3
+    mentions = np.zeros((count, 7), np.bool_)
+    mentions[:, DOG], mentions[:, ALWAYS] = where >= 0, True
+    mentions[:, NOISE] = random.uniform(size=count) < .5
+    return maps.astype(np.float32), where, mentions
+
+
+def evidence_of(found, word, maps):
+    return maps.dot(found.evidence[found.row_of[word]])
+
+
+def test_evidence_for_a_word_lies_where_the_thing_is_though_nobody_said_where():
+    maps, _, mentions = images_of()
+    found = fit(maps.mean(axis=1), mentions)
+    new, where, _ = images_of(seed=1)
+    peak = evidence_of(found, DOG, new).argmax(axis=1)
+    assert (peak == where)[where >= 0].mean() > .95
+
+
+def test_only_words_that_images_tell_of_have_evidence():
+    maps, _, mentions = images_of()
+    found = fit(maps.mean(axis=1), mentions)
+    none = len(found.relevance) - 1
+    assert found.relevance[found.row_of[DOG]] > .6
+    assert found.row_of[[0, 1, 2, 3, ALWAYS, NOISE]].tolist() == [none] * 6
+    assert found.relevance[none] == 0 and not found.evidence[none].any()
+
+
+def test_relevance_is_the_correlation_on_images_left_out(monkeypatch):
+    monkeypatch.setattr(localiser, "BLOCK", 7)  # the sums are taken block by block
+    maps, _, mentions = images_of(count=40)
+    means = maps.mean(axis=1).astype(np.float64)
+    found = fit(means.astype(np.float32), mentions)
+    centred = means - means.mean(axis=0)
+    y = mentions[:, DOG] - mentions[:, DOG].mean()
+    variance = centred.T.dot(centred) / 40
+    ridge = localiser.RIDGE * np.trace(variance) / 8 * np.eye(8)
+    said = []
+    for i in range(40):
+        rest = np.arange(40) != i
+        c = np.linalg.solve(centred[rest].T.dot(centred[rest]) / 40 + ridge,
+                            centred[rest].T.dot(y[rest]) / 40)
+        said.append(centred[i].dot(c))
+    assert found.relevance[found.row_of[DOG]] == pytest.approx(
+        np.corrcoef(said, y)[0, 1], abs=1e-3)
+
+
+def test_images_that_are_all_the_same_tell_of_nothing():
+    found = fit(np.ones((5, 8), np.float32), np.ones((5, 7), np.bool_))
+    assert len(found.relevance) == 1 and np.isfinite(found.evidence).all()
+
+
+# --- the pull -------------------------------------------------------------------------
+
+def localiser_of(words=(4, 7, 9)):
+    random = np.random.RandomState(8)
+    row_of = np.full(SIZES.vocabulary, len(words), np.int32)
+    row_of[list(words)] = np.arange(len(words))
+    evidence = random.normal(size=(len(words), SIZES.features))
+    return Localiser(row_of, np.vstack([evidence, np.zeros((1, SIZES.features))]),
+                     np.append(random.uniform(.2, .9, len(words)), 0))
+
+
+def pull(found, batch, alphas):
+    """The guide's value by loops; alphas: C arrays (k_t, L)."""
+    total = 0.
+    for b, length in enumerate(batch.lengths):
+        targets = batch.words[b, 1:length + 1]
+        for t in range(length):
+            later = [w for w in targets[t:] if found.relevance[found.row_of[w]] > 0]
+            if later:  # the word's own evidence, else that of the next that has some
+                row = found.row_of[later[0]]
+                s = batch.features[batch.image_of[b]].dot(found.evidence[row])
+                seen = np.exp(s) / np.exp(s).sum()
+                total += found.relevance[row] * (
+                    seen * (np.log(seen) - np.log(alphas[t][b]))).sum()
+    return total
+
+
+@pytest.mark.parametrize("lengths, image_of", [
+    (LENGTHS, [1, 0, 1]), ((4, 4), [0, 1])])  # captions that share images, or do not
+def test_pull_is_that_of_plain_loops(lengths, image_of):
+    batch = batch_of(lengths=np.array(lengths))._replace(
+        image_of=np.array(image_of, np.int32))
+    batch.words[0, 2], batch.words[1, 1] = 7, 9
+    model, found = model_of(), localiser_of()
+    alphas = model.teacher_forcing(tensors(batch))[2]
+    value = Guide(found, 2., "float64")(tensors(batch), alphas)
+    expected = 2 * pull(found, batch, [alpha.numpy() for alpha in alphas])
+    assert expected > .1
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5)
+
+
+def test_loss_grows_by_the_pull_and_its_cross_entropy_does_not():
+    batch, guide = batch_of(), Guide(localiser_of(), 3., "float64")
+    batch.words[0, 1] = 4
+    model = model_of()
+    total, plain, N = loss(model, tensors(batch), guide=guide)
+    alphas = model.teacher_forcing(tensors(batch))[2]
+    np.testing.assert_allclose((total - plain).numpy() * N,
+                               guide(tensors(batch), alphas).numpy(), rtol=1e-9)
+    assert plain.numpy() == loss(model, tensors(batch))[1].numpy()
+
+
+def test_attention_that_follows_the_evidence_is_not_pulled():
+    batch, found = batch_of(lengths=np.array([1])), localiser_of()
+    batch.words[0, 1] = 9
+    s = batch.features[1].dot(found.evidence[found.row_of[9]])
+    seen = tf.constant((np.exp(s) / np.exp(s).sum())[None])
+    guide = Guide(found, 1., "float64")
+    assert abs(guide(tensors(batch), [seen]).numpy()) < 1e-7
+    even = tf.constant(np.full((1, SIDE), 1 / SIDE))
+    assert guide(tensors(batch), [even]).numpy() > .01
+
+
+# --- in training ----------------------------------------------------------------------
+
+def test_guided_run_keeps_its_localiser_and_resumes_bit_for_bit(runs, monkeypatch):
+    monkeypatch.setattr(localiser, "EVIDENT", -1)  # a few random images tell little
+    for run, epochs in (("whole", (2,)), ("halves", (1, 2))):
+        for count in epochs:
+            assert runs(run, count, "--guidance", "2")[0] == 0
+    one, other = runs.arrays("whole"), runs.arrays("halves")
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+    assert runs("plain", 2, "--guidance", "0")[0] == 0
+    assert (one["V"] != runs.arrays("plain")["V"]).any()
+
+
+def test_damaged_localiser_is_refused_in_one_line(runs):
+    assert runs("a", 1, "--guidance", "1")[0] == 0
+    with open(localiser_path("checkpoints/a"), "w") as file:
+        file.write("no archive")
+    assert "localiser.npz: damaged; delete it" in refusal(runs("a", 2, "--guidance",
+                                                               "1"))
