@@ -3,6 +3,7 @@
     python plot_attention.py --run baseline                     # some of the split
     python plot_attention.py --run baseline --images a.jpg      # of the split, by name
     python plot_attention.py --run baseline --best 5 --worst 5  # by CIDEr
+    python plot_attention.py --run baseline --boxes             # and annotated boxes
     python plot_attention.py --run baseline --picture mine.jpg  # a file of one's own
 
 As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
@@ -25,8 +26,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from captioning.coco import read_objects
 from captioning.decode import beam_search
 from captioning.decoded import (read_decoded, read_scores, read_source, scores_path,
                                 write_results)
@@ -34,6 +37,7 @@ from captioning.features import SHAPE
 from captioning.grid import even
 from captioning.inception import (calibration_path, extractor, read_image,
                                   read_record)
+from captioning.names import named, words_for
 from captioning.pictures import load_picture
 from captioning.runs import cells_of, read_run
 from runtime import atomic, cli, drawing
@@ -44,6 +48,7 @@ COLUMNS = 5          # pictures in a row, the whole picture among them
 TITLE = .3           # inches for the word above a picture
 NOTE = .16           # inches for its probability below
 FORMATS = ("png", "pdf", "svg")
+BOX = "#ffcc33"
 COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 
 
@@ -82,16 +87,18 @@ def overlay(picture, heat, colours="light"):
 
 
 def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light",
-         grid=None):
+         grid=None, boxes=None):
     """Write one figure: the picture with its caption, then a map for every word.
 
     picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
     ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
     maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
-    grid: see `upsample`.
+    grid: see `upsample`. boxes: to be drawn over the picture and over each map, T + 1
+    lists of (x, y, w, h) as shares of the sides; None: none.
     """
     with drawing.defaults(**{"svg.hashsalt": "attention"}):
-        figure = lay_out(picture, words, alphas, notes, layout, colours, grid)
+        figure = lay_out(picture, words, alphas, notes, layout, colours, grid,
+                         boxes)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         kind = os.path.splitext(path)[1][1:]
         # Without the time of day: the same figure is the same file.
@@ -102,7 +109,7 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
                                        **extra)
 
 
-def lay_out(picture, words, alphas, notes, layout, colours, grid):
+def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None):
     """The Figure of `draw`, with the same arguments."""
     height, width = picture.shape[:2]
     columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
@@ -127,6 +134,10 @@ def lay_out(picture, words, alphas, notes, layout, colours, grid):
             x * cell[0] + .04, (rows - 1 - y) * row + .04 + footing, cell[0] - .08,
             cell[1] - .04))
         axes.imshow(pixels, interpolation="bilinear")
+        for left, top, wide, high in boxes[i] if boxes else ():
+            axes.add_patch(Rectangle(
+                (left * width - .5, top * height - .5), wide * width, high * height,
+                fill=False, edgecolor=BOX, linewidth=1.3))
         axes.set_title(_plain(title), fontsize=11, pad=3, **font)
         axes.axis("off")
         if note:
@@ -183,7 +194,10 @@ def draw_split(run, args):
     decoded = read_decoded(run.folder, args.split, run.vocabulary)
     drawn, lost = [], []
     title = titles(decoded.images.tolist())
-    for i in choose_images(decoded, args, run.folder):
+    chosen = choose_images(decoded, args, run.folder)
+    objects = read_objects(data, decoded.images[chosen].tolist(),
+                           decoded.image_ids[chosen].tolist()) if args.boxes else None
+    for n, i in enumerate(chosen):
         name = str(decoded.images[i])
         try:
             picture = load_picture(os.path.join(data, name), LONGEST_SIDE)
@@ -194,9 +208,24 @@ def draw_split(run, args):
         notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
                          not run.settings["no_gate"])
         drawn.append(_figure(run, args, title[i], picture, words,
-                             decoded.alphas[i, :len(words)], notes))
+                             decoded.alphas[i, :len(words)], notes,
+                             boxes_of(words, *objects[n]) if args.boxes else None))
     _tell_lost(lost, drawn)
     return drawn
+
+
+def boxes_of(words, size, objects):
+    """The boxes for `draw`: all over the picture, a name's over the maps of its words.
+
+    words: list of str. size, objects: of `read_objects`.
+    """
+    found = [[] for _ in range(len(words) + 1)]
+    shares = [(name, tuple(np.divide(box, size + size))) for name, box in objects]
+    found[0] = [box for _, box in shares]
+    for first, last, category in named(words, words_for({name for name, _ in objects})):
+        for place in range(first, last + 1):
+            found[place + 1] = [box for name, box in shares if name == category]
+    return found
 
 
 def draw_own(run, args):
@@ -287,17 +316,19 @@ def titles(paths):
     return [found[path] for path in paths]
 
 
-def _figure(run, args, title, picture, words, alphas, notes):
+def _figure(run, args, title, picture, words, alphas, notes, boxes=None):
     """Draw one figure into the run's folder, say so, and return its path."""
     path = os.path.join(run.folder, "attention", f"{title}.{args.format}")
     draw(picture, words, alphas, path, notes, args.layout, args.colours,
-         cells_of(run, alphas.shape[1]))
+         cells_of(run, alphas.shape[1]), boxes)
     print(f"{path}: {' '.join(words)}", flush=True)
     return path
 
 
 def main():
     args = arguments()
+    if args.boxes and args.picture:
+        raise cli.UserError("--boxes: a picture of one's own has none; leave it out")
     cli.print_heading(6, "plot attention")
     start()
     run = read_run(args.run)
@@ -324,6 +355,9 @@ def arguments():
     parser.add_argument("--picture", nargs="+", metavar="FILE",
                         help="any image files, or folders of them, instead: captioned "
                              "and drawn")
+    parser.add_argument("--boxes", action="store_true",
+                        help="draw the annotated boxes: all over the picture, those of "
+                             "a named thing over the map of its word")
     parser.add_argument("--captions-only", action="store_true",
                         help="with --picture: caption, and draw nothing")
     parser.add_argument("--count", type=positive, default=8, help="images to draw")

@@ -25,9 +25,11 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from analysis.pointing import box_coverage, means, named, read_objects, words_for
+from analysis.pointing import box_coverage, means
+from captioning.coco import read_objects
 from captioning.decoded import read_decoded, read_source
 from captioning.features import feature_path, read_features
+from captioning.names import named, words_for
 from captioning.runs import cells_of, read_run
 from captioning.tokens import START
 from runtime import atomic, cli

@@ -12,6 +12,7 @@ import os
 import re
 import typing
 
+from captioning.pictures import upright_boxes
 from runtime import cli
 
 NO_PICTURES = ("annotations", "archives", "features", "tokens")  # folders of a data set
@@ -207,6 +208,25 @@ def read_boxes(data, split):
         _, found = boxes.setdefault(item["image_id"], (sizes[item["image_id"]], []))
         found.append((names[item["category_id"]], box))
     return boxes
+
+
+def read_objects(data, images, ids):
+    """Of each image its size and objects: a list of ((width, height), [(name, box)]).
+
+    images: their paths below `data`; ids: their ids, str. The boxes are those of the
+    pictures as they stand upright. Raises cli.UserError where there are none for them.
+    """
+    of_split = {}
+    for split in sorted(set(map(split_of, images))):
+        found = read_boxes(data, split)
+        if found is None:
+            raise cli.UserError(
+                f"{annotations_path(data, 'instances', split)}: missing, so the places "
+                "of the objects are unknown; get it with download_coco.py")
+        of_split[split] = {str(i): objects for i, objects in found.items()}
+    return [upright_boxes(os.path.join(data, image),
+                          *of_split[split_of(image)].get(i, ((1, 1), [])))
+            for image, i in zip(images, ids)]
 
 
 def read_json(path, keep=None):

@@ -8,12 +8,13 @@ cells contribute, (v_i - mean) . c_w, a class activation map (Zhou et al. 2016).
 
 In training each word pulls its attention toward the map of its evidence by
 
-    lambda_g * sum_t r_t KL(softmax_i(KAPPA r_t s_ti) || alpha_t)
+    lambda_g * sum_t r_t KL(softmax_i(SHARPNESS s_ti) || alpha_t)
 
-s_ti: the evidence of cell i for word t, in standard deviations of the image's. r_t: how
-well images tell of the word, the correlation of prediction and truth on images left out
-of the fit. So "dog" (.8) pulls strongly and to a few cells, "man" (.5) less, and "the"
-not at all. Captions are decoded without it. No boxes are needed, only the captions.
+s_ti: the evidence of cell i for word t, in standard deviations of that of whole images.
+r_t: how well images tell of the word, the correlation of prediction and truth on images
+left out of the fit: "dog" (.8) pulls strongly, "man" (.5) less. Words that images do
+not tell of, as "a" before "dog", look where the next word that has evidence does.
+Captions are decoded without all this. No boxes are needed, only the captions.
 
 Written to checkpoints/<run>/localiser.npz.
 """
@@ -29,7 +30,7 @@ from runtime import atomic, cli, ranks
 from runtime.tf import tf
 
 RIDGE = 10.     # the penalty, in mean variances of a channel
-KAPPA = 8.      # how sharp the maps are
+SHARPNESS = 4.  # of the maps
 EVIDENT = .1    # least correlation of a word that pulls
 BLOCK = 1024    # images at a time
 
@@ -37,7 +38,7 @@ BLOCK = 1024    # images at a time
 class Localiser(typing.NamedTuple):
     """Of W words whose evidence images show."""
     row_of: np.ndarray     # int32 (K,): a word's row below; the last row for the others
-    evidence: np.ndarray   # float32 (W + 1, F): KAPPA r c_w; the last row is zero
+    evidence: np.ndarray   # float32 (W + 1, F): SHARPNESS c_w; the last row is zero
     relevance: np.ndarray  # float32 (W + 1,): r; the last is zero
 
 
@@ -76,7 +77,7 @@ def fit(means, mentions):
     words = np.flatnonzero(relevance > EVIDENT)
     row_of = np.full(len(relevance), len(words), np.int32)
     row_of[words] = np.arange(len(words))
-    scale = KAPPA * relevance / np.maximum(np.sqrt(ss / I), 1e-12)
+    scale = SHARPNESS / np.maximum(np.sqrt(ss / I), 1e-12)
     return Localiser(row_of, np.vstack([(C * scale).T[words], np.zeros((1, F))])
                      .astype(np.float32),
                      np.append(relevance[words], 0).astype(np.float32))

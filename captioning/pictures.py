@@ -10,6 +10,7 @@ from runtime import cli
 UPRIGHT = {2: (Image.FLIP_LEFT_RIGHT,), 3: (Image.ROTATE_180,),
            4: (Image.FLIP_TOP_BOTTOM,), 5: (Image.TRANSPOSE,), 6: (Image.ROTATE_270,),
            7: (Image.TRANSVERSE,), 8: (Image.ROTATE_90,)}
+SIDEWAYS = (Image.TRANSPOSE, Image.TRANSVERSE, Image.ROTATE_90, Image.ROTATE_270)
 
 
 class Unreadable(Exception):
@@ -31,15 +32,46 @@ def upright(path):
                          or type(error).__name__) from error
 
 
-def _turned(image):
-    """The image as EXIF's orientation says; odd metadata never make it unreadable."""
+def _orientation(image):
+    """What turns an image upright, by its EXIF; odd metadata are taken for none."""
     try:
-        orientation = image.getexif().get(0x112)
+        return UPRIGHT.get(image.getexif().get(0x112), ())
     except Exception:
-        orientation = None
-    for how in UPRIGHT.get(orientation, ()):
+        return ()
+
+
+def _turned(image):
+    for how in _orientation(image):
         image = image.transpose(how)
     return image
+
+
+def upright_boxes(path, size, objects):
+    """The size and the objects of a picture as it stands upright.
+
+    size: (width, height). objects: a list of (name, (x, y, w, h)). They are of the
+    picture as it lies in the file; where its sides are others, upright already.
+    """
+    try:
+        with Image.open(path) as image:
+            how = _orientation(image) if image.size == tuple(size) else ()
+    except Exception:  # whoever needs the picture will tell
+        how = ()
+    for turn in how:
+        objects = [(name, _turned_box(box, size, turn)) for name, box in objects]
+        if turn in SIDEWAYS:
+            size = size[1], size[0]
+    return size, objects
+
+
+def _turned_box(box, size, turn):
+    (x, y, w, h), (width, height) = box, size
+    right, below = width - x - w, height - y - h  # from the other two sides
+    return {Image.FLIP_LEFT_RIGHT: (right, y, w, h),
+            Image.FLIP_TOP_BOTTOM: (x, below, w, h),
+            Image.ROTATE_180: (right, below, w, h), Image.TRANSPOSE: (y, x, h, w),
+            Image.TRANSVERSE: (below, right, h, w), Image.ROTATE_90: (y, right, h, w),
+            Image.ROTATE_270: (below, x, h, w)}[turn]
 
 
 def _rgb(image):

@@ -10,7 +10,7 @@ from PIL import Image
 import plot_attention as pa
 from captioning.decoded import Decoded
 from captioning.grid import Grid
-from captioning.pictures import load_picture, read_square
+from captioning.pictures import load_picture, read_square, upright, upright_boxes
 from captioning.runs import Run
 from captioning.tokens import END, Vocabulary
 from runtime import cli
@@ -327,3 +327,46 @@ def test_cell_of_inception_is_drawn_at_its_middle(cell):
             assert abs(found - middle) < .02 * side
         else:  # continued to the rim
             assert abs(found - middle) < .08 * side
+
+
+# --- boxes ----------------------------------------------------------------------------
+
+def test_boxes_lie_over_the_picture_and_over_the_maps_of_the_words_that_name_them():
+    dog, cat = ("dog", (0, 0, 40, 20)), ("cat", (40, 20, 40, 20))
+    found = pa.boxes_of("a dog and two cats".split(), (80, 40), [dog, cat])
+    assert found == [[(0, 0, .5, .5), (.5, .5, .5, .5)], [], [(0, 0, .5, .5)], [], [],
+                     [(.5, .5, .5, .5)]]
+
+
+def test_box_is_drawn_around_its_thing():
+    picture = np.zeros((80, 120, 3), np.uint8)
+    figure = pa.lay_out(picture, ["dog"], some_alphas(1), None, "grid", "light", None,
+                        [[(.25, .5, .5, .25)], []])
+    whole, word = figure.axes
+    box, = whole.patches
+    np.testing.assert_allclose(box.get_bbox().bounds, (29.5, 39.5, 60, 20))
+    assert not word.patches
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_turned_as_the_picture_is(orientation, tmp_path):
+    path, picture = str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8)
+    picture[5:15, 10:40] = 255
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(picture).save(path, exif=exif)
+    (width, height), [(name, box)] = upright_boxes(path, (60, 40),
+                                                   [("thing", (10, 5, 30, 10))])
+    seen = np.asarray(upright(path))[..., 0]
+    assert seen.shape == (height, width) and name == "thing"
+    x, y, w, h = box
+    assert (seen[y:y + h, x:x + w] == 255).all() and seen.sum() == 255 * w * h == 76500
+
+
+def test_boxes_of_a_picture_that_is_annotated_upright_stay(tmp_path):
+    path, exif = str(tmp_path / "a.png"), Image.Exif()
+    exif[0x112] = 6
+    Image.new("RGB", (60, 40)).save(path, exif=exif)
+    objects = [("thing", (10, 5, 30, 10))]
+    assert upright_boxes(path, (40, 60), objects) == ((40, 60), objects)
+    assert upright_boxes(str(tmp_path / "none.png"), (60, 40), objects)[1] == objects

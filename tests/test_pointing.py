@@ -9,10 +9,10 @@ import pytest
 from commands import exit_status
 
 from analysis import pointing
-from analysis.pointing import (box_coverage, gains, means, named, plural,
-                               pointing_hits, words_for)
+from analysis.pointing import box_coverage, gains, means, pointing_hits
 from captioning.decoded import Decoded, write_decoded
 from captioning.grid import Grid, even
+from captioning.names import NAMES, named, plural, words_for
 from captioning.tokens import END, Vocabulary
 
 COCO = ["person", "dog", "hot dog", "bus", "wine glass", "potted plant", "skis"]
@@ -46,7 +46,7 @@ def test_category_that_is_not_cocos_is_named_by_itself_and_its_plural():
 
 
 def test_no_word_names_two_categories():
-    categories = sorted(pointing.NAMES)
+    categories = sorted(NAMES)
     count = sum(len(words_for([category])) for category in categories)
     assert len(words_for(categories)) == count
 
