@@ -222,7 +222,8 @@ def draw(args, run):
         checkpoint=args.checkpoint, epoch=len(run.history), source=data.source))
     print(f"{args.sample} captions of each of {len(described)} images of {args.split}, "
           f"epoch {len(run.history)}, tokenizer: {tokenizer}\n")
-    cli.table([("", "")] + [(name, f"{value:.2f}") for name, value in figures.items()])
+    cli.table([("", "drawn")] + [(name, f"{value:.2f}")
+                                 for name, value in figures.items()])
     print(f"\nwritten: {path}")
 
 

@@ -159,6 +159,10 @@ def start_from(name, model, vocabulary, features):
             f"{run.folder}: its weights do not fit: {other[0]} is "
             f"{shapes.get(other[0], 'not there')}, here {expected[other[0]]}; give the "
             f"flags of the model that {settings_path(run.folder)} has")
+    unused = [key for key in shapes if key not in expected]
+    if unused:
+        cli.warn(f"{run.folder}: its {', '.join(unused)} have no place in this model; "
+                 f"{settings_path(run.folder)} has the flags that it was trained with")
     for key, weight in model.weights.items():
         weight.assign(run.model.weights[key].numpy())
     print(f"starting from {run.folder}, epoch {len(run.history)}")

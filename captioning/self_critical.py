@@ -25,7 +25,8 @@ LEARNING_RATE = 5e-5  # unless one is given
 class SelfCritical(CaptionBatches):
     """CaptionBatches of images: each gets some captions when its batch is asked for.
 
-    What a caption is in CaptionBatches, an image is here.
+    What a caption is in CaptionBatches, an image is here; its words are its samples, by
+    which the step divides.
     """
     measure, unit = "train_reward", "image"
 
@@ -40,7 +41,8 @@ class SelfCritical(CaptionBatches):
         self.paths, self.steps = captions.paths, int(tokens.lengths.max())
         self.captions = np.unique(tokens.image_of[captions.captions])
         images = np.arange(len(tokens.images), dtype=np.int32)
-        self.tokens = tokens._replace(image_of=images, lengths=np.ones_like(images))
+        self.tokens = tokens._replace(image_of=images,
+                                      lengths=np.full_like(images, samples))
         self.reward = None  # mean of the last batch, in all processes
 
     def shapes(self, order):
@@ -90,8 +92,8 @@ def weighted(features, captions, rewards):
     """The Batch whose cross-entropy has the gradient of minus the expected reward.
 
     features: (I, L, F). captions: I * S lists of word indices, image by image.
-    rewards: float (I, S). The gradient, of the sum over the batch, is an unbiased
-    estimate of that of the sum over the images.
+    rewards: float (I, S). The gradient, of the mean over the captions, is an unbiased
+    estimate of that of the mean over the images.
     """
     I, S = rewards.shape
     others = (rewards.sum(axis=1, keepdims=True) - rewards) / (S - 1)
@@ -103,7 +105,7 @@ def weighted(features, captions, rewards):
         row[1:lengths[number] + 1] = captions[number]
     return Batch(features, np.repeat(np.arange(I, dtype=np.int32), S)[longest_first],
                  words, lengths[longest_first],
-                 weights=((rewards - others) / S).ravel()[longest_first])
+                 weights=(rewards - others).ravel()[longest_first])
 
 
 def read_rewards(args, captions, vocabulary):

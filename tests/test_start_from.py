@@ -44,10 +44,16 @@ def test_optimizer_is_a_fresh_one(runs):
 
 def test_other_settings_may_be_chosen_where_the_sizes_fit(runs):
     for run, flags in (("seed", ("--seed", "7")), ("penalty", ("--penalty", "1")),
-                       ("gate", ("--no-gate",)), ("batch", ("--batch-size", "3")),
+                       ("batch", ("--batch-size", "3")),
                        ("optimizer", ("--optimizer", "rmsprop"))):
         status, _, errors = runs(run, 1, "--start-from", "a", *flags)
-        assert status == 0, errors
+        assert status == 0 and "no place" not in errors, errors
+
+
+def test_weights_that_the_new_model_has_no_place_for_are_named(runs):
+    status, _, errors = runs("b", 1, "--start-from", "a", "--no-gate")
+    assert status == 0
+    assert "checkpoints/a: its W_beta, b_beta have no place in this model" in errors
 
 
 def test_run_that_was_stopped_goes_on_without_the_other_run(runs):
