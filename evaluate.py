@@ -38,7 +38,7 @@ from captioning.inception import check_network
 from captioning.runs import RUNS, read_run, read_split
 from captioning.tokens import (PAD, START, UNK, read_images, read_references,
                                read_tokens, references_path)
-from runtime import cli
+from runtime import cli, watchdog
 from runtime.tf import device_errors, device_name, start, tf
 
 FEW = 50  # images, for CIDEr
@@ -105,7 +105,8 @@ def main():
     start()
     args.run = args.ensemble[0] if args.ensemble else args.run
     run = read_run(args.run, args.checkpoint)
-    with cli.locked(run.folder), device_errors(args.batch_size):
+    with cli.locked(run.folder), device_errors(args.batch_size), \
+            watchdog.watching(args.hang_minutes):
         if args.sample:
             draw(args, run)
             return
@@ -160,6 +161,7 @@ def evaluate(args, run):
     beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
                          max_steps=args.max_steps, length_power=args.length_power,
                          forbidden=forbidden(args))
+    watchdog.waits_for(None)  # the scorers may take long
     speed = len(data.ids) / (time.time() - begin)
     texts = {i: run.vocabulary.decode(beam[0].words)
              for i, beam in zip(data.ids, beams)}
@@ -212,6 +214,7 @@ def draw(args, run):
     drawn = sample_files(run.model, data.paths, args.batch_size, args.sample,
                          args.max_steps, args.seed, temperature=args.temperature,
                          top_p=args.top_p, forbidden=forbidden(args))
+    watchdog.waits_for(None)  # the scorers may take long
     samples = {i: [run.vocabulary.decode(caption.words) for caption in group]
                for i, group in zip(data.ids, drawn)}
     figures, tokenizer = diversity({i: samples[i] for i in described}, references,
@@ -379,6 +382,7 @@ def arguments():
     parser.add_argument("--features", help="default: those of the run")
     parser.add_argument("--data", help="the data set of --tokens (default: the folder "
                                        "that holds it)")
+    watchdog.add_flag(parser)
     return parser.parse_args()
 
 

@@ -35,7 +35,7 @@ from captioning.features import SHAPE, feature_path, is_sound, write_features
 from captioning.inception import (GRID, SIZE, calibration_path, digest, inception,
                                   read_image, record_extractor)
 from captioning.pictures import Unreadable
-from runtime import cli, ranks
+from runtime import cli, ranks, watchdog
 from runtime.tf import device_errors, py_function, start, tf
 
 CALIBRATION_IMAGES = 48
@@ -80,7 +80,9 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
     groups = groups[share[0]::share[1]]
     names = [name for group in groups for name in group]
     paths = {name: feature_path(features, name) for name in names}
-    missing = {name for name in names if not is_sound(paths[name], dtype)}
+    sound = watchdog.watched((is_sound(paths[name], dtype) for name in names), "file",
+                             features)
+    missing = {name for whole, name in zip(sound, names) if not whole}
     if len(missing) < len(names):
         print(f"{split}: {len(names) - len(missing)} of {len(names)} images are done")
     todo = [name for group in groups if not missing.isdisjoint(group) for name in group]
@@ -109,7 +111,8 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
               disable=not todo or share[0] > 0) as bar, \
             concurrent.futures.ThreadPoolExecutor(1) as writer:
         sources, written = [os.path.join(data, name) for name in todo], None
-        for indices, pixels, errors in batches(sources, batch_size) if todo else ():
+        for indices, pixels, errors in watchdog.watched(
+                batches(sources, batch_size) if todo else (), "batch", split):
             if len(bad) > most * len(names):
                 break
             output = np.zeros((len(errors),) + SHAPE, np.float32)
@@ -213,9 +216,10 @@ def extract_splits(args, features, names, share):
         print("untrained weights: for trying things out, not for results")
     forward = network(args, features, names)
     for split in names:
-        bad, count = extract(split, names[split], args.data, features, forward,
-                             args.batch_size, np.dtype(args.dtype), share,
-                             args.max_bad)
+        with watchdog.watching(args.hang_minutes):
+            bad, count = extract(split, names[split], args.data, features, forward,
+                                 args.batch_size, np.dtype(args.dtype), share,
+                                 args.max_bad)
         cli.left_out(unreadable_path(features, split, suffix(share)),
                      [f"{name}\t{error}" for name, error in bad], count, args.max_bad,
                      f"images of {split}", "mend them or raise --max-bad")
@@ -289,6 +293,7 @@ def arguments():
                         default=.05, help="share of unreadable images tolerated")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of --weights random")
+    watchdog.add_flag(parser)
     return parser.parse_args()
 
 

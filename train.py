@@ -60,7 +60,7 @@ from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
                                       read_rewards)
 from captioning.tokens import LARGEST, read_references
 from model import Batch, Masks, Sizes, loss
-from runtime import cli, ranks
+from runtime import cli, ranks, watchdog
 from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
                         device_errors, device_name, event_writer, start, tf,
                         unsorted_segment_sum)
@@ -161,7 +161,8 @@ def validate(model, captions, batch_size):
     """
     total, words = 0., 0
     order = captions.epoch(batch_size)
-    for batch in captions.batches(order[ranks.rank::ranks.size]):
+    batches = captions.batches(order[ranks.rank::ranks.size])
+    for batch in watchdog.watched(batches, "batch", "validation"):
         batch = batch._replace(features=tf.constant(batch.features))
         _, cross_entropy, N = loss(model, batch)
         total, words = total + float(cross_entropy.numpy()) * N, words + N
@@ -274,7 +275,8 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
             total=len(captions.captions), initial=sum(map(len, order[:done])),
             desc=f"epoch {epoch}/{args.epochs}", unit=captions.unit,
             disable=ranks.rank > 0) as bar:
-        for i, batch in enumerate(batches, done):
+        for i, batch in enumerate(watchdog.watched(batches, "batch", f"epoch {epoch}",
+                                                   done + 1), done):
             N = int(captions.tokens.lengths[order[i]].sum())
             learning_rate.assign(learning_rate_at(args, epoch, (i + 1) / len(order)))
             try:
@@ -300,6 +302,12 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
 def main():
     ranks.start()
     args = arguments()
+    with watchdog.watching(args.hang_minutes):
+        run(args)
+
+
+def run(args):
+    """Do what the command says. args: its own."""
     cli.print_heading(4, "train")
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
@@ -480,6 +488,7 @@ def arguments():
                         help="between two checkpoints inside an epoch")
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of damaged features files tolerated")
+    watchdog.add_flag(parser)
     args = parser.parse_args()
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE if args.self_critical else 1e-3

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from captioning.features import read_features
 from captioning.tokens import END, PAD, START, UNK
-from runtime import cli
+from runtime import cli, watchdog
 from runtime.tf import tf
 
 
@@ -167,8 +167,8 @@ def decode_files(model, paths, batch_size, quiet=False, **search):
     """
     found = []
     with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
-        for i in range(0, len(paths), batch_size):
-            maps = read_maps(paths[i:i + batch_size])
+        groups = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
+        for maps in watchdog.watched(map(read_maps, groups), "batch", "the images"):
             found += beam_search(model, maps, **search)
             bar.update(len(maps))
     return found
@@ -182,12 +182,13 @@ def sample_files(model, paths, batch_size, count, max_steps, seed, **drawing):
     """
     found = []
     with tqdm(total=len(paths), desc="sample", unit="image") as bar:
-        for i in range(0, len(paths), batch_size):
-            some = paths[i:i + batch_size]
+        groups = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
+        for maps, some in zip(watchdog.watched(map(read_maps, groups), "batch",
+                                               "the samples"), groups):
             uniforms = np.stack([np.random.RandomState(
                 [seed, zlib.crc32(os.path.basename(path).encode())]).random_sample(
                     (count, max_steps)) for path in some])
-            found += sample(model, read_maps(some), uniforms, **drawing)
+            found += sample(model, maps, uniforms, **drawing)
             bar.update(len(some))
     return found
 

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 
-from runtime import atomic, cli
+from runtime import atomic, cli, watchdog
 
 SHAPE = (8, 8, 2048)  # of a file: the cells of the picture, and their channels
 
@@ -60,7 +60,8 @@ def find_features(features, images, split):
     there are none.
     """
     paths = [feature_path(features, str(image)) for image in images]
-    sound = np.array([is_sound(path) for path in paths], bool)
+    sound = np.array(list(watchdog.watched(map(is_sound, paths), "file", features)),
+                     bool)
     if not sound.any():
         raise cli.UserError(f"{features}: no features of the images in {split}.npz; "
                             "run extract_features.py")

@@ -1,8 +1,9 @@
 """What every script does the same way on the command line.
 
 Errors the user can mend are raised as UserError and end the program with one line and
-exit status 2; a GPU that was lost ends it with 3 (DeviceLost), Ctrl-C and SIGTERM with
-130. Nothing else is caught: an unexpected traceback is a bug that should be seen.
+exit status 2; a GPU that was lost (DeviceLost) and a hang (watchdog.py) end it with 3,
+Ctrl-C, SIGTERM and SIGUSR1 with 130. Nothing else is caught: an unexpected traceback is
+a bug that should be seen.
 """
 import argparse
 import contextlib
@@ -29,7 +30,9 @@ except ImportError:  # Windows
 STEPS = 6
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 HEAD_START = 3  # seconds in which rank 0 can say what is wrong for all of them
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+# SLURM can send it some time before it ends a job; Windows has none.
+WARNING = getattr(signal, "SIGUSR1", None)
+STOPPING = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, WARNING)))
 # Where launchers say how many processes they have started, which of them this one is,
 # and which of those on its host: the innermost launcher first, since mpirun may itself
 # be a step of SLURM's.
@@ -60,7 +63,8 @@ def run(main):
     """Call `main()` and turn the ways it can end into messages and exit statuses.
 
     0: done. 2: bad input (UserError, or the operating system refused a file).
-    3: the GPU was lost. 130: interrupted; everything that was complete has been kept.
+    3: the GPU was lost, or a hang. 130: interrupted; everything that was complete has
+    been kept.
     """
     _speak_utf8()
     for signum in STOPPING:
@@ -100,16 +104,16 @@ def run(main):
 
 @contextlib.contextmanager
 def interrupts_wait():
-    """Inside, Ctrl-C and SIGTERM make the function that is yielded true, no more.
+    """Inside, STOPPING signals make the function that is yielded true, no more.
 
     For work that must not stop half-way: ask the function where stopping is safe, and
     raise KeyboardInterrupt, which leaving the block does where it was not asked since.
-    A second signal does not wait.
+    A second signal does not wait, but for a warning.
     """
     asked, heard = [], []
 
     def note(signum, frame):
-        if asked:
+        if asked and signum != WARNING:
             _interrupt(signum, frame)
         asked.append(signum)
 

@@ -1,30 +1,36 @@
-"""Run a script, and run it again when its GPU is lost or it is killed.
+"""Run a script, and run it again when its GPU is lost, it hangs or it is killed.
 
     python -m runtime.restart 5 train.py --run baseline
     python -m runtime.restart 5 --last-on-cpu extract_features.py --data data
+    python -m runtime.restart 5 mpirun -np 4 python train.py --run baseline
 
-A process that has lost its GPU never gets it back; a fresh one may. The script runs in
-a child process. One that ends with status 3 (the GPU was lost), or is killed, is
-followed by another, at most as often as the number says and each after twice the pause.
-The exit status is the last child's: 128 + the signal's number where it was killed.
+A process that has lost its GPU never gets it back; a fresh one may. The script, or
+another program, runs in a child process. One that ends with status 3 (the GPU was lost,
+or nothing happened for --hang-minutes), or is killed, is followed by another, at most
+as often as the number says and each after twice the pause. The exit status is the last
+child's: 128 + the signal's number where it was killed.
 """
 import argparse
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
-from runtime import cli
+from runtime import cli, watchdog
 
 PAUSE, LONGEST_PAUSE = 5, 600  # seconds before the first restart, and at most
+HANDLED = (130, 141)           # statuses of scripts: see cli.run
 
 
 def main():
     args = arguments()
     if cli.launched().count > 1:
-        raise cli.UserError("restarts are for one process; where there are several, "
-                            "have the launcher start all of them again")
+        raise cli.UserError("this is one of several processes; put restarts before "
+                            "their launcher: python -m runtime.restart "
+                            f"{args.restarts} mpirun -np {cli.launched().count} python "
+                            f"{args.script} ...")
     status = run(args.restarts, [args.script] + args.arguments, args.last_on_cpu)
     if status:
         sys.exit(status)
@@ -34,8 +40,8 @@ def run(restarts, command, last_on_cpu=False):
     """Run a script in child processes until one ends well; the last exit status.
 
     restarts: how many may follow the first. command: the script and its arguments.
-    last_on_cpu: whether the last of them does without the GPU. SIGINT and SIGTERM are
-    passed on to the child, and end the restarts.
+    last_on_cpu: whether the last of them does without the GPU. The signals that stop a
+    script are passed on to the child, and end the restarts.
     """
     child, asked, pause = None, [], PAUSE
 
@@ -45,20 +51,24 @@ def run(restarts, command, last_on_cpu=False):
             child.send_signal(signum)
     for signum in cli.STOPPING:
         signal.signal(signum, pass_on)
+    if command[0].endswith(".py"):
+        command = [sys.executable, *command]
     for number in range(restarts + 1):
         environment = dict(os.environ)
         if last_on_cpu and number == restarts:
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         # Of its own session: a Ctrl-C in the terminal must not reach it twice.
-        child = subprocess.Popen([sys.executable, *command], env=environment,
-                                 start_new_session=True)
-        if asked:  # just before there was a child to pass it on to
-            child.terminate()
-        status = child.wait()
-        lost = status == cli.DeviceLost.status or status < 0
-        if asked or not lost or number == restarts:
+        with tempfile.TemporaryDirectory() as folder:
+            environment[watchdog.ALIVE] = os.path.join(folder, "alive")
+            child = subprocess.Popen(command, env=environment, start_new_session=True)
+            if asked:  # just before there was a child to pass it on to
+                child.terminate()
+            status = watchdog.wait(child, environment[watchdog.ALIVE])
+        killed_by = signal_of(status)
+        lost = status == cli.DeviceLost.status
+        if asked or not (lost or killed_by) or number == restarts:
             break
-        how = f"signal {-status}" if status < 0 else "a lost GPU"
+        how = f"signal {killed_by}" if killed_by else "a lost GPU, or a hang"
         cli.warn(f"ended by {how}; restart {number + 1} of {restarts} in {pause} s")
         end = time.time() + pause
         while time.time() < end and not asked:
@@ -69,13 +79,20 @@ def run(restarts, command, last_on_cpu=False):
     return status if status >= 0 else 128 - status
 
 
+def signal_of(status):
+    """The number of the signal that killed a child; 0 where none did."""
+    if status > 128 and status not in HANDLED:  # mpirun about one of its processes
+        return status - 128
+    return max(0, -status)
+
+
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("restarts", type=cli.number(int, at_least=0),
                         help="how often to start the script again")
     parser.add_argument("--last-on-cpu", action="store_true",
                         help="the last restart does without the GPU")
-    parser.add_argument("script", help="train.py or extract_features.py")
+    parser.add_argument("script", help="train.py, say, or a launcher of it")
     parser.add_argument("arguments", nargs=argparse.REMAINDER,
                         help="the script's own flags")
     return parser.parse_args()

@@ -10,6 +10,9 @@ from commands import ROOT
 from runtime import cli
 
 
+HURRYING = (signal.SIGINT, signal.SIGTERM)  # the second of them does not wait
+
+
 def script(folder, body, name="work.py"):
     """Write a script whose main() has this body; it sees cli and sys.argv."""
     path = os.path.join(str(folder), name)
@@ -60,7 +63,7 @@ def test_another_script_may_work_in_the_same_folder(tmp_path, monkeypatch):
 
 # --- signals --------------------------------------------------------------------------
 
-@pytest.mark.parametrize("signum", cli.STOPPING)
+@pytest.mark.parametrize("signum", HURRYING)
 def test_first_signal_waits_and_handlers_are_put_back(signum):
     before = [signal.getsignal(s) for s in cli.STOPPING]
     with cli.interrupts_wait() as asked:
@@ -72,7 +75,14 @@ def test_first_signal_waits_and_handlers_are_put_back(signum):
     assert [signal.getsignal(s) for s in cli.STOPPING] == before
 
 
-@pytest.mark.parametrize("signum", cli.STOPPING)
+def test_warning_waits_however_often_it_comes():
+    with cli.interrupts_wait() as asked:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked()
+
+
+@pytest.mark.parametrize("signum", HURRYING)
 @pytest.mark.parametrize("waits", [False, True])
 def test_signal_inside_a_destructor_is_not_lost(waits, signum, tmp_path):
     body = ("class Tensor:\n"

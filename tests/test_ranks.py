@@ -284,8 +284,9 @@ def test_bad_input_is_told_once_and_ends_all_processes(tmp_path):
 
 
 def start(command, folder):
-    return subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(command, cwd=str(folder), env=environment(),
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            start_new_session=True)
 
 
 def wait_for(path, process, seconds=300):
@@ -328,6 +329,30 @@ def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, then
     assert finish([sys.executable, *TRAINING, one, "--epochs", str(epochs + 1)],
                   trained)[0] == 0
     assert_same_run(trained, run, one)
+
+
+@several
+@pytest.mark.fault("hang, then a fresh process")
+def test_hanging_worker_ends_the_job_which_is_restarted_and_can_be_stopped(tmp_path):
+    write_data(tmp_path)
+    arguments = (*TRAINING, "hangs", "--epochs", "100000", "--save-minutes", "1e-9",
+                 "--hang-minutes", ".25")
+    process = start([sys.executable, "-m", "runtime.restart", "1",
+                     *mpirun(2, *arguments)], tmp_path)
+    wait_for(str(tmp_path / "checkpoints" / "hangs" / "best.npz"), process)
+    os.kill(max(workers(process)), signal.SIGSTOP)
+    lines = []
+    while not (lines and re.match(r"epoch \d+: ", lines[-1])
+               and any("resuming from" in line for line in lines)):
+        line = process.stdout.readline().decode()
+        assert line, lines
+        lines.append(line)
+    process.send_signal(signal.SIGUSR1)
+    out = "".join(lines) + process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 130, out
+    assert "train.py: nothing has happened for 0.25 minutes " in out
+    assert "ended by a lost GPU, or a hang; restart 1 of 1" in out
+    assert "train.py: stopped. " in out and "Traceback" not in out
 
 
 # --- features -------------------------------------------------------------------------

@@ -1,0 +1,130 @@
+"""A hang is a fault too: what gets nowhere for --hang-minutes ends with status 3.
+
+A GPU, a network folder or another process can stop answering without an error. Inside
+`watching`, a thread sees whether the loops over `watched` come to their next item.
+runtime.restart looks from outside as well (`wait`): a process that the system has
+stopped, or that hangs and keeps Python's lock, cannot end itself.
+
+Both count the ticks in which nothing happened, not the hours on the clock: a computer
+that slept, or a job that was suspended, has not hung.
+"""
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from runtime import cli
+
+DEFAULT = 30  # minutes, where there is no terminal
+TICK = 5.     # seconds, at most
+# The variable with the path of the file whose time a watched child keeps new
+ALIVE = "RESTART_ALIVE_FILE"
+
+_awaited, _moves = None, 0  # what is waited for, in words; how often that changed
+
+
+def add_flag(parser):
+    parser.add_argument("--hang-minutes", type=cli.number(float, at_least=0),
+                        metavar="M", help="end with status 3 when nothing has happened "
+                        f"for so long; 0: never (default: {DEFAULT}, and 0 in a "
+                        "terminal)")
+
+
+@contextlib.contextmanager
+def watching(minutes):
+    """End the process, with one line, where nothing happens inside for so long.
+
+    minutes: of --hang-minutes.
+    """
+    if minutes is None:
+        minutes = 0 if sys.stderr.isatty() else DEFAULT
+    if not minutes:
+        yield
+        return
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(60 * minutes, over), daemon=True)
+    waits_for("the first batch")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        waits_for(None)
+
+
+def waits_for(what):
+    """From now on this is waited for, in words; None: whatever takes its time."""
+    global _awaited, _moves
+    _awaited, _moves = what, _moves + 1
+
+
+def watched(items, unit, of, first=1):
+    """Yield the items. unit, of: words for an item and for all of them."""
+    number = first
+    waits_for(f"{unit} {number} of {of} to be read")
+    for item in items:
+        waits_for(f"{unit} {number} of {of} to be computed")
+        yield item
+        number += 1
+        waits_for(f"{unit} {number} of {of} to be read")
+    waits_for(f"what follows {of}")
+
+
+def _watch(seconds, over):
+    """Look until `over` is set, an Event."""
+    tick, quiet, seen = min(TICK, seconds / 10), 0., None
+    path = os.environ.get(ALIVE) if cli.launched().count == 1 else None
+    if path:
+        with open(path, "w") as file:
+            file.write(str(seconds))
+    while not over.wait(tick):
+        if path:
+            with contextlib.suppress(FileNotFoundError):  # runtime.restart ended
+                os.utime(path)
+        if seen != _moves or _awaited is None:
+            seen, quiet = _moves, 0.
+        quiet += tick
+        if quiet > seconds:
+            _end(seconds)
+    if path:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def _end(seconds):
+    count, rank, _ = cli.launched()
+    if rank:  # rank 0 says the same, and then the launcher ends this one
+        time.sleep(cli.HEAD_START)
+    others = " (the device, or another process)" if count > 1 else ""
+    print(f"\n{os.path.basename(sys.argv[0])}: nothing has happened for "
+          f"{seconds / 60:g} minutes (--hang-minutes) while it waited for {_awaited}"
+          f"{others}; what is saved is sound: the same command continues from there",
+          file=sys.stderr, flush=True)
+    os._exit(cli.DeviceLost.status)
+
+
+def wait(child, path):
+    """The exit status of a child process, which is killed where it no longer answers.
+
+    path: of the file that the child's environment names as ALIVE, not there yet.
+    """
+    tick, quiet, seen = 1., 0., None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(tick)
+        try:
+            with open(path) as file:
+                now, seconds = os.stat(path).st_mtime_ns, float(file.read())
+        except (FileNotFoundError, ValueError):  # not watched (any more)
+            continue
+        if now != seen:
+            seen, quiet = now, 0.
+        quiet += tick
+        if quiet > seconds + TICK:
+            cli.warn(f"process {child.pid} has not answered for {seconds / 60:g} "
+                     "minutes (--hang-minutes): it is killed")
+            child.kill()
+            return child.wait()
