@@ -154,8 +154,8 @@ def draw(p, uniforms, top_p=1.):
         p = p[np.arange(len(p))[:, None], order]
         before = np.cumsum(p, axis=1) - p
         p = np.where(before < top_p, p, 0)
-    upto = np.cumsum(p, axis=1, dtype=np.float64)
-    drawn = (upto <= uniforms[:, None] * upto[:, -1:]).sum(axis=1)
+    shares = np.cumsum(p, axis=1, dtype=np.float64)
+    drawn = (shares <= uniforms[:, None] * shares[:, -1:]).sum(axis=1)
     return drawn if order is None else order[np.arange(len(order)), drawn]
 
 
