@@ -54,8 +54,8 @@ from captioning.decode import decode_files
 from captioning.features import SHAPE
 from captioning.inception import keep_calibration, read_record
 from captioning.localiser import Guide, prepare
-from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
-                             start_from, write_log, write_settings)
+from captioning.runs import (build, commit, curves_path, earlier_flags, model_digest,
+                             run_folder, start_from, write_log, write_settings)
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
                                       read_rewards)
 from captioning.tokens import LARGEST, read_references
@@ -315,6 +315,7 @@ def run(args):
     if args.start_from == args.run:
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
                             "choose another --run")
+    vars(args).update(ranks.from_first(earlier_flags(folder)))
     vocabulary, splits = read_splits(args.tokens, args.features)
     rewards = read_rewards(args, splits["train"], vocabulary)
     scorer = None
@@ -494,6 +495,8 @@ def arguments():
         args.learning_rate = LEARNING_RATE if args.self_critical else 1e-3
     if args.dropout is None:
         args.dropout = 0. if args.self_critical else .3
+    if args.guidance is None:
+        args.guidance = 0. if args.self_critical else 1.
     return args
 
 
@@ -511,11 +514,13 @@ def add_model_flags(parser):
                              "with --self-critical)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
                         help="lambda of the doubly stochastic loss (eq. 14)")
-    parser.add_argument("--guidance", type=cli.number(float, at_least=0), default=0.,
+    parser.add_argument("--guidance", type=cli.number(float, at_least=0),
                         help="lambda_g: how strongly the evidence for a word pulls its "
-                             "attention (captioning/localiser.py)")
-    parser.add_argument("--word-query", action="store_true",
-                        help="let attention know the previous word, too")
+                             "attention (captioning/localiser.py; default: 1; 0 with "
+                             "--self-critical)")
+    parser.add_argument("--no-word-query", action="store_true",
+                        help="keep the previous word from the attention, as the paper "
+                             "does")
     parser.add_argument("--no-gate", action="store_true",
                         help="leave out beta (section 4.2.1)")
     parser.add_argument("--no-state", action="store_true",

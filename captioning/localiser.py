@@ -27,7 +27,7 @@ from tqdm import tqdm
 from captioning.features import SHAPE, read_features
 from captioning.tokens import SPECIAL
 from runtime import atomic, cli, ranks
-from runtime.tf import tf
+from runtime.tf import Variable, tf
 
 RIDGE = 10.     # the penalty, in mean variances of a channel
 SHARPNESS = 4.  # of the maps
@@ -96,15 +96,36 @@ def fit_to(captions, size):
     means = np.zeros((len(images), SHAPE[-1]), np.float32)
     for i, image in enumerate(tqdm(images, desc="evidence", unit="image")):
         means[i] = read_features(captions.paths[image]).mean(axis=0, dtype=np.float32)
-    return fit(means, mentions)
+    finite = np.isfinite(means).all(axis=1)  # training tells of the others
+    return fit(means[finite], mentions[finite])
 
 
 def prepare(folder, captions, size):
-    """The Localiser of a run: fitted by rank 0 where its file is not there yet."""
+    """The Localiser of a run, from its file, or fitted where there is none yet.
+
+    captions: CaptionBatches of its training split. size: K. Raises cli.UserError where
+    the file is damaged.
+    """
+    found = None
+    if ranks.rank == 0:
+        if not os.path.exists(localiser_path(folder)):
+            atomic.write_arrays(localiser_path(folder),
+                                fit_to(captions, size)._asdict(), compress=True)
+        found = read_localiser(folder)
+    if ranks.size == 1:
+        return found
+    row_of, relevance = ranks.from_first(found and (found.row_of.tolist(),
+                                                    found.relevance.tolist()))
+    evidence = Variable(found.evidence if found else np.zeros(
+        (len(relevance), SHAPE[-1]), np.float32), name="evidence")
+    ranks.copy_first([evidence])
+    return Localiser(np.array(row_of, np.int32), evidence.numpy(),
+                     np.array(relevance, np.float32))
+
+
+def read_localiser(folder):
+    """The Localiser in a run's folder. Raises cli.UserError where it is damaged."""
     path = localiser_path(folder)
-    if ranks.rank == 0 and not os.path.exists(path):
-        atomic.write_arrays(path, fit_to(captions, size)._asdict(), compress=True)
-    ranks.gather(None)
     try:
         with atomic.load_arrays(path) as arrays:
             return Localiser(**{name: arrays[name] for name in Localiser._fields})

@@ -27,11 +27,11 @@ RUNS = "checkpoints"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What makes a run another model: it cannot change when the run is resumed.
 FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "guidance",
-         "word_query", "no_gate", "no_state", "initial_state", "optimizer",
+         "no_word_query", "no_gate", "no_state", "initial_state", "optimizer",
          "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
          "val_images", "seed", "start_from", "self_critical", "bleu_reward")
 # What runs of earlier releases, whose settings do not say, were trained with
-EARLIER = {"guidance": 0., "word_query": False}
+EARLIER = {"guidance": 0., "no_word_query": True}
 
 
 class Run(typing.NamedTuple):
@@ -133,7 +133,7 @@ def build(settings):
     return Captioner(sizes, gate=not settings["no_gate"],
                      initial_state=settings["initial_state"],
                      recurrent=not settings["no_state"], seed=settings["seed"],
-                     word_query=settings.get("word_query", False))
+                     word_query=not dict(EARLIER, **settings)["no_word_query"])
 
 
 def start_from(name, model, vocabulary, features):
@@ -166,6 +166,19 @@ def start_from(name, model, vocabulary, features):
     for key, weight in model.weights.items():
         weight.assign(run.model.weights[key].numpy())
     print(f"starting from {run.folder}, epoch {len(run.history)}")
+
+
+def earlier_flags(folder):
+    """The flags with which a run of an earlier release is resumed, which did not have
+    them: a dict, empty for other runs. folder: the run's.
+    """
+    try:
+        with open(settings_path(folder), encoding="utf-8") as file:
+            settings = json.load(file)
+        return {key: value for key, value in EARLIER.items()
+                if is_begun(folder) and key not in settings}
+    except (OSError, ValueError, TypeError):  # check_settings will tell
+        return {}
 
 
 def write_settings(folder, settings, images, vocabulary):

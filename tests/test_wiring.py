@@ -39,7 +39,7 @@ def differs(one, other):
 # --- training -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags", [
-    ("--penalty", "1"), ("--no-gate",), ("--no-state",), ("--initial-state", "zeros"),
+    ("--penalty", "1"), ("--no-word-query",), ("--no-gate",), ("--no-state",), ("--initial-state", "zeros"),
     ("--optimizer", "rmsprop"), ("--learning-rate", ".02"), ("--decay", ".5"),
     ("--base-batch-size", "2"), ("--warm-up", "1"), ("--clip", ".001"),
     ("--dropout", ".6"), ("--embedding", "8"), ("--units", "12"),
@@ -131,7 +131,7 @@ def test_golden_numbers_of_one_small_run(runs):
     found = {name: weights[name].numpy().ravel()[0] for name in
              ("W_v", "W_1", "E", "U", "L_o")}
     assert found == pytest.approx(GOLDEN_WEIGHTS, abs=1e-6)
-    assert runs("a", 2)[0] == 0
+    assert runs("a", 2, "--guidance", "0", "--no-word-query")[0] == 0
     arrays = runs.arrays("a")
     assert arrays["train_loss"] == pytest.approx(GOLDEN_TRAIN, abs=5e-4)
     assert arrays["val_loss"] == pytest.approx(GOLDEN_VAL, abs=5e-4)
