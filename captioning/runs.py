@@ -210,12 +210,12 @@ def check_settings(folder, settings, images):
     except (ValueError, AttributeError, TypeError):
         raise cli.UserError(f"{path}: damaged; choose another --run")
     if other:
-        named = [key if key in ("sizes", "vocabulary_digest")
-                 else f"{key} ({before.get(key)})" for key in other]
+        were = ", ".join(f"{key} {before.get(key)}" for key in other if key in FIXED)
         raise cli.UserError(
             f"{path}: this run was started with another "
-            f"{', '.join(named).replace('_', ' ')}; repeat its command, or choose "
-            "another --run")
+            + f"{', '.join(other)}; repeat its command".replace("_", " ")
+            + (f" ({were})".replace("_", " ") if were else "")
+            + ", or choose another --run")
     if "extractor" in before:  # runs of the first releases have none
         check_network(settings["features"], before["extractor"], folder)
     if read_split(folder) != images:

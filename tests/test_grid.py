@@ -34,6 +34,8 @@ def test_records_say_where_the_cells_are():
         assert inception.cells(record, 8).middles(8) * 299 == pytest.approx(
             37.5 + 32 * np.arange(8))
     assert inception.cells({"weights": "x", "grid": [9., 8.]}, 8).first == 9 / 299
+    assert inception.cells({"weights": "another CNN", "grid": [3.5, 32.], "side": 256},
+                           8) == (3.5 / 256, 32 / 256)
 
 
 @pytest.fixture(scope="module")

