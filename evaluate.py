@@ -68,13 +68,15 @@ def show(summary):
         print(f"CIDEr weighs words by how few of the {summary['images']} images have "
               "them: of so few images it says little, and of one it is 0")
     print()
+    found = summary.get("maps", {})
     cli.table([("", "generated", "first reference")] + [
         (name, f"{value:.1f}", f"{summary['habits_of_first_references'][name]:.1f}")
         for name, value in summary["habits"].items()] + [
-        (title, f"{summary['maps'][key]:.1f}", "")
+        (title, f"{found[key]:.1f}", "")
         for key, title in (("entropy", "entropy of the attention maps (even: 100), %"),
-                           ("change", "change of the maps from word to word, %"))])
-    complaint = maps.complaint(**summary["maps"])
+                           ("change", "change of the maps from word to word, %"))
+        if key in found])
+    complaint = found and maps.complaint(**found)
     if complaint:
         cli.warn(complaint)
 

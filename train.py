@@ -26,6 +26,7 @@ Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
         vocabulary.tsv                 the words that the weights know
         calibration.npz                of untrained features' network, if it is that
+        localiser.npz                  what teaches the attention (--guidance)
         split.json                     the images of training and validation
         newest.npz, previous.npz       weights, optimizer, and how far the run has come
         best.npz                       the same, after the best epoch (--select)
@@ -315,7 +316,6 @@ def run(args):
     if args.start_from == args.run:
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
                             "choose another --run")
-    vars(args).update(ranks.from_first(earlier_flags(folder)))
     vocabulary, splits = read_splits(args.tokens, args.features)
     rewards = read_rewards(args, splits["train"], vocabulary)
     scorer = None
@@ -324,6 +324,7 @@ def run(args):
                                   vocabulary, args.val_images, args.seed)
     start()
     ranks.same_devices(device_name())
+    vars(args).update(ranks.from_first(earlier_flags(folder)))
     with ranks.locked(folder), device_errors(args.batch_size):
         if ranks.rank == 0:
             list_bad_features(folder, splits, args.max_bad)

@@ -262,7 +262,7 @@ def test_run_writes_what_its_help_lists(runs):
     found = set(os.listdir(runs.file("a", "")))
     assert {n for n in found if not n.startswith("events")} == {
         "settings.json", "vocabulary.tsv", "split.json", "newest.npz", "previous.npz",
-        "best.npz", "log.csv", "loss.png"}
+        "best.npz", "log.csv", "loss.png", "localiser.npz"}
     assert any(name.startswith("events") for name in found)
     with open(runs.file("a", "log.csv")) as file:
         rows = list(csv.DictReader(file))
@@ -574,10 +574,10 @@ def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs):
                       VAL.words[VAL.image_of == int(i)]] for i in VAL.image_ids}
     scorer = train.ValidationScorer(captions, references, VOCABULARY, 3, 0)
     assert len(scorer.ids) == len(set(scorer.ids)) == 3
-    assert {k: run.history[-1][k] for k in ("val_bleu4", "val_cider")} == scorer(
-        run.model, 2)
+    assert {k: run.history[-1][k] for k in (
+        "val_bleu4", "val_cider", "val_entropy", "val_change")} == scorer(run.model, 2)
     with Image.open(runs.file("a", "loss.png")) as image:
-        assert image.size[0] > 1.5 * image.size[1]  # two panels
+        assert image.size[0] > 3 * image.size[1]  # three panels
 
 
 def test_training_stops_when_nothing_gets_better(runs):

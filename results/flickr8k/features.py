@@ -25,9 +25,10 @@ from captioning.pictures import Unreadable, read_square
 from runtime import atomic, cli
 
 SIDE = 256                    # pixels
-# Its cells do not tile the picture: by the paddings of its five strided convolutions the
-# first one's middle is at pixel 3.5.
-RECORD = {"weights": "efficientnet-lite2", "seed": 0, "grid": [3.5, 32.], "side": SIDE}
+# Its cells do not tile the picture: by the paddings of its five convolutions with a
+# stride the middle of the first is at pixel 3.5.
+RECORD = {"weights": "efficientnet-lite2", "seed": 0, "side": SIDE,
+          "grid": [3.5, 32.]}
 MEAN = (.485, .456, .406)     # of ImageNet's pixels, and their standard deviation:
 SPREAD = (.229, .224, .225)   # what the network was trained with
 
