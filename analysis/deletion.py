@@ -25,9 +25,8 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from analysis.pointing import box_coverage, means
-from captioning.coco import read_objects
-from captioning.decoded import read_decoded, read_source
+from analysis.pointing import box_coverage, means, parser_of, read_annotated
+from captioning.decoded import read_source
 from captioning.features import feature_path, read_features
 from captioning.names import named, words_for
 from captioning.runs import cells_of, read_run
@@ -169,10 +168,8 @@ def main():
     start()
     run = read_run(args.run)
     with cli.locked(run.folder), device_errors():
-        source = read_source(run, args.split)
-        decoded = read_decoded(run.folder, args.split, run.vocabulary)
-        objects = read_objects(args.data or source["data"], decoded.images.tolist(),
-                               decoded.image_ids.tolist())
+        decoded, objects = read_annotated(run, args)
+        features = read_source(run, args.split)["features"]
         names = find_names(decoded, objects, run.vocabulary,
                            cells_of(run, decoded.alphas.shape[2]))
         if not names:
@@ -182,7 +179,7 @@ def main():
         for i in tqdm(sorted({name.image for name in names}), unit="image"):
             steps = decoded.steps[i]
             fallen.append(drops(
-                run.model, read_features(feature_path(source["features"],
+                run.model, read_features(feature_path(features,
                                                       str(decoded.images[i]))),
                 decoded.words[i, :steps], [n for n in names if n.image == i],
                 decoded.alphas[i, :steps], args.cells, random))
@@ -194,11 +191,7 @@ def main():
 
 
 def arguments():
-    parser = cli.parser(__doc__)
-    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--split", type=cli.name, default="val",
-                        help="which of the decoded splits, as for plot_attention.py")
-    parser.add_argument("--data", help="default: that of the decoded captions")
+    parser = parser_of(__doc__)
     parser.add_argument("--cells", type=cli.number(int, at_least=1, below=64),
                         default=8, help="how many of the cells looked at most")
     parser.add_argument("--seed", type=cli.seed, default=0,

@@ -165,15 +165,22 @@ def show(summary):
               f"nothing in common): {cell('change')}")
 
 
+def read_annotated(run, args):
+    """The Decoded of a Run and what `read_objects` says of its images; args: of
+    `parser_of`.
+    """
+    decoded = read_decoded(run.folder, args.split, run.vocabulary)
+    return decoded, read_objects(args.data or read_source(run, args.split)["data"],
+                                 decoded.images.tolist(), decoded.image_ids.tolist())
+
+
 def main():
     args = arguments()
     print("[after 5] pointing score", flush=True)
     start()
     run = read_run(args.run)
     with cli.locked(run.folder):
-        decoded = read_decoded(run.folder, args.split, run.vocabulary)
-        objects = read_objects(args.data or read_source(run, args.split)["data"],
-                               decoded.images.tolist(), decoded.image_ids.tolist())
+        decoded, objects = read_annotated(run, args)
         summary = score_pointing(decoded, objects, run.vocabulary, args.seed,
                                  cells_of(run, decoded.alphas.shape[2]))
         atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
@@ -181,12 +188,18 @@ def main():
     show(summary)
 
 
-def arguments():
-    parser = cli.parser(__doc__)
+def parser_of(doc):
+    """The flags that say which decoded captions, and where their boxes are."""
+    parser = cli.parser(doc)
     parser.add_argument("--run", default="baseline", help="name below checkpoints/")
     parser.add_argument("--split", type=cli.name, default="val",
                         help="which of the decoded splits, as for plot_attention.py")
     parser.add_argument("--data", help="default: that of the decoded captions")
+    return parser
+
+
+def arguments():
+    parser = parser_of(__doc__)
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the bootstrap")
     return parser.parse_args()
