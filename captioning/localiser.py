@@ -27,7 +27,7 @@ from tqdm import tqdm
 from captioning.features import SHAPE, read_features
 from captioning.tokens import SPECIAL
 from runtime import atomic, cli, ranks
-from runtime.tf import Variable, tf
+from runtime.tf import Variable, log, tf
 
 RIDGE = 10.     # the penalty, in mean variances of a channel
 SHARPNESS = 4.  # of the maps
@@ -163,11 +163,9 @@ class Guide:
         rows = self.next_rows(batch.words[:, 1:])                       # (B, C)
         maps = tf.transpose(self.maps(features, rows), (1, 0, 2))       # (C, B, L)
         relevance = tf.transpose(tf.gather(self.relevance, rows))       # (C, B)
-        total = 0.
-        for t, alpha in enumerate(alphas):
-            k = int(alpha.shape[0])
-            map_t = maps[t, :k]
-            divergence = tf.reduce_sum(map_t * (
-                tf.math.log(map_t + 1e-9) - tf.math.log(alpha + 1e-9)), axis=1)
-            total += tf.reduce_sum(relevance[t, :k] * divergence)
-        return self.weight * total
+        maps, relevance = (  # of the N real words
+            tf.concat([x[t, :alpha.shape[0]] for t, alpha in enumerate(alphas)], 0)
+            for x in (maps, relevance))
+        divergence = tf.reduce_sum(
+            maps * (log(maps + 1e-9) - log(tf.concat(alphas, 0) + 1e-9)), axis=1)
+        return self.weight * tf.reduce_sum(relevance * divergence)

@@ -81,7 +81,8 @@ RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = getattr(tf, "numpy_function", v1.py_func)
 # Compiled, the gradients of Keras layers crash the process (benchmarks/published.py).
 COMPILED_KERAS_CRASHES = tf.__version__.startswith("1.9.")
-# 1.9 has it under its older name only.
+# 1.9 has these under their older names only.
+log = getattr(tf.math, "log", None) or tf.log
 unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
                         or tf.unsorted_segment_sum)
 
