@@ -37,7 +37,7 @@ from captioning.features import SHAPE
 from captioning.grid import even
 from captioning.inception import (calibration_path, extractor, read_image,
                                   read_record)
-from captioning.names import named, words_for
+from captioning.names import boxes_of
 from captioning.pictures import load_picture
 from captioning.runs import cells_of, read_run
 from runtime import atomic, cli, drawing
@@ -212,20 +212,6 @@ def draw_split(run, args):
                              boxes_of(words, *objects[n]) if args.boxes else None))
     _tell_lost(lost, drawn)
     return drawn
-
-
-def boxes_of(words, size, objects):
-    """The boxes for `draw`: all over the picture, a name's over the maps of its words.
-
-    words: list of str. size, objects: of `read_objects`.
-    """
-    found = [[] for _ in range(len(words) + 1)]
-    shares = [(name, tuple(np.divide(box, size + size))) for name, box in objects]
-    found[0] = [box for _, box in shares]
-    for first, last, category in named(words, words_for({name for name, _ in objects})):
-        for place in range(first, last + 1):
-            found[place + 1] = [box for name, box in shares if name == category]
-    return found
 
 
 def draw_own(run, args):

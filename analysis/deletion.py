@@ -17,8 +17,10 @@ images.
 
 Reads:  checkpoints/<run>/, its attention_<split>.npz, the features it was decoded from,
         and <data>/annotations/instances_<folder of the images>.json
-Writes: checkpoints/<run>/deletion_<split>.json
+Writes: checkpoints/<run>/deletion_<split>.json, with the drop of each word for the
+        report (report.py)
 """
+import json
 import os
 import typing
 
@@ -148,6 +150,44 @@ def summarize(fallen, seed):
     return summary
 
 
+def drops_of_words(decoded, names, fallen):
+    """What `read_drops` reads, {image id: {'words', 'drops'}}: without the cells looked
+    at most at the word's step. fallen: of each image of the names what `drops` gave.
+    """
+    found, column = {}, [key for key, _ in DELETED].index("most")
+    for i, rows in zip(sorted({name.image for name in names}), fallen):
+        found[str(decoded.image_ids[i])] = {
+            "words": decoded.words[i, :decoded.steps[i]].tolist(),
+            "drops": {str(name.place): round(float(drop), 3) for name, drop in
+                      zip((n for n in names if n.image == i), rows[:, 0, column])}}
+    return found
+
+
+def drops_path(folder, split):
+    """Where a run's folder has what the deletion test found."""
+    return os.path.join(folder, f"deletion_{split}.json")
+
+
+def read_drops(folder, split, decoded):
+    """{image id: {place in the caption: nats}}; empty where nothing was tested.
+
+    Captions that are not those of the Decoded are left out: they were decoded since.
+    Raises cli.UserError where the file is damaged.
+    """
+    path = drops_path(folder, split)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file).get("of_each_word", {})
+        row = {str(i): n for n, i in enumerate(decoded.image_ids)}
+        return {i: {int(place): float(drop) for place, drop in entry["drops"].items()}
+                for i, entry in found.items() if i in row and entry["words"]
+                == decoded.words[row[i], :decoded.steps[row[i]]].tolist()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise cli.UserError(f"{path}: damaged; run analysis.deletion again")
+
+
 def show(summary):
     """Print the figures as a table."""
     def cell(key, what):
@@ -184,9 +224,9 @@ def main():
                 decoded.words[i, :steps], [n for n in names if n.image == i],
                 decoded.alphas[i, :steps], args.cells, random))
         summary = dict(summarize(fallen, args.seed), words=len(names),
-                       images=len(fallen), cells=args.cells)
-        atomic.write_json(os.path.join(run.folder, f"deletion_{args.split}.json"),
-                          summary)
+                       images=len(fallen), cells=args.cells,
+                       of_each_word=drops_of_words(decoded, names, fallen))
+        atomic.write_json(drops_path(run.folder, args.split), summary)
     show(summary)
 
 

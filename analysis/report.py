@@ -6,10 +6,13 @@
 The page holds everything itself: it opens from the disk, without a server or network.
 Scores with their intervals, habits, loss curves and settings come before a gallery of
 images with generated and reference captions. Pointing at a word, or moving to it with
-the keyboard, shows where the model looked for it.
+the keyboard, shows where the model looked for it, how sharp that map is, and what the
+word loses without it where deletion.py has measured that. The key b draws the boxes of
+the annotated things.
 
-Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote, nbest_<split>.json if there), the
-        images and the references
+Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote; nbest_<split>.json and
+        deletion_<split>.json if there), the images, the references, and
+        <data>/annotations/instances_<folder of the images>.json if there
 Writes: checkpoints/<run>/report_<split>.html
 """
 import base64
@@ -22,7 +25,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from analysis.deletion import read_drops
+from captioning import maps
+from captioning.coco import has_boxes, read_objects
 from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
+from captioning.names import boxes_of
 from captioning.pictures import load_picture
 from captioning.runs import cells_of, curves_path, read_run
 from captioning.tokens import read_references
@@ -69,6 +76,7 @@ class RunView:
             raise cli.UserError(f"{folder}: captions and scores are of other images; "
                                 "run evaluate.py again")
         self.beams = read_nbest(folder, split)
+        self.drops = read_drops(folder, split, self.decoded)
         self.grid = cells_of(self.run, self.decoded.alphas.shape[2])
 
     def summary(self):
@@ -85,8 +93,11 @@ class RunView:
         return {"name": self.name, "scores": self.scores, "curves": curves,
                 "settings": settings}
 
-    def caption(self, identity):
-        """What the page says about one image: for the template, and for its script."""
+    def caption(self, identity, objects):
+        """What the page says about one image: for the template, and for its script.
+
+        objects: of `read_objects`, or None.
+        """
         row = self.row[identity]
         words = self.run.vocabulary.words(
             self.decoded.words[row, :self.decoded.steps[row]])
@@ -94,12 +105,32 @@ class RunView:
         probabilities = np.exp(self.decoded.log_probs[row, :T].astype(float))
         betas = None if self.run.settings["no_gate"] else [
             round(float(beta), 3) for beta in self.decoded.betas[row, :T]]
+        alphas, drops = self.decoded.alphas[row, :T], self.drops.get(identity, {})
+        boxes = boxes_of(words, *objects)[1:] if objects else [[] for _ in words]
         return ({"words": words, "beam": self.beams.get(identity, []),
                  "scores": {name: each[name][self.place[identity]] for name in SHOWN
                             if name in each}},
-                {"maps": [packed(alpha) for alpha in self.decoded.alphas[row, :T]],
+                {"maps": [packed(alpha) for alpha in alphas],
+                 "entropies": [round(100 * e) for e in maps.entropy(alphas).tolist()],
+                 "drops": [drops.get(place) for place in range(T)],
+                 "boxes": [rounded(found) for found in boxes],
                  "probabilities": [round(p, 3) for p in probabilities.tolist()],
                  "betas": betas, "grid": [round(share, 5) for share in self.grid]})
+
+
+def rounded(boxes):
+    """Boxes as the page's script takes them: lists of [x, y, w, h], shares."""
+    return [[round(float(share), 4) for share in box] for box in boxes]
+
+
+def objects_of(view, data, identities):
+    """{image id: its size and objects} of these images, empty where the data set has no
+    boxes; see `read_objects`.
+    """
+    names = [str(view.decoded.images[view.row[i]]) for i in identities]
+    if not has_boxes(data, names):
+        return {}
+    return dict(zip(identities, read_objects(data, names, identities)))
 
 
 def make(views, data, references, split, count, seed):
@@ -109,22 +140,24 @@ def make(views, data, references, split, count, seed):
         raise cli.UserError(f"{views[0].name} and {views[1].name} have no image of "
                             f"{split} in common")
     chosen = np.random.RandomState(seed).permutation(len(identities))[:count]
-    cards, facts = [], []
-    for n in tqdm(sorted(chosen), desc="report", unit="image"):
-        i = identities[n]
+    chosen = [identities[n] for n in sorted(chosen)]
+    objects, cards, facts = objects_of(views[0], data, chosen), [], []
+    for i in tqdm(chosen, desc="report", unit="image"):
         name = str(views[0].decoded.images[views[0].row[i]])
         try:
             picture, width, height = thumbnail(os.path.join(data, name))
         except cli.UserError as error:
             cli.warn(f"left out: {error}")
             continue
-        captions = [run.caption(i) for run in views]
+        found = objects.get(i)
+        captions = [run.caption(i, found) for run in views]
         shown, first = captions[0][0]["scores"], captions[0][0]["words"]
         cards.append({"name": name, "picture": picture, "width": width,
                       "height": height, "references": references[i],
                       "captions": [caption for caption, _ in captions]})
         facts.append({"number": len(facts), "score": shown[SHOWN[0]],
                       "length": len(first), "words": first, "name": name,
+                      "boxes": rounded(boxes_of([], *found)[0]) if found else [],
                       "runs": [rest for _, rest in captions]})
         if len(views) > 1:
             facts[-1]["gain"] = captions[1][0]["scores"][SHOWN[0]] - shown[SHOWN[0]]
@@ -139,8 +172,8 @@ def make(views, data, references, split, count, seed):
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("report.html").render(
         runs=[run.summary() for run in views], cards=cards, data=facts, split=split,
-        total=len(identities), score_names=list(views[0].scores["scores"]),
-        sortings=sortings, score_key=SHOWN[0])
+        boxes=bool(objects), total=len(identities), sortings=sortings,
+        score_names=list(views[0].scores["scores"]), score_key=SHOWN[0])
 
 
 def main():

@@ -210,6 +210,12 @@ def read_boxes(data, split):
     return boxes
 
 
+def has_boxes(data, images):
+    """Whether there are annotated boxes for all these images, paths below `data`."""
+    return all(os.path.exists(annotations_path(data, "instances", split))
+               for split in set(map(split_of, images)))
+
+
 def read_objects(data, images, ids):
     """Of each image its size and objects: a list of ((width, height), [(name, box)]).
 

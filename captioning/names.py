@@ -2,6 +2,7 @@
 
 The categories of a data set that is not COCO are named by themselves and their plural.
 """
+import numpy as np
 
 # Words that name COCO's categories, in the singular. A category's own name always does.
 # Words that people use for several categories (glass, plate, bat) are left out.
@@ -72,4 +73,19 @@ def named(words, names):
                 at += length - 1
                 break
         at += 1
+    return found
+
+
+def boxes_of(words, size, objects):
+    """All boxes of an image, then those of what each word names: T + 1 lists of
+    (x, y, w, h) as shares of the sides.
+
+    words: list of T str. size, objects: of coco.read_objects.
+    """
+    found = [[] for _ in range(len(words) + 1)]
+    shares = [(name, tuple(np.divide(box, size + size))) for name, box in objects]
+    found[0] = [box for _, box in shares]
+    for first, last, category in named(words, words_for({name for name, _ in objects})):
+        for place in range(first, last + 1):
+            found[place + 1] = [box for name, box in shares if name == category]
     return found

@@ -10,6 +10,7 @@ from PIL import Image
 import plot_attention as pa
 from captioning.decoded import Decoded
 from captioning.grid import Grid
+from captioning.names import boxes_of
 from captioning.pictures import load_picture, read_square, upright, upright_boxes
 from captioning.runs import Run
 from captioning.tokens import END, Vocabulary
@@ -333,7 +334,7 @@ def test_cell_of_inception_is_drawn_at_its_middle(cell):
 
 def test_boxes_lie_over_the_picture_and_over_the_maps_of_the_words_that_name_them():
     dog, cat = ("dog", (0, 0, 40, 20)), ("cat", (40, 20, 40, 20))
-    found = pa.boxes_of("a dog and two cats".split(), (80, 40), [dog, cat])
+    found = boxes_of("a dog and two cats".split(), (80, 40), [dog, cat])
     assert found == [[(0, 0, .5, .5), (.5, .5, .5, .5)], [], [(0, 0, .5, .5)], [], [],
                      [(.5, .5, .5, .5)]]
 

@@ -118,6 +118,50 @@ def test_candidates_of_the_beam_are_listed(page):
     assert "2 candidates of the\nbeam" in text and "(log p -2.25)" in text
 
 
+def test_each_word_has_the_entropy_of_its_map(page):
+    found = data_of(read(page()))[1]["runs"][0]["entropies"]
+    alpha = np.r_[1, np.full(63, .001)]
+    assert found[:2] == [round(100 * -(alpha * np.log(alpha)).sum() / np.log(64))] * 2
+
+
+def write_drops(words):
+    """As deletion.py does, of the image whose caption is "a blue cross"."""
+    decoded = read_decoded(RUN, "val", read_run("a").vocabulary)
+    row = [i for i, steps in enumerate(decoded.steps) if steps == 4][0]
+    write_json(RUN + "deletion_val.json", {"words": 1, "of_each_word": {
+        str(decoded.image_ids[row]): {"words": words + [END], "drops": {"2": 1.25}}}})
+
+
+@pytest.mark.parametrize("caption, drop", [("a blue cross", 1.25),
+                                           ("a red cross", None)])
+def test_drop_is_shown_unless_the_caption_is_another_by_now(page, caption, drop):
+    write_drops(read_run("a").vocabulary.encode(caption.split()))
+    assert data_of(read(page()))[1]["runs"][0]["drops"] == [None, None, drop]
+
+
+def test_boxes_are_those_of_the_picture_and_of_what_each_word_names(page):
+    with open("data/annotations/instances_val.json") as file:
+        content = json.load(file)
+    decoded = read_decoded(RUN, "val", read_run("a").vocabulary)
+    image, = [item for item in content["images"]
+              if str(item["id"]) == decoded.image_ids[0]]
+    shapes = {item["id"]: item["name"] for item in content["categories"]}
+    true = [(shapes[item["category_id"]],
+             [round(x / image["width"], 4) for x in item["bbox"]])
+            for item in content["annotations"] if item["image_id"] == image["id"]]
+    write_run("a", [["red", true[0][0]]] * 4, 9)
+    found = data_of(read(page()))[0]
+    assert found["boxes"] == [box for _, box in true]
+    assert found["runs"][0]["boxes"] == [
+        [], [box for shape, box in true if shape == true[0][0]]]
+
+
+def test_data_without_boxes_make_a_page_without_them(page):
+    os.remove("data/annotations/instances_val.json")
+    text = read(page())
+    assert 'id="boxes"' not in text and data_of(text)[0]["boxes"] == []
+
+
 @pytest.mark.parametrize("flags, spoil, words", [
     (("--compare", "none"), None, "no such run"),
     (("--count", "0"), None, "at least 1"), ((), "loss.png", "loss.png"),
@@ -136,8 +180,11 @@ def test_scores_of_other_images_are_refused_in_one_line(page, capsys):
     assert "of other images" in refused(page.world, capsys, "analysis.report")
 
 
-@pytest.mark.parametrize("name", ["scores_val.json", "nbest_val.json"])
-@pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a": [{"caption": 1}]}'])
+@pytest.mark.parametrize("name, content", [
+    (name, content) for name in ("scores_val.json", "nbest_val.json")
+    for content in ("", "[1]", '{"a": 1}', '{"a": [{"caption": 1}]}')] + [
+        ("deletion_val.json", content)
+        for content in ("", "[1]", '{"of_each_word": [1]}')])
 def test_damaged_files_are_refused_in_one_line(name, content, page, capsys):
     with open(RUN + name, "w") as file:
         file.write(content)
@@ -218,15 +265,45 @@ def test_pointing_at_a_word_shows_where_the_model_looked(opened):
         assert int(np.argmin(found)) == cell and found[cell] < 100 < 200 < found[50]
         assert marked(driver) == [["a", "blue", "cross"][word]]
     told = driver.find_elements("css selector", ".told")[1].text
-    assert told == "3 of 3: probability 0.25, gate 0.75, most at the upper"
+    assert told == ("3 of 3: probability 0.25, gate 0.75, most at the upper, "
+                    "entropy 10 %")
     point_at(driver, driver.find_element("css selector", "h1"))
     assert marked(driver) == [] and darkness(driver, 1) is None
+
+
+def test_key_draws_the_boxes_and_takes_them_away(opened):
+    from selenium.webdriver.common.keys import Keys
+    driver = opened()
+
+    def on_the_edge():  # the picture's first box, in the middle of its upper side
+        return driver.execute_script("""
+            const [x, y, w] = data[0].boxes[0];
+            const canvas = document.querySelector(".card canvas");
+            return [...canvas.getContext("2d").getImageData(
+                (x + w / 2) * canvas.width, y * canvas.height, 1, 1).data];""")
+    body = driver.find_element("css selector", "body")
+    for drawn in (True, False):
+        body.send_keys("b")
+        assert (on_the_edge()[3] > 0) == drawn
+    driver.find_element("id", "boxes").click()
+    assert on_the_edge()[3] > 0
+    word = driver.find_element("id", "word")
+    word.send_keys("b", Keys.BACKSPACE)  # a letter in a field is no key
+    assert on_the_edge()[3] > 0
+
+
+def test_drop_of_a_word_is_told(page, browser):
+    write_drops(read_run("a").vocabulary.encode("a blue cross".split()))
+    browser.get("file://" + page())
+    point_at(browser, buttons(browser, 1)[2])
+    assert browser.find_elements("css selector", ".told")[1].text.endswith(
+        "; without the cells looked at most, log p falls by 1.25 nats")
 
 
 def test_keyboard_alone_steps_through_a_caption(opened):
     from selenium.webdriver.common.keys import Keys
     driver = opened()
-    field = driver.find_element("css selector", "form button")
+    field = driver.find_element("css selector", "button[type=reset]")
     driver.execute_script("arguments[0].focus()", field)
     field.send_keys(Keys.TAB)
     assert marked(driver) == ["red"]
