@@ -250,7 +250,7 @@ def real_words(batch):
     return tf.gather(words, places), tf.gather(words, places + 1), k
 
 
-def loss(model, batch, penalty=0., guide=None):
+def loss(model, batch, penalty=0., guide=None, smoothing=0.):
     """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
 
         L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
@@ -258,16 +258,23 @@ def loss(model, batch, penalty=0., guide=None):
     summed over the captions and divided by N, their real words: padding counts for
     nothing. penalty: lambda. guide: a function of the Batch and its alphas (see
     `teacher_forcing`) whose value, a scalar tensor, is added to L_d; None: nothing is.
+    smoothing: the share of a target that all words of the vocabulary get in L_d, the
+    smoothed labels of Szegedy et al. 2016.
     Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
     """
     logits, targets, alphas = model.teacher_forcing(batch)
     N = int(np.sum(batch.lengths))
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+    total = 0.
+    if smoothing:  # with labels (1 - s) onehot + s / K, -log p becomes (1 - s) each
+        # + s mean_k(-log p_k) = each + s (logsumexp - mean_k(logits) - each)
+        total = smoothing * tf.reduce_sum(tf.reduce_logsumexp(logits, 1) - each
+                                          - tf.reduce_mean(logits, 1)) / N
     if batch.weights is not None:
         each *= np.concatenate([batch.weights[:alpha.shape[0]] for alpha in alphas]
                                ).astype(logits.dtype.as_numpy_dtype)
     cross_entropy = tf.reduce_sum(each) / N
-    total = cross_entropy
+    total += cross_entropy
     if penalty:
         B, L = len(batch.lengths), alphas[0].shape[1]
         looked = tf.zeros((B, L), logits.dtype)                  # sum_t alpha_ti

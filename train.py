@@ -46,7 +46,8 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning import maps, scores
+from captioning import maps, schedule, scores
+from captioning.averaging import Averaging, averaged
 from captioning.batches import read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
@@ -57,6 +58,7 @@ from captioning.inception import keep_calibration, read_record
 from captioning.localiser import Guide, prepare
 from captioning.runs import (build, commit, curves_path, earlier_flags, model_digest,
                              run_folder, start_from, write_log, write_settings)
+from captioning.schedule import SELECT, epochs_since_best, learning_rate_at
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
                                       read_rewards)
 from captioning.tokens import LARGEST, read_references
@@ -67,21 +69,18 @@ from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
                         unsorted_segment_sum)
 
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
-# --select: the figure of the log, and whether the lowest or the highest is the best.
-SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
-          "cider": ("val_cider", max)}
 
 
 class Trainer:
     """What one training step needs besides the batch."""
 
-    def __init__(self, model, optimizer, penalty=0., clip=5., guide=None):
-        """penalty, clip: see the command's flags. guide: see model.loss.
+    def __init__(self, model, optimizer, penalty=0., clip=5., guide=None, smoothing=0.):
+        """penalty, clip: see the command's flags. guide, smoothing: see model.loss.
 
         Its `shapes` are those that the step is compiled for: CaptionBatches.shapes.
         """
         self.model, self.optimizer = model, optimizer
-        self.penalty, self.guide = penalty, guide
+        self.penalty, self.guide, self.smoothing = penalty, guide, smoothing
         self.shapes, self.compiled = set(), {}
         self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
 
@@ -93,7 +92,8 @@ class Trainer:
         """
         variables = list(self.model.weights.values())
         with tf.GradientTape() as tape:
-            total, cross_entropy, _ = loss(self.model, batch, self.penalty, self.guide)
+            total, cross_entropy, _ = loss(self.model, batch, self.penalty, self.guide,
+                                           self.smoothing)
             total = share * total
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
@@ -209,27 +209,6 @@ class ValidationScorer:
         return ranks.from_first(row)
 
 
-def epochs_since_best(history, select):
-    """Epochs since the best one; select: a key of SELECT."""
-    key, best = SELECT[select]
-    values = [row[key] for row in history]
-    return len(values) - 1 - values.index(best(values))
-
-
-def learning_rate_at(args, epoch, done):
-    """The learning rate when the share `done` of this epoch (from 1) is done.
-
-    It grows with the batch where --base-batch-size is given, and rises to its height in
-    the first --warm-up epochs (Goyal et al. 2017).
-    """
-    height = args.learning_rate * args.decay ** (epoch - 1)
-    if args.base_batch_size:
-        height *= args.batch_size / args.base_batch_size
-    if args.warm_up:
-        height *= min(1, (epoch - 1 + done) / args.warm_up)
-    return height
-
-
 def plan_epoch(captions, args, epoch):
     """The batches of an epoch: whole, as this process has them, and their checksum.
 
@@ -279,7 +258,8 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
         for i, batch in enumerate(watchdog.watched(batches, "batch", f"epoch {epoch}",
                                                    done + 1), done):
             N = int(captions.tokens.lengths[order[i]].sum())
-            learning_rate.assign(learning_rate_at(args, epoch, (i + 1) / len(order)))
+            learning_rate.assign(learning_rate_at(args, progress.history,
+                                                  (i + 1) / len(order)))
             try:
                 value = captions.measured(trainer.step(batch, N))
             except FloatingPointError as error:
@@ -368,6 +348,8 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")
     optimizer = OPTIMIZERS[args.optimizer](learning_rate)
+    if args.average:
+        optimizer = Averaging(optimizer, model, args.average)
     create_optimizer_variables(model, optimizer)
     progress = resume(folder, model, optimizer, begin=lambda: args.start_from and (
         start_from(args.start_from, model, vocabulary, args.features)))
@@ -375,7 +357,8 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         write_log(folder, progress.history, args.dropout > 0)
     guide = Guide(prepare(folder, splits["train"], len(vocabulary)),
                   args.guidance) if args.guidance else None
-    trainer = Trainer(model, optimizer, args.penalty, args.clip, guide)
+    trainer = Trainer(model, optimizer, args.penalty, args.clip, guide,
+                      args.label_smoothing)
     if rewards:
         splits = dict(splits, train=SelfCritical(splits["train"], model, rewards,
                                                  args.self_critical))
@@ -392,12 +375,14 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         progress = train_epoch(trainer, learning_rate, splits["train"], progress, args,
                                save)
         save(progress)  # validation can take long, and fail
-        row = evaluate_epoch(model, splits, scorer, progress, args)
-        history = history + [row]
-        progress = begin_epoch(history)
-        if events and epochs_since_best(history, args.select) == 0:
-            # Before the newest: it must not be missing when the run is resumed there
-            save_checkpoint(checkpoint_path(folder, "best"), model, optimizer, progress)
+        with averaged(optimizer):
+            row = evaluate_epoch(model, splits, scorer, progress, args)
+            history = history + [row]
+            progress = begin_epoch(history)
+            if events and epochs_since_best(history, args.select) == 0:
+                # Before the newest: it must not be missing when that is resumed
+                save_checkpoint(checkpoint_path(folder, "best"), model, optimizer,
+                                progress)
         save(progress)
         if events:
             write_log(folder, history, args.dropout > 0)
@@ -464,16 +449,11 @@ def arguments():
     add_model_flags(parser)
     parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam",
                         help="the paper takes rmsprop for Flickr8k, adam for COCO")
-    parser.add_argument("--learning-rate", type=cli.number(float, above=0),
-                        help=f"of the optimizer (default: 0.001; {LEARNING_RATE:g} "
-                             "with --self-critical)")
-    parser.add_argument("--base-batch-size", type=positive,
-                        help="the batch size that --learning-rate is meant for: a "
-                             "larger batch takes larger steps in proportion")
-    parser.add_argument("--warm-up", type=cli.number(float, above=0), metavar="EPOCHS",
-                        help="in which the learning rate rises from 0 to its height")
-    parser.add_argument("--decay", type=cli.number(float, above=0, at_most=1),
-                        default=1., help="factor on the learning rate after each epoch")
+    schedule.add_flags(parser)
+    parser.add_argument("--average", type=cli.number(float, above=0, below=1),
+                        metavar="DECAY", help="validate, and keep as the best, a "
+                        "running average of the weights (captioning/averaging.py); "
+                        "0.999, for example")
     parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,
                         help="largest global norm of the gradients")
     parser.add_argument("--select", choices=sorted(SELECT), default="cider",
@@ -492,6 +472,12 @@ def arguments():
                         default=.05, help="share of damaged features files tolerated")
     watchdog.add_flag(parser)
     args = parser.parse_args()
+    if args.self_critical and args.label_smoothing:
+        raise cli.UserError("--label-smoothing: there are no labels in self-critical "
+                            "training; leave it out")
+    if args.schedule == "cosine" and args.decay < 1:
+        raise cli.UserError("--decay: a cosine falls by itself; leave it out or choose "
+                            "another --schedule")
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE if args.self_critical else 1e-3
     if args.dropout is None:
@@ -515,6 +501,9 @@ def add_model_flags(parser):
                              "with --self-critical)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
                         help="lambda of the doubly stochastic loss (eq. 14)")
+    parser.add_argument("--label-smoothing", type=share, default=0.,
+                        metavar="SHARE", help="share of each target that all words of "
+                        "the vocabulary get (Szegedy et al. 2016)")
     parser.add_argument("--guidance", type=cli.number(float, at_least=0),
                         help="lambda_g: how strongly the evidence for a word pulls its "
                              "attention (captioning/localiser.py; default: 1; 0 with "

@@ -34,13 +34,14 @@ from captioning.coco import read_json
 from captioning.decode import decode_files
 from captioning.features import read_features
 from captioning.runs import run_folder, settings_path, write_log
+from captioning.schedule import epochs_since_best
 from captioning.tokens import END, PAD, START, read_references
 from evaluate import show
 from runtime import atomic, cli
 from runtime.tf import (COMPILED_KERAS_CRASHES, AdamOptimizer, compiled, device_errors,
                         device_name, set_seed, start, tf, unsorted_segment_sum, v1,
                         variable_of)
-from train import ValidationScorer, epochs_since_best
+from train import ValidationScorer
 
 WHOLE = 4  # batches are cut to a multiple of so many words: fewer shapes to compile
 

@@ -123,7 +123,7 @@ def create_optimizer_variables(model, optimizer):
         weight.assign(before[name])
     # The step has moved what the optimizer starts from: Adam's powers of beta_1 and
     # beta_2, and RMSProp's mean square.
-    first = {"beta1_power": .9, "beta2_power": .999, "rms": 1.}
+    first = {"beta1_power": .9, "beta2_power": .999, "rms": 1., "steps": 0.}
     for name, slot in optimizer_variables(model, optimizer).items():
         value = first.get(name.split("/")[0])
         if value is not None:

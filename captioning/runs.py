@@ -29,9 +29,11 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "guidance",
          "no_word_query", "no_gate", "no_state", "initial_state", "optimizer",
          "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
-         "val_images", "seed", "start_from", "self_critical", "bleu_reward")
+         "val_images", "seed", "start_from", "self_critical", "bleu_reward",
+         "schedule", "average", "label_smoothing")
 # What runs of earlier releases, whose settings do not say, were trained with
-EARLIER = {"guidance": 0., "no_word_query": True}
+EARLIER = {"guidance": 0., "no_word_query": True, "schedule": "epochs", "average": None,
+           "label_smoothing": 0.}
 
 
 class Run(typing.NamedTuple):

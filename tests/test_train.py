@@ -558,13 +558,6 @@ def test_best_checkpoint_is_that_of_the_highest_score(runs):
     assert runs.arrays("a", "best")["epoch"].tolist() == list(range(1, best + 1))
 
 
-@pytest.mark.parametrize("select, key, figures, epochs", [
-    ("cider", "val_cider", [3, 7, 5, 7], 2), ("cider", "val_cider", [1, 2], 0),
-    ("bleu-4", "val_bleu4", [9, 7, 5], 2), ("loss", "val_loss", [3, 2, 4], 1)])
-def test_first_of_the_best_epochs_counts(select, key, figures, epochs):
-    assert train.epochs_since_best([{key: x} for x in figures], select) == epochs
-
-
 def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs):
     status, out, _ = runs("a", 2, "--select", "cider", "--val-images", "3")
     assert status == 0 and out.count(", CIDEr ") == 2
@@ -590,45 +583,6 @@ def test_training_stops_when_nothing_gets_better(runs):
     assert waits[-1] == 2 and max(waits[:-1]) < 2 and len(losses) < 30
     status, out, _ = runs("a", 30, *flags)
     assert status == 0 and runs.arrays("a")["val_loss"].tolist() == losses
-
-
-def rates_of(monkeypatch):
-    """A list that the learning rate of every step is added to."""
-    rates = []
-
-    class Recorder(AdamOptimizer):
-        def __init__(self, learning_rate):
-            super().__init__(learning_rate)
-            self.rate, self.steps = learning_rate, -1  # the first makes its variables
-
-        def apply_gradients(self, *args, **kwargs):
-            self.steps += 1
-            if self.steps:
-                rates.append(float(self.rate.numpy()))
-            return super().apply_gradients(*args, **kwargs)
-    monkeypatch.setitem(train.OPTIMIZERS, "adam", Recorder)
-    return rates
-
-
-def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, monkeypatch):
-    rates = rates_of(monkeypatch)
-    flags = ("--decay", ".5", "--learning-rate", ".02")
-    assert runs("whole", 3, *flags)[0] == 0
-    expected = np.repeat([.02, .01, .005], BATCHES)
-    assert rates == pytest.approx(expected)
-    assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
-    assert rates[len(expected):] == pytest.approx(expected)
-    assert equal(runs.arrays("parts"), runs.arrays("whole"))
-
-
-def test_learning_rate_grows_with_the_batch_and_warms_up(runs, monkeypatch):
-    rates = rates_of(monkeypatch)
-    flags = ("--base-batch-size", "2", "--warm-up", "2", "--learning-rate", ".01",
-             "--decay", ".5")
-    assert runs("a", 3, *flags)[0] == 0
-    rise = np.arange(1, 2 * BATCHES + 1) / (2 * BATCHES)
-    height = np.repeat([.02, .01, .005], BATCHES)
-    assert rates == pytest.approx(height * np.append(rise, np.ones(BATCHES)))
 
 
 # --- dropout --------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""The learning rate over a run, the best epoch, averaged weights, smoothed labels."""
+import argparse
+import math
+
+import numpy as np
+import pytest
+
+import train
+from captioning import checkpoints
+from captioning.averaging import Averaging, averaged
+from captioning.runs import read_run
+from captioning.schedule import epochs_since_best, learning_rate_at, worse_epochs
+from model import Captioner, loss
+from runtime.tf import AdamOptimizer, tf
+from worlds import SIZES, TRAIN, Runs, caption_batches, refusal, write_features
+
+BATCHES = 3  # in an epoch of TRAIN with 4 captions a batch
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, capsys):
+    return Runs(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """A list that the learning rate of every step is added to."""
+    found = []
+
+    class Recorder(AdamOptimizer):
+        def __init__(self, learning_rate):
+            super().__init__(learning_rate)
+            self.rate, self.steps = learning_rate, -1  # the first makes its variables
+
+        def apply_gradients(self, *args, **kwargs):
+            self.steps += 1
+            if self.steps:
+                found.append(float(self.rate.numpy()))
+            return super().apply_gradients(*args, **kwargs)
+    monkeypatch.setitem(train.OPTIMIZERS, "adam", Recorder)
+    return found
+
+
+# --- the best epoch -------------------------------------------------------------------
+
+@pytest.mark.parametrize("select, key, figures, since, worse", [
+    ("cider", "val_cider", [3, 7, 5, 7], 2, 2), ("cider", "val_cider", [1, 2], 0, 0),
+    ("bleu-4", "val_bleu4", [9, 7, 5], 2, 2), ("loss", "val_loss", [3, 2, 4], 1, 1),
+    ("loss", "val_loss", [3, 4, 2, 5], 1, 2)])
+def test_first_of_the_best_epochs_counts(select, key, figures, since, worse):
+    history = [{key: x} for x in figures]
+    assert epochs_since_best(history, select) == since
+    assert worse_epochs(history, select) == worse
+
+
+# --- the learning rate ----------------------------------------------------------------
+
+def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, rates):
+    flags = ("--decay", ".5", "--learning-rate", ".02")
+    assert runs("whole", 3, *flags)[0] == 0
+    expected = np.repeat([.02, .01, .005], BATCHES)
+    assert rates == pytest.approx(expected)
+    assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
+    assert rates[len(expected):] == pytest.approx(expected)
+    whole, parts = runs.arrays("whole"), runs.arrays("parts")
+    assert all((whole[key] == parts[key]).all() for key in whole)
+
+
+def test_learning_rate_grows_with_the_batch_and_warms_up(runs, rates):
+    flags = ("--base-batch-size", "2", "--warm-up", "2", "--learning-rate", ".01",
+             "--decay", ".5")
+    assert runs("a", 3, *flags)[0] == 0
+    rise = np.arange(1, 2 * BATCHES + 1) / (2 * BATCHES)
+    height = np.repeat([.02, .01, .005], BATCHES)
+    assert rates == pytest.approx(height * np.append(rise, np.ones(BATCHES)))
+
+
+def test_cosine_falls_to_zero_at_the_end_of_the_run(runs, rates):
+    assert runs("a", 2, "--schedule", "cosine", "--learning-rate", ".02")[0] == 0
+    passed = np.arange(1, 2 * BATCHES + 1) / (2 * BATCHES)
+    assert rates == pytest.approx(.01 * (1 + np.cos(math.pi * passed)), abs=1e-9)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_plateau_waits_for_an_epoch_that_is_no_better():
+    args = argparse.Namespace(learning_rate=.1, schedule="plateau", decay=.5,
+                              warm_up=None, base_batch_size=None, select="loss",
+                              epochs=9)
+    history = [{"val_loss": x} for x in (3, 2, 2.5, 1, 1.5)]
+    assert [learning_rate_at(args, history[:n], .3) for n in range(6)] == pytest.approx(
+        [.1, .1, .1, .05, .05, .025])
+
+
+def test_decay_beside_a_cosine_is_refused(runs):
+    assert "--decay" in refusal(runs("a", 1, "--schedule", "cosine", "--decay", ".5"))
+
+
+# --- averaged weights -----------------------------------------------------------------
+
+def test_average_is_that_of_the_formula():
+    model = Captioner(SIZES)
+    optimizer = Averaging(AdamOptimizer(.1), model, .5)
+    checkpoints.create_optimizer_variables(model, optimizer)
+    random, expected = np.random.RandomState(0), None
+    for t in range(25):
+        optimizer.apply_gradients(
+            [(tf.constant(random.normal(size=w.shape.as_list()).astype("f4")), w)
+             for w in model.weights.values()])
+        kept = min(.5, t / (9 + t))
+        weight = model.weights["W_1"].numpy()
+        expected = weight.copy() if t == 0 else kept * expected + (1 - kept) * weight
+        np.testing.assert_allclose(optimizer.averages["W_1"].numpy(), expected,
+                                   rtol=1e-4, atol=1e-6)
+    with averaged(optimizer):
+        np.testing.assert_allclose(model.weights["W_1"].numpy(), expected, rtol=1e-4,
+                                   atol=1e-6)
+    assert (model.weights["W_1"].numpy() == weight).all()
+
+
+def test_best_weights_are_the_average_and_the_newest_are_not(runs):
+    assert runs("a", 2, "--average", ".9", "--learning-rate", ".02")[0] == 0
+    best, newest = runs.arrays("a", "best"), runs.arrays("a")
+    assert best["epoch"].tolist() == newest["epoch"].tolist() == [1, 2]
+    for name in ("W_1", "E"):
+        assert (best[name] == newest["optimizer/average/" + name]).all()
+        assert (best[name] != newest[name]).any()
+    assert (read_run("a").model.E.numpy() == best["E"]).all()
+
+
+def test_averaged_run_that_was_stopped_is_the_run_that_was_not(runs):
+    flags = ("--average", ".9", "--learning-rate", ".02")
+    assert runs("whole", 3, *flags)[0] == 0
+    assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
+    for name in ("newest", "best"):
+        whole, parts = runs.arrays("whole", name), runs.arrays("parts", name)
+        assert sorted(whole) == sorted(parts) and all(
+            (whole[key] == parts[key]).all() for key in whole)
+
+
+# --- smoothed labels ------------------------------------------------------------------
+
+def test_smoothed_loss_is_that_of_smoothed_labels(tmp_path):
+    write_features(str(tmp_path), TRAIN)
+    batch = caption_batches(TRAIN, str(tmp_path)).load(np.array([2, 6, 7]))
+    batch = batch._replace(features=tf.constant(batch.features))
+    model, share = Captioner(SIZES), .2
+    logits, targets, _ = model.teacher_forcing(batch)
+    logits, targets = logits.numpy().astype(float), np.array(targets.numpy())
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    labels = (1 - share) * np.eye(SIZES.vocabulary)[targets] + share / SIZES.vocabulary
+    total, cross_entropy, N = loss(model, batch, smoothing=share)
+    assert float(total.numpy()) == pytest.approx(-(labels * log_p).sum() / N, rel=1e-5)
+    assert float(cross_entropy.numpy()) == pytest.approx(
+        float(loss(model, batch)[0].numpy()), rel=1e-6)
+
+
+def test_self_critical_training_has_no_labels_to_smooth(runs):
+    assert "--label-smoothing" in refusal(runs(
+        "a", 1, "--start-from", "b", "--self-critical", "--label-smoothing", ".1"))
