@@ -54,6 +54,7 @@ class Batch(typing.NamedTuple):
     lengths: np.ndarray    # int32 (B,), falling: words to predict, END too
     masks: Masks = Masks()
     weights: typing.Any = None  # float (B,): factors on the captions' cross-entropies
+    told: typing.Any = None     # int32 (B, C + 1), in place of `words` before each word
 
 
 class Context(typing.NamedTuple):
@@ -246,8 +247,9 @@ def real_words(batch):
     k = [int((lengths > t).sum()) for t in range(lengths[0])]
     columns = int(batch.words.shape[1])
     places = np.concatenate([np.arange(k_t) * columns + t for t, k_t in enumerate(k)])
-    words = tf.reshape(batch.words, (-1,))
-    return tf.gather(words, places), tf.gather(words, places + 1), k
+    told = batch.words if batch.told is None else batch.told
+    inputs = tf.gather(tf.reshape(told, (-1,)), places)
+    return inputs, tf.gather(tf.reshape(batch.words, (-1,)), places + 1), k
 
 
 def loss(model, batch, penalty=0., guide=None, smoothing=0.):

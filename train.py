@@ -59,6 +59,7 @@ from captioning.localiser import Guide, prepare
 from captioning.runs import (build, commit, curves_path, earlier_flags, model_digest,
                              run_folder, start_from, write_log, write_settings)
 from captioning.schedule import SELECT, epochs_since_best, learning_rate_at
+from captioning.scheduled_sampling import with_own_words
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
                                       read_rewards)
 from captioning.tokens import LARGEST, read_references
@@ -104,15 +105,15 @@ class Trainer:
 
     def gradients_for(self, batch):
         """`gradients` of batches of this shape, as a function of tensors only: share,
-        features, words, and what masks there are. Compiled where that is worth it.
+        features, words, what is told, and what masks there are. Compiled where that is
+        worth it.
         """
         # All that a shape keeps
         image_of, lengths, weights = batch.image_of, batch.lengths, batch.weights
 
-        def plain(share, features, words, *masks):
-            return self.gradients(
-                Batch(features, image_of, words, lengths, Masks(*masks), weights),
-                share)
+        def plain(share, features, words, told, *masks):
+            return self.gradients(Batch(features, image_of, words, lengths,
+                                        Masks(*masks), weights, told), share)
         shape = (len(lengths), int(lengths[0]))
         if (shape not in self.shapes or lengths[-1] != lengths[0]
                 or len(batch.features) != len(lengths)):
@@ -136,8 +137,10 @@ class Trainer:
         else:
             share = tf.constant(int(batch.lengths.sum()) / N, dtype)
             masks = [tf.constant(mask) for mask in batch.masks if mask is not None]
-            mine = self.gradients_for(batch)(share, tf.constant(batch.features),
-                                             tf.constant(batch.words), *masks)
+            words = tf.constant(batch.words)
+            told = words if batch.told is None else tf.constant(batch.told)
+            mine = self.gradients_for(batch)(share, tf.constant(batch.features), words,
+                                             told, *masks)
         return ranks.total(mine)
 
     def step(self, batch, N):
@@ -251,6 +254,11 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
                         progress.seconds + time.time() - begin, checksum)
     batches = captions.batches(mine[done:], dropout=args.dropout,
                                sizes=trainer.model.sizes, seed=(args.seed, epoch))
+    if args.scheduled_sampling:
+        batches = with_own_words(
+            batches, mine[done:], trainer.model,
+            (args.scheduled_sampling * (epoch - 1 + i / len(order)) / args.epochs
+             for i in range(done, len(order))), (args.seed, epoch))
     with cli.interrupts_wait() as asked_to_stop, tqdm(
             total=len(captions.captions), initial=sum(map(len, order[:done])),
             desc=f"epoch {epoch}/{args.epochs}", unit=captions.unit,
@@ -472,9 +480,10 @@ def arguments():
                         default=.05, help="share of damaged features files tolerated")
     watchdog.add_flag(parser)
     args = parser.parse_args()
-    if args.self_critical and args.label_smoothing:
-        raise cli.UserError("--label-smoothing: there are no labels in self-critical "
-                            "training; leave it out")
+    for flag in ("label_smoothing", "scheduled_sampling"):
+        if args.self_critical and vars(args)[flag]:
+            raise cli.UserError(f"--{flag.replace('_', '-')}: self-critical training "
+                                "follows no true words; leave it out")
     if args.schedule == "cosine" and args.decay < 1:
         raise cli.UserError("--decay: a cosine falls by itself; leave it out or choose "
                             "another --schedule")
@@ -504,6 +513,10 @@ def add_model_flags(parser):
     parser.add_argument("--label-smoothing", type=share, default=0.,
                         metavar="SHARE", help="share of each target that all words of "
                         "the vocabulary get (Szegedy et al. 2016)")
+    parser.add_argument("--scheduled-sampling", type=share, default=0.,
+                        metavar="SHARE", help="share of the previous words that are "
+                        "the model's own at the end of --epochs; it rises from 0 "
+                        "(Bengio et al. 2015)")
     parser.add_argument("--guidance", type=cli.number(float, at_least=0),
                         help="lambda_g: how strongly the evidence for a word pulls its "
                              "attention (captioning/localiser.py; default: 1; 0 with "

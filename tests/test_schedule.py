@@ -154,6 +154,7 @@ def test_smoothed_loss_is_that_of_smoothed_labels(tmp_path):
         float(loss(model, batch)[0].numpy()), rel=1e-6)
 
 
-def test_self_critical_training_has_no_labels_to_smooth(runs):
-    assert "--label-smoothing" in refusal(runs(
-        "a", 1, "--start-from", "b", "--self-critical", "--label-smoothing", ".1"))
+@pytest.mark.parametrize("flag", ["--label-smoothing", "--scheduled-sampling"])
+def test_self_critical_training_follows_no_true_words(flag, runs):
+    assert flag in refusal(runs("a", 1, "--start-from", "b", "--self-critical", flag,
+                                ".1"))

@@ -43,6 +43,7 @@ def differs(one, other):
     ("--initial-state", "zeros"), ("--optimizer", "rmsprop"),
     ("--learning-rate", ".02"), ("--decay", ".5"), ("--schedule", "cosine"),
     ("--average", ".5"), ("--label-smoothing", ".1"),
+    ("--scheduled-sampling", ".9"),
     ("--base-batch-size", "2"), ("--warm-up", "1"), ("--clip", ".001"),
     ("--dropout", ".6"), ("--embedding", "8"), ("--units", "12"),
     ("--batch-size", "3"), ("--seed", "1")], ids=lambda flags: flags[0])

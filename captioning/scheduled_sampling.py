@@ -1,0 +1,46 @@
+"""Scheduled sampling (Bengio et al. 2015): in training, too, some of the previous words
+are the model's own, so that it learns to go on from its own mistakes.
+
+In two passes (Mihaylova & Martins 2019): the first predicts every word from the true
+ones before it, and a word is drawn from each prediction; the second, which is trained,
+is told some of these in place of the true ones. So all words of a batch are still
+computed at once. Targets stay the true words.
+"""
+import numpy as np
+
+from captioning.decode import draw
+from model import Masks
+from runtime.tf import tf
+
+
+def told(model, batch, uniforms, share):
+    """What the decoder is told in place of batch.words, int32 (B, C + 1).
+
+    model: the Captioner. uniforms: float (B, C, 2), at least 0 and below 1: for each
+    word one that draws the model's, and one that takes it where it is below `share`.
+    """
+    plain = batch._replace(features=tf.constant(batch.features), masks=Masks())
+    logits, _, alphas = model.teacher_forcing(plain)
+    p = tf.nn.softmax(logits).numpy()                                   # (N, K)
+    words, first = np.array(batch.words), 0
+    for t, k in enumerate(int(alpha.shape[0]) for alpha in alphas):
+        drawn = draw(p[first:first + k], uniforms[:k, t, 0])
+        own = uniforms[:k, t, 1] < share
+        words[:k, t + 1] = np.where(own, drawn, words[:k, t + 1])
+        first += k
+    return words
+
+
+def with_own_words(batches, order, model, shares, seed):
+    """Yield each Batch with its `told`, by the model as it is when that is asked for.
+
+    batches: of the captions' numbers in `order`. shares: of each batch. seed: a tuple
+    of ints. What is drawn depends on it, the caption and the weights only.
+    """
+    for batch, numbers, share in zip(batches, order, shares):
+        if batch is not None:
+            shape = batch.words.shape[1] - 1, 2
+            uniforms = np.stack([np.random.RandomState(
+                [*seed, 3, number]).random_sample(shape) for number in numbers])
+            batch = batch._replace(told=told(model, batch, uniforms, share))
+        yield batch

@@ -1,0 +1,91 @@
+"""Scheduled sampling: some of the previous words are the model's own."""
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from captioning.decode import draw
+from captioning.scheduled_sampling import told, with_own_words
+from model import Captioner, real_words
+from runtime.tf import tf
+from test_train import on_step
+from worlds import SIZES, TRAIN, Runs, caption_batches, write_features
+
+NUMBERS = np.array(sorted([2, 7, 10, 9], key=lambda i: -TRAIN.lengths[i]))
+
+
+@pytest.fixture
+def batch(tmp_path):
+    write_features(str(tmp_path), TRAIN)
+    return caption_batches(TRAIN, str(tmp_path)).load(NUMBERS)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, capsys):
+    return Runs(tmp_path, monkeypatch, capsys)
+
+
+def uniforms_of(batch, seed=0):
+    B, columns = batch.words.shape
+    return np.random.RandomState(seed).random_sample((B, columns - 1, 2))
+
+
+def test_without_a_share_the_true_words_are_told(batch):
+    found = told(Captioner(SIZES), batch, uniforms_of(batch), 0.)
+    assert (found == batch.words).all()
+
+
+def test_all_words_are_those_that_the_model_draws_after_the_true_ones(batch):
+    assert len(set(batch.lengths)) > 1
+    model, uniforms = Captioner(SIZES), uniforms_of(batch)
+    found = told(model, batch, uniforms, 1.)
+    assert (found[:, 0] == batch.words[:, 0]).all()
+    for row, length in enumerate(batch.lengths):  # caption by caption
+        image = batch.features[batch.image_of[row]][None]
+        context = model.encode(tf.constant(image))
+        h = model.h_0(context.a)
+        for t in range(length):
+            Ey, gates = model.embed(batch.words[row:row + 1, t])
+            h, z, _, _ = model.step(context, h, gates)
+            p = tf.nn.softmax(model.deep_output(Ey, h, z)).numpy()
+            assert found[row, t + 1] == draw(p, uniforms[row:row + 1, t, 0])[0]
+    assert (found != batch.words).any()
+
+
+def test_so_many_words_are_the_models_own(batch):
+    model, uniforms = Captioner(SIZES), uniforms_of(batch)
+    whole, some = (told(model, batch, uniforms, share) for share in (1., .4))
+    own = uniforms[:, :, 1] < .4
+    assert (some[:, 1:] == np.where(own, whole[:, 1:], batch.words[:, 1:])).all()
+    assert (some != whole).any() and (some != batch.words).any()
+
+
+def test_inputs_are_what_is_told_and_targets_are_the_true_words(batch):
+    other = batch._replace(told=batch.words + 1)
+    for found, true, more in zip(real_words(other)[:2], real_words(batch)[:2], (1, 0)):
+        assert (found.numpy() == true.numpy() + more).all()
+
+
+def test_what_is_drawn_of_a_caption_does_not_depend_on_its_batch(batch, tmp_path):
+    captions, model = caption_batches(TRAIN, str(tmp_path)), Captioner(SIZES)
+
+    def drawn(numbers):
+        return next(with_own_words([captions.load(numbers)], [numbers], model, [.7],
+                                   (0, 1))).told
+    for row, number in enumerate(NUMBERS):
+        length = TRAIN.lengths[number]
+        assert (drawn(NUMBERS)[row, :length + 1]
+                == drawn(np.array([number]))[0, :length + 1]).all()
+
+
+def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,
+                                                                      monkeypatch):
+    flags = ("--scheduled-sampling", ".8", "--learning-rate", ".02")
+    assert runs("whole", 2, *flags)[0] == 0
+    with monkeypatch.context() as patch:
+        on_step(patch, 2, lambda run: [run(), os.kill(os.getpid(), signal.SIGTERM)][0])
+        assert runs("parts", 2, *flags)[0] == 130
+    assert runs("parts", 2, *flags)[0] == 0
+    whole, parts = runs.arrays("whole"), runs.arrays("parts")
+    assert all((whole[key] == parts[key]).all() for key in whole)
