@@ -43,8 +43,13 @@ def watching(minutes):
     if not minutes:
         yield
         return
+    path = os.environ.get(ALIVE) if cli.launched().count == 1 else None
+    if path:  # before anything can hang
+        with open(path, "w") as file:
+            file.write(str(60 * minutes))
     over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(60 * minutes, over), daemon=True)
+    thread = threading.Thread(target=_watch, args=(60 * minutes, over, path),
+                              daemon=True)
     waits_for("the first batch")
     thread.start()
     try:
@@ -73,13 +78,9 @@ def watched(items, unit, of, first=1):
     waits_for(f"what follows {of}")
 
 
-def _watch(seconds, over):
-    """Look until `over` is set, an Event."""
+def _watch(seconds, over, path):
+    """Look until `over` is set, an Event. path: of the file to keep new, or None."""
     tick, quiet, seen = min(TICK, seconds / 10), 0., None
-    path = os.environ.get(ALIVE) if cli.launched().count == 1 else None
-    if path:
-        with open(path, "w") as file:
-            file.write(str(seconds))
     while not over.wait(tick):
         if path:
             with contextlib.suppress(FileNotFoundError):  # runtime.restart ended
