@@ -60,7 +60,8 @@ def show(summary):
         low, high = summary["intervals"][name]
         rows.append((name, f"{value:.2f}", f"{low:.2f} - {high:.2f}"))
     cli.table(rows)
-    print("with punctuation: full stops and commas are words, no brevity penalty")
+    print("with punctuation: full stops and commas are words; no brevity penalty, "
+          "unless it says so")
     if "length" in summary:
         print(f"the captions have {summary['length']:.0f} % of the words of the "
               "closest references; without brevity penalty short ones score higher")

@@ -240,7 +240,8 @@ def averages(scored, weights=None):
     found = collections.OrderedDict()
     for suffix, counts, brevity in (
             ("", scored.bleu, True), (" without brevity penalty", scored.bleu, False),
-            (" with punctuation", scored.punctuated, False)):
+            (" with punctuation", scored.punctuated, False),
+            (" with punctuation and brevity penalty", scored.punctuated, True)):
         for n, values in zip(N_GRAMS, bleu(weights.dot(counts), brevity).T):
             found[f"BLEU-{n}{suffix}"] = values
     for name, values in scored.parts.items():

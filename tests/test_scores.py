@@ -65,6 +65,8 @@ def test_bleu_with_punctuation_by_hand():
         found = scores.averages(scores.score({"1": made}, true, java=False))
         assert found["BLEU-1 with punctuation"] == pytest.approx(100)
         assert found["BLEU-2 with punctuation"] == pytest.approx(100 * (2 / 3) ** .5)
+        assert found["BLEU-1 with punctuation and brevity penalty"] == pytest.approx(
+            100 * math.exp(1 - 5 / 4))  # the nearest reference is `a dog , running .`
         assert found["BLEU-1"] == pytest.approx(100)  # the full stop is no word there
     assert scores.with_punctuation("Don't stop: A-1, \"go\"!") == (
         "don't stop : a - 1 , \" go \" !")
