@@ -5,6 +5,7 @@
 # make test-versions                 these three, one after the other
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
+# make bench-peers  beside PyTorch, in .venv-torch (a download of some GB)
 # make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
 # make mpi     adds mpi4py and Open MPI to .venv-2: the same with TensorFlow 2, no compiler
 # make lint    flake8 and codespell
@@ -17,7 +18,7 @@ PY = .venv/bin/python
 JOBS ?= 2
 export GPU
 
-.PHONY: help env demo test test-versions torture bench horovod mpi lint clean distclean
+.PHONY: help env demo test test-versions torture bench bench-peers horovod mpi lint clean distclean
 
 help:
 	@sed -n '/^PY/q; s/^# //p' Makefile
@@ -54,6 +55,12 @@ torture: env
 
 bench: env
 	$(PY) -m benchmarks.bench
+
+bench-peers: env
+	@./tools/make_env.sh 2
+	[ -x .venv-torch/bin/python ] || .venv-2/bin/python -m venv .venv-torch
+	.venv-torch/bin/python -m pip install -q -r requirements/torch.txt
+	$(PY) -m benchmarks.peers $(PY) .venv-2/bin/python --torch .venv-torch/bin/python
 
 # Horovod finds MPI and TensorFlow while it is built. With CUDA and NCCL, have its sums
 # made on the GPUs: make horovod HOROVOD_GPU_ALLREDUCE=NCCL
