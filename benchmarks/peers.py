@@ -8,6 +8,9 @@ have the same weights, batches and images in memory, and wait while another work
 must agree first: losses to 1e-4, and captions but for two in a hundred, where two words
 are equally probable to the last digits. There is no dropout, so that losses can be
 compared. The table has medians and ranges of the ratios, round by round.
+
+The machine must be idle: PyTorch's threads wait for each other, so other programs on
+the same cores slow it down far more than TensorFlow.
 """
 import json
 import os
