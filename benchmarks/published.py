@@ -134,6 +134,7 @@ class Searched:
     """The published model with the methods of Captioner that beam search calls: see
     there for the shapes.
     """
+    compilable = False  # Keras' GRU reads its inputs twice there, in TensorFlow 1
 
     def __init__(self, model):
         self.model, self.sizes = model, argparse.Namespace(vocabulary=model.vocabulary)

@@ -2,6 +2,7 @@
 
 Greedy decoding is beam search of width 1: the most probable word at every step.
 """
+import functools
 import os
 import typing
 import zlib
@@ -9,10 +10,11 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
+from captioning.batches import read_ahead
 from captioning.features import read_features
 from captioning.tokens import END, PAD, START, UNK
 from runtime import cli, watchdog
-from runtime.tf import tf
+from runtime.tf import compiled, tf
 
 
 class Caption(typing.NamedTuple):
@@ -23,13 +25,14 @@ class Caption(typing.NamedTuple):
     betas: np.ndarray        # float32 (T,): the gate; None in a model without a gate
 
 
-class Node(typing.NamedTuple):
-    """One word of a hypothesis."""
-    parent: typing.Any       # Node of the word before; None at the start
-    word: int
-    log_prob: float
-    alpha: np.ndarray
-    beta: float
+class Step(typing.NamedTuple):
+    """One word of all hypotheses, w of each image that was still computed."""
+    row_of: np.ndarray     # int (I,): the row of an image in the arrays below
+    alphas: np.ndarray     # (rows, w, L): where each hypothesis looked for its word
+    betas: np.ndarray      # (rows, w); None in a model without a gate
+    parents: np.ndarray    # int (rows, width): whom each of the next goes on from
+    words: np.ndarray      # int (rows, width): the word that it adds
+    log_probs: np.ndarray  # (rows, width)
 
 
 def beam_search(model, features, width=1, max_steps=50, length_power=0.,
@@ -45,61 +48,139 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
     ended. Returns a list of I lists of Captions, best first: `width` of them, or
     fewer where there are not so many sentences. Those that did not end come last.
     """
-    K = model.sizes.vocabulary
+    I, K = len(features), model.sizes.vocabulary
     context = model.encode(tf.constant(features))
     h = model.h_0(context.a)
-    images = range(len(features))                 # those still searched for
-    ended = [[] for _ in images]                  # (score, Node) of each image
-    beams = [[(0., None)] for _ in images]        # (log probability, Node): w an image
-    words = np.full(len(images), START, np.int32)
     barred = np.zeros(K, np.float32)
     barred[list(forbidden)] = -np.inf
+    barred = tf.constant(barred)
+    images = np.arange(I)                  # of each row; w hypotheses a row
+    words = np.full((I, 1), START)
+    scores = np.zeros((I, 1), np.float32)  # log probabilities; -inf: no hypothesis
+    steps, ended, count = [], [], np.zeros(I, int)
 
     for T in range(1, max_steps + 1):
-        w = len(beams[0])
-        Ey, gates = model.embed(words)
-        h, z, alpha, beta = model.step(context, h, gates)
-        log_p = tf.nn.log_softmax(model.deep_output(Ey, h, z)) + barred   # (I w, K)
-        before = np.array([[p for p, _ in beam] for beam in beams], np.float32)
-        total = tf.reshape(log_p + before.reshape(-1, 1), (-1, w * K))
-        scores, flat = (x.numpy() for x in tf.nn.top_k(total, min(2 * width, w * K)))
-        parents, chosen = flat // K, flat % K
-        alpha = np.array(alpha.numpy()).reshape(len(images), w, -1)
-        beta = beta if beta is None else np.array(beta.numpy()).reshape(-1, w)
+        w = words.shape[1]
+        h, alpha, beta, best, flat = compiled_for(model, expand)(
+            context, h, tf.constant(words.ravel().astype("i4")), tf.constant(scores),
+            barred, min(2 * width, w * K))
+        best, parents, chosen = best.numpy(), flat.numpy() // K, flat.numpy() % K
+        there, ends = np.isfinite(best), chosen == END
+        log_probs = best - np.where(
+            there, scores[np.arange(len(images))[:, None], parents], 0)
+        place = np.cumsum(there & ~ends, axis=1) - 1
+        live = there & ~ends & (place < width)
+        end = there & ends & (np.arange(best.shape[1]) < width)
+        count += np.bincount(images, end.sum(axis=1), I).astype(int)
+        going = live.any(axis=1) & (count[images] < width)
+        if T == max_steps:                 # the best of those that go on are cut
+            end |= live & (place < (width - count[images])[:, None])
+            going[:] = False
+        row, rank = np.nonzero(end)
+        ended.append(np.rec.fromarrays(
+            [images[row], np.full(len(row), T), best[row, rank] / T ** length_power,
+             parents[row, rank], chosen[row, rank], log_probs[row, rank]],
+            names="image,length,score,parent,word,log_prob"))
 
-        unfinished, new_beams, rows = [], [], []
-        for i, image in enumerate(images):
-            live, from_rows = [], []
-            for rank in np.flatnonzero(np.isfinite(scores[i])):
-                score, parent = scores[i, rank], parents[i, rank]
-                node = Node(beams[i][parent][1], int(chosen[i, rank]),
-                            score - before[i, parent], alpha[i, parent],
-                            beta if beta is None else beta[i, parent])
-                if node.word != END and len(live) < width:
-                    live.append((score, node))
-                    from_rows.append(i * w + parent)
-                elif node.word == END and rank < width:
-                    ended[image].append((score / T ** length_power, node))
-            if live and T == max_steps:
-                ended[image] += _cut(live, width - len(ended[image]), T ** length_power)
-            elif live and len(ended[image]) < width:
-                while len(live) < width:          # every image has the same w
-                    live.append((-np.inf, None))
-                    from_rows.append(i * w)
-                unfinished.append(image)
-                new_beams.append(live)
-                rows += from_rows
-        if not unfinished:
+        row, rank = np.nonzero(live & going[:, None])
+        slot = row, place[row, rank]
+        added = [np.full((len(images), width), nothing) for nothing in
+                 (0, PAD, np.float32(0), np.float32(-np.inf))]
+        for array, values in zip(added, (parents, chosen, log_probs, best)):
+            array[slot] = values[row, rank]
+        parents, words, log_probs, scores = added
+        row_of = np.zeros(I, int)
+        row_of[images] = np.arange(len(images))
+        steps.append(Step(row_of, alpha.numpy().reshape(len(images), w, -1),
+                          beta if beta is None else beta.numpy().reshape(-1, w),
+                          parents, words, log_probs))
+        if not going.any():
             break
-        if rows != list(range(len(rows))) or len(rows) != h.shape[0]:
-            context = context.take(rows)
-            h = tf.gather(h, rows)
-        images, beams = unfinished, new_beams
-        words = np.array([PAD if node is None else node.word
-                          for beam in beams for _, node in beam], np.int32)
-    return [[_caption(node) for _, node in
-             sorted(found, key=lambda item: (item[1].word != END, -item[0]))][:width]
-            for found in ended]
+        kept = worth_computing(going, I)
+        if len(kept) < len(images) or w < width:
+            context = context.take(np.repeat(kept * w, width))
+        h = tf.gather(h, (kept[:, None] * w + parents[kept]).ravel())
+        images, words, scores = images[kept], words[kept], scores[kept]
+    return best_captions(np.concatenate(ended).view(np.recarray), steps, I, width)
+
+
+def expand(model, context, h, words, scores, barred, count):
+    """The best words to go on with, w hypotheses an image.
+
+    context: Context of them. h: (I * w, n), their states. words: int32 (I * w,), the
+    last of each. scores: (I, w), their log probabilities. barred: (K,), added to those
+    of the words. Returns h, alpha and beta of `step`, and the `count` best sums
+    (I, count) and where each is in (I, w * K).
+    """
+    h, logits, alpha, beta = next_word(model, context, h, words)
+    log_p = tf.nn.log_softmax(logits) + barred                        # (I * w, K)
+    sums = tf.reshape(scores, (-1, 1)) + log_p
+    best, flat = tf.nn.top_k(tf.reshape(sums, (scores.shape[0], -1)), count)
+    return h, alpha, beta, best, flat
+
+
+def next_word(model, context, h, words):
+    """One step of the decoder: h (B, n), logits (B, K), alpha (B, L), beta (B, 1)."""
+    Ey, gates = model.embed(words)
+    h, z, alpha, beta = model.step(context, h, gates)
+    return h, model.deep_output(Ey, h, z), alpha, beta
+
+
+def compiled_for(model, function):
+    """`function` of this model, compiled once for each shape; the model keeps it.
+
+    Not where the model says `compilable = False`.
+    """
+    kept = vars(model).setdefault("compiled", {})
+    if function not in kept:
+        kept[function] = functools.partial(function, model)
+        if getattr(model, "compilable", True):
+            kept[function] = compiled(kept[function])
+    return kept[function]
+
+
+def worth_computing(going, most):
+    """The rows to compute: int array. going: bool (rows,). most: rows at first.
+
+    Those that have ended drop out a quarter of all at a time, since each number of rows
+    is compiled anew.
+    """
+    quarter = -(-most // 4)
+    size = min(len(going), -(-int(going.sum()) // quarter) * quarter)
+    return np.sort(np.argsort(~going, kind="mergesort")[:size])
+
+
+def best_captions(ended, steps, count, width):
+    """Lists of Captions of so many images: the `width` best of each.
+
+    ended: what beam_search notes of each. steps: its Steps.
+    """
+    ended = ended[np.lexsort((-ended.score, ended.word != END, ended.image))]
+    first = np.searchsorted(ended.image, np.arange(count))
+    ended = ended[np.arange(len(ended)) - first[ended.image] < width]
+    N, longest = len(ended), len(steps)
+    words = np.zeros((N, longest), int)
+    log_probs = np.zeros((N, longest), np.float32)
+    alphas = np.zeros((N, longest, steps[0].alphas.shape[2]), steps[0].alphas.dtype)
+    betas = None if steps[0].betas is None else np.zeros((N, longest), np.float32)
+    parent = np.zeros(N, int)
+    for t in range(longest - 1, -1, -1):   # from the last word to the first
+        step, row = steps[t], steps[t].row_of[ended.image]
+        last, inner = ended.length == t + 1, ended.length > t + 1
+        for array, at_end, before in ((words, ended.word, step.words),
+                                      (log_probs, ended.log_prob, step.log_probs)):
+            array[:, t] = np.where(last, at_end, before[row, parent])
+        parent = np.where(last, ended.parent,
+                          np.where(inner, step.parents[row, parent], 0))
+        alphas[:, t] = step.alphas[row, parent]
+        if betas is not None:
+            betas[:, t] = step.betas[row, parent]
+    found = [[] for _ in range(count)]
+    for i, (image, T) in enumerate(zip(ended.image, ended.length)):
+        found[image].append(Caption(words[i, :T].tolist(), log_probs[i, :T],
+                                    alphas[i, :T], betas if betas is None
+                                    else betas[i, :T]))
+    return found
 
 
 def sample(model, features, uniforms, temperature=1., top_p=1., forbidden=()):
@@ -117,30 +198,49 @@ def sample(model, features, uniforms, temperature=1., top_p=1., forbidden=()):
     h = model.h_0(context.a)
     barred = np.zeros(model.sizes.vocabulary)
     barred[list(forbidden)] = -np.inf
-    nodes = [None] * (I * S)
+    barred = tf.constant(barred.astype(h.dtype.as_numpy_dtype))
     rows = np.arange(I * S)                       # the samples that are computed
     words = np.full(I * S, START, np.int32)
+    found, lengths = [], np.zeros(I * S, int)
     for t in range(T):
-        live = words != END
-        if not live.any():
+        h, p, alpha, beta = compiled_for(model, probabilities)(
+            context, h, tf.constant(words), barred, float(temperature))
+        p, live = p.numpy(), words != END
+        words = np.where(live, draw(p, uniforms[rows, t], top_p), END).astype(np.int32)
+        lengths[rows[live]] += 1
+        found.append((rows, words, np.log(p[np.arange(len(p)), words]), alpha.numpy(),
+                      beta if beta is None else beta.numpy().ravel()))
+        going = words != END
+        if not going.any():
             break
-        if live.mean() < .75:                     # dropping them is a copy of the rest
-            kept = np.flatnonzero(live)
+        kept = worth_computing(going, I * S)
+        if len(kept) < len(rows):
             context, h = context.take(kept), tf.gather(h, kept)
-            rows, words, live = rows[kept], words[kept], live[kept]
-        Ey, gates = model.embed(words)
-        h, z, alpha, beta = model.step(context, h, gates)
-        p = tf.nn.softmax(model.deep_output(Ey, h, z) / temperature + barred.astype(
-            h.dtype.as_numpy_dtype)).numpy()      # (rows, K)
-        drawn = draw(p, uniforms[rows, t], top_p)
-        alpha = np.array(alpha.numpy())
-        beta = beta if beta is None else np.array(beta.numpy()).ravel()
-        for i in np.flatnonzero(live):
-            nodes[rows[i]] = Node(nodes[rows[i]], int(drawn[i]), np.log(p[i, drawn[i]]),
-                                  alpha[i], beta if beta is None else beta[i])
-        words = np.where(live, drawn, END).astype(np.int32)
-    captions = [_caption(node) for node in nodes]
-    return [captions[i * S:(i + 1) * S] for i in range(I)]
+            rows, words = rows[kept], words[kept]
+    return drawn_captions(found, lengths, S)
+
+
+def probabilities(model, context, h, words, barred, temperature):
+    """h (B, n), p (B, K) of the next word, alpha (B, L), beta (B, 1); see `sample`."""
+    h, logits, alpha, beta = next_word(model, context, h, words)
+    return h, tf.nn.softmax(logits / temperature + barred), alpha, beta
+
+
+def drawn_captions(found, lengths, S):
+    """Lists of S Captions. found: of each step the rows that were computed, and their
+    words, log probabilities, alphas and betas. lengths: int (I * S,).
+    """
+    table = [None if found[0][at] is None else np.zeros(
+        (len(lengths), len(found)) + found[0][at].shape[1:], found[0][at].dtype)
+        for at in range(1, 5)]
+    for t, (rows, *values) in enumerate(found):
+        for array, some in zip(table, values):
+            if array is not None:
+                array[rows, t] = some
+    captions = [Caption(row[0].tolist(), *row[1:]) for row in (
+        [None if array is None else array[i, :T] for array in table]
+        for i, T in enumerate(lengths))]
+    return [captions[i:i + S] for i in range(0, len(captions), S)]
 
 
 def draw(p, uniforms, top_p=1.):
@@ -168,7 +268,8 @@ def decode_files(model, paths, batch_size, quiet=False, **search):
     found = []
     with tqdm(total=len(paths), desc="decode", unit="image", disable=quiet) as bar:
         groups = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
-        for maps in watchdog.watched(map(read_maps, groups), "batch", "the images"):
+        for maps in watchdog.watched(read_ahead(read_maps, groups), "batch",
+                                     "the images"):
             found += beam_search(model, maps, **search)
             bar.update(len(maps))
     return found
@@ -183,7 +284,7 @@ def sample_files(model, paths, batch_size, count, max_steps, seed, **drawing):
     found = []
     with tqdm(total=len(paths), desc="sample", unit="image") as bar:
         groups = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
-        for maps, some in zip(watchdog.watched(map(read_maps, groups), "batch",
+        for maps, some in zip(watchdog.watched(read_ahead(read_maps, groups), "batch",
                                                "the samples"), groups):
             uniforms = np.stack([np.random.RandomState(
                 [seed, zlib.crc32(os.path.basename(path).encode())]).random_sample(
@@ -203,22 +304,3 @@ def read_maps(paths):
             raise cli.UserError(f"{path}: its features are not finite; delete it and "
                                 "run extract_features.py again")
     return maps
-
-
-def _cut(live, count, divisor):
-    """The best hypotheses that max_steps ended, to fill up the list."""
-    return [(score / divisor, node) for score, node in live[:max(0, count)]]
-
-
-def _caption(node):
-    """Follow the parents back to the first word."""
-    nodes = []
-    while node is not None:
-        nodes.append(node)
-        node = node.parent
-    nodes.reverse()
-    return Caption([n.word for n in nodes],
-                   np.array([n.log_prob for n in nodes], np.float32),
-                   np.stack([n.alpha for n in nodes]),
-                   None if nodes[0].beta is None else
-                   np.array([n.beta for n in nodes], np.float32))

@@ -4,7 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from captioning.decode import beam_search
+from captioning import decode
+from captioning.decode import beam_search, worth_computing
 from captioning.tokens import END, PAD, START, UNK
 from model import Batch, Captioner, Context, Sizes
 from runtime.tf import tf
@@ -304,14 +305,11 @@ class Table:
         return a[:, 0, :1]
 
     def embed(self, words):
-        words = tf.constant(np.asarray(words, np.float32)[:, None])
         return words, words
 
-    def step(self, context, h, gates):
-        assert context.a.shape[0] == h.shape[0] == gates.shape[0]
-        # The state and the context must have followed the same hypothesis.
-        np.testing.assert_array_equal(context.a.numpy()[:, 0, :1], h.numpy())
-        alpha = tf.one_hot(tf.cast(gates[:, 0], tf.int32), SIDE)  # "looks" at the word
+    def step(self, context, h, words):
+        assert context.a.shape[0] == h.shape[0] == words.shape[0]
+        alpha = tf.one_hot(words, SIDE)                           # "looks" at the word
         return h, context.a[:, 0], alpha, h / 10
 
     def deep_output(self, Ey, h, z):
@@ -323,8 +321,12 @@ class Table:
                     table[image, word, following] = p
         table[table.sum(2) == 0] = 1 / TOY.vocabulary  # words nobody should ask for
         with np.errstate(divide="ignore"):
-            return tf.constant(np.log(table)[h.numpy()[:, 0].astype(int),
-                                             Ey.numpy()[:, 0].astype(int)])
+            table = tf.constant(np.log(table))
+        # The state and the context must have followed the same hypothesis.
+        lost = tf.where(tf.equal(h[:, 0], z[:, 0]), tf.zeros_like(h[:, 0]),
+                        np.nan * h[:, 0])
+        return lost[:, None] + tf.gather_nd(table, tf.stack(
+            [tf.cast(h[:, 0], tf.int32), Ey], 1))
 
 
 def table_search(images, width, max_steps=9):
@@ -361,3 +363,35 @@ def test_alphas_and_betas_follow_the_hypothesis_they_belong_to():
             # The table "looks" at the word before, wherever its row in the beam was.
             assert caption.alphas.argmax(1).tolist() == [START] + caption.words[:-1]
             np.testing.assert_allclose(caption.betas, image / 10)
+
+
+# --- how it is computed ---------------------------------------------------------------
+
+def test_rows_that_have_ended_drop_out_a_quarter_of_all_at_a_time():
+    def sizes(most):
+        found, going = [], np.ones(most, bool)
+        for ended in range(most - 1):
+            going[ended] = False
+            kept = worth_computing(going, most)
+            assert set(np.flatnonzero(going)) <= set(kept) == set(np.unique(kept))
+            found.append(len(kept))
+        return sorted(set(found))
+    assert sizes(64) == [16, 32, 48, 64]
+    assert sizes(10) == [3, 6, 9]
+    assert sizes(2) == [1]
+
+
+def test_few_shapes_are_compiled_for_many_images(monkeypatch):
+    traced = []
+
+    def expand(model, context, h, words, scores, barred, count, whole=decode.expand):
+        traced.append(tuple(scores.shape.as_list()))
+        return whole(model, context, h, words, scores, barred, count)
+    model, features = model_of(end=1.), features_of(40)
+    expected = beam_search(model_of(end=1.), features, 2, 12)
+    monkeypatch.setattr(decode, "expand", expand)
+    for _ in range(3):
+        found = beam_search(model, features, 2, 12)
+    assert 2 <= len(traced) == len(set(traced)) <= 5
+    assert [[c.words for c in beam] for beam in found] == [
+        [c.words for c in beam] for beam in expected]
