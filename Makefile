@@ -6,6 +6,7 @@
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
 # make bench   how fast it is, beside the published design
 # make bench-peers  beside PyTorch, in .venv-torch (a download of some GB)
+# make bench-gpu    how fast this machine's GPU is, with TensorFlow 2
 # make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
 # make mpi     adds mpi4py and Open MPI to .venv-2: the same with TensorFlow 2, no compiler
 # make lint    flake8 and codespell
@@ -18,7 +19,7 @@ PY = .venv/bin/python
 JOBS ?= 2
 export GPU
 
-.PHONY: help env demo test test-versions torture bench bench-peers horovod mpi lint clean distclean
+.PHONY: help env demo test test-versions torture bench bench-peers bench-gpu horovod mpi lint clean distclean
 
 help:
 	@sed -n '/^PY/q; s/^# //p' Makefile
@@ -61,6 +62,10 @@ bench-peers: env
 	[ -x .venv-torch/bin/python ] || .venv-2/bin/python -m venv .venv-torch
 	.venv-torch/bin/python -m pip install -q -r requirements/torch.txt
 	$(PY) -m benchmarks.peers $(PY) .venv-2/bin/python --torch .venv-torch/bin/python
+
+bench-gpu:
+	@./tools/make_env.sh 2
+	.venv-2/bin/python -m benchmarks.gpu
 
 # Horovod finds MPI and TensorFlow while it is built. With CUDA and NCCL, have its sums
 # made on the GPUs: make horovod HOROVOD_GPU_ALLREDUCE=NCCL

@@ -80,7 +80,7 @@ class Captioner(nn.Module):
     def greedy(self, features, steps):
         """Words (I, steps), their log p, and attention (I, steps, L)."""
         a, keys, h = self.encode(features)
-        words = torch.full((len(features),), START)
+        words = torch.full((len(features),), START, device=features.device)
         found = []
         for _ in range(steps):
             Ey = self.embedding(words)
@@ -88,7 +88,7 @@ class Captioner(nn.Module):
             log_p = F.log_softmax(self.deep_output(Ey, h, z), 1)
             best, words = log_p.max(1)
             found.append((words, best, alpha))
-        return [torch.stack(parts, 1).numpy() for parts in zip(*found)]
+        return [torch.stack(parts, 1).cpu() for parts in zip(*found)]
 
 
 def put(parameter, values):
@@ -127,7 +127,7 @@ def main(folder, how):
             value.item()
 
     def greedy():
-        return np.concatenate([barred.greedy(images[i:i + 64].float(), steps)[0]
+        return np.concatenate([barred.greedy(images[i:i + 64].float(), steps)[0].numpy()
                                for i in range(0, len(images), 64)])
     answers = {
         "name": lambda: f"PyTorch {torch.__version__.split('+')[0]}, {how}",

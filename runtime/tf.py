@@ -172,8 +172,40 @@ def compiled(function):
     be overwritten with garbage there (extract_features.fold_batch_norm removes them).
     """
     if hasattr(tf, "function"):
-        return tf.function(function)
+        return tf.function(function, **({"jit_compile": True} if _xla else {}))
     return tf.contrib.eager.defun(function)
+
+
+_xla = False
+PRECISIONS = ("float32", "tf32", "mixed")
+
+
+def use(precision="tf32", xla=False):
+    """How everything is computed that is compiled from now on. Needs TensorFlow 2.
+
+    precision: of matrix products and convolutions on a GPU. 'float32'; 'tf32': float32
+    whose factors are rounded to 10 bits, TensorFlow's default where the GPU has it;
+    'mixed': in float16 where TensorFlow thinks that safe (bfloat16 on a CPU). xla:
+    whether XLA makes one program of each function and shape.
+    """
+    global _xla
+    _xla = xla
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    tf.config.optimizer.set_experimental_options({
+        "auto_mixed_precision": precision == "mixed",
+        "auto_mixed_precision_onednn_bfloat16":
+            precision == "mixed" and not tf.config.list_physical_devices("GPU")})
+
+
+def peak_gpu_memory():
+    """The most GPU memory in use since this was last asked, in GB; None without a GPU
+    or before TensorFlow 2.
+    """
+    if not hasattr(tf, "function") or not tf.config.list_physical_devices("GPU"):
+        return None
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    return peak / 1e9
 
 
 def take_no_mask(layer):

@@ -1,0 +1,275 @@
+"""How fast it is on the GPU of this machine, whatever that is: about five minutes.
+
+    python -m benchmarks.gpu                      # with TensorFlow 2
+    python -m benchmarks.gpu --torch python3      # and the same in PyTorch
+
+Training, decoding and InceptionV3, each as Python runs it (eager), compiled by
+TensorFlow, and compiled by XLA, in float32, in TF32 and in mixed precision; then what
+feeds the GPU: reading pictures, reading features, and copying them over. Weights and
+data are random and lie in memory, but for the reading. Rates are medians of steps that
+end with a number that Python has seen. Without a GPU everything is small, and the
+figures mean nothing.
+
+Writes: benchmarks/results/gpu.json and gpu.png (--out: another folder)
+"""
+import collections
+import functools
+import json
+import os
+import subprocess
+import tempfile
+import time
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+import extract_features
+from benchmarks import bench
+from captioning import inception
+from captioning.checkpoints import create_optimizer_variables
+from captioning.decode import beam_search
+from model import Batch, Captioner
+from runtime import atomic, cli, drawing
+from runtime.tf import (AdamOptimizer, compiled, device_name, peak_gpu_memory, start,
+                        tf, use)
+from train import Trainer
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+WORDS = 12  # of each caption, the end token among them
+WAYS = (("eager", "float32"), ("eager", "tf32"), ("compiled", "float32"),
+        ("compiled", "tf32"), ("compiled", "mixed"), ("XLA", "tf32"))
+BARRED = (0, 1, 2, 3)  # START, PAD, UNK and END: all captions are equally long
+UNITS = {"training": "captions/s", "greedy": "images/s", "beam 3": "images/s",
+         "InceptionV3": "images/s"}
+
+
+class Scale:
+    """How much is measured."""
+
+    def __init__(self, small):
+        self.batches = (4,) if small else (64, 256, 1024)
+        self.images = (2,) if small else (64, 256)
+        self.pictures = (2,) if small else (64, 256)
+        self.files = 8 if small else 1024
+        self.seconds = .05 if small else .7
+        self.warm_up = 1 if small else 3
+
+
+def rate(work, items, scale):
+    """Items a second, the median over calls of `work`, which are as many as fit into
+    scale.seconds, at least 3.
+    """
+    for _ in range(scale.warm_up):
+        work()
+    times, begin = [], time.time()
+    while len(times) < 3 or time.time() - begin < scale.seconds:
+        times.append(bench.seconds(work))
+    return items / float(np.median(times))
+
+
+def training(B, scale, how):
+    """Captions/s of whole training steps of B captions, features from memory."""
+    random = np.random.RandomState(0)
+    trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3))
+    create_optimizer_variables(trainer.model, trainer.optimizer)
+    lengths = np.full(B, WORDS, np.int32)
+    batches = [Batch(random.random_sample((B, 64, 2048)).astype("f2"),
+                     np.arange(B, dtype=np.int32),
+                     random.randint(4, bench.SIZES.vocabulary, (B, WORDS + 1)
+                                    ).astype(np.int32), lengths) for _ in range(2)]
+    if how != "eager":
+        trainer.shapes = {(B, WORDS)}
+    return rate(lambda: [trainer.step(batch, B * WORDS) for batch in batches],
+                2 * B, scale)
+
+
+def decoding(width):
+    """A function that measures images/s of a search of this width."""
+    def measure(images, scale, how):
+        model = Captioner(bench.SIZES)
+        model.compilable = how != "eager"
+        features = np.random.RandomState(0).random_sample(
+            (images, 64, 2048)).astype("f2")
+        return rate(lambda: beam_search(model, features, width, WORDS,
+                                        forbidden=BARRED), images, scale)
+    return measure
+
+
+def forward(B, scale, how):
+    """Images/s of InceptionV3 from pixels in memory to features in memory."""
+    network = inception_network(how)
+    pixels = np.random.RandomState(0).randint(0, 256, (B, 299, 299, 3)).astype(np.uint8)
+    return rate(lambda: network(pixels).numpy(), B, scale)
+
+
+@functools.lru_cache(maxsize=None)
+def folded_inception():
+    """InceptionV3 with random weights, without its batch norms."""
+    plain = inception.architecture()
+    inception.random_weights(plain, 0)
+    return inception.fold_batch_norm(plain)
+
+
+def inception_network(how):
+    """A function from pixels, uint8 (B, 299, 299, 3), to a tensor of features."""
+    folded = folded_inception()
+
+    def network(pixels):
+        return folded(tf.cast(pixels, tf.float32) / 127.5 - 1.)
+    network = network if how == "eager" else compiled(network)
+    return lambda pixels: network(tf.constant(pixels))
+
+
+WORK = collections.OrderedDict((
+    ("training", (training, "batches")), ("greedy", (decoding(1), "images")),
+    ("beam 3", (decoding(3), "images")), ("InceptionV3", (forward, "pictures"))))
+
+
+def measure(scale):
+    """Rows: dicts of what, how, precision, batch, rate, gigabytes of the GPU."""
+    rows = []
+    for how, precision in WAYS:
+        if hasattr(tf, "function"):
+            use(precision, xla=how == "XLA")
+        elif how == "XLA" or precision != "float32":
+            continue
+        for what, (work, sizes) in WORK.items():
+            for batch in getattr(scale, sizes):
+                peak_gpu_memory()
+                begin = time.time()
+                found = work(batch, scale, how)
+                memory = peak_gpu_memory()
+                rows.append({"what": what, "how": how, "precision": precision,
+                             "batch": batch, "rate": round(found, 1),
+                             "gigabytes": memory and round(memory, 2)})
+                print(f"{what}, batch {batch}, {how}, {precision}: {found:.0f} "
+                      f"{UNITS[what]} ({time.time() - begin:.0f} s)", flush=True)
+    if hasattr(tf, "function"):
+        use()
+    return rows
+
+
+def feeding(scale):
+    """Rates of what feeds the GPU: {name: figure}."""
+    found = {}
+    B, random = scale.batches[-1], np.random.RandomState(0)
+    features = random.random_sample((B, 64, 2048)).astype("f2")
+    found["features copied to the GPU, GB/s"] = rate(
+        lambda: float(tf.reduce_sum(tf.constant(features)[0, 0]).numpy()),
+        features.nbytes / 1e9, scale)
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        bench.make_features(folder, 1000, random)
+        captions = bench.caption_batches(bench.make_tokens(1000, random), folder)
+        order = captions.epoch(64, np.random.RandomState(1))
+        order = order[:max(1, 5 * scale.files // 64)]
+        count = sum(map(len, order))
+        found["features read and batched, captions/s"] = rate(
+            lambda: [batch.words for batch in captions.batches(order)], count, scale)
+        os.makedirs(os.path.join(folder, "pictures"))
+        names = [f"pictures/{i}.jpg" for i in range(scale.files)]
+        for i, name in enumerate(names):
+            path = os.path.join(folder, name)
+            if i >= 64:
+                os.link(os.path.join(folder, names[i % 64]), path)
+                continue
+            small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
+            Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(path,
+                                                                          quality=95)
+        B = scale.pictures[-1]
+        found["pictures read, images/s"] = len(names) / bench.seconds(
+            lambda: list(extract_features.batches(
+                [os.path.join(folder, name) for name in names], B)))
+        network = inception_network("compiled")
+        network(np.zeros((B, 299, 299, 3), np.uint8))
+        found["pictures to features files, images/s"] = len(names) / bench.seconds(
+            lambda: extract_features.extract(
+                "pictures", names, folder, os.path.join(folder, "features"), network, B,
+                np.dtype("f2")))
+    return found
+
+
+def in_pytorch(python, small):
+    """Rows of the same in PyTorch, by gpu_torch.py, run by this interpreter."""
+    command = [python, os.path.join(HERE, "gpu_torch.py"), "small" if small else "full"]
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        np.savez(os.path.join(folder, "weights.npz"), **{
+            name: weight.numpy() for name, weight in
+            Captioner(bench.SIZES).weights.items()})
+        process = subprocess.run(command + [folder], stdout=subprocess.PIPE,
+                                 universal_newlines=True)
+    if process.returncode:
+        raise cli.UserError(f"{' '.join(command)}: ended with status "
+                            f"{process.returncode}; its last lines are above")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def draw(rows, device, path):
+    """Rates as bars, a panel for each kind of work; the largest batch of each."""
+    with drawing.defaults():
+        figure = Figure(figsize=(11, 6.5))
+        canvas = FigureCanvasAgg(figure)
+        for place, (what, unit) in enumerate(UNITS.items(), 1):
+            axes = figure.add_subplot(2, 2, place)
+            mine = [row for row in rows if row["what"] == what]
+            most = max(row["batch"] for row in mine)
+            mine = [row for row in mine if row["batch"] == most][::-1]
+            rates = [row["rate"] for row in mine]
+            theirs = ["PyTorch" in row["how"] for row in mine]
+            axes.barh(range(len(mine)), rates, color=[
+                "#b0b0b0" if other else "#2a6f97" for other in theirs])
+            axes.set_yticks(range(len(mine)))
+            axes.set_yticklabels([f"{row['how']}, {row['precision']}" for row in mine],
+                                 fontsize=8)
+            for y, value in enumerate(rates):
+                axes.text(value, y, f" {value:,.0f}", va="center", fontsize=8)
+            axes.set_xlim(0, 1.18 * max(rates))
+            axes.set_title(f"{what}, {unit}, batch of {most}", fontsize=10, loc="left")
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        figure.suptitle(device, fontsize=11)
+        figure.tight_layout(rect=(0, 0, 1, .96))
+        with atomic.writing(path) as file:
+            canvas.print_figure(file, dpi=150, format="png")
+
+
+def main():
+    args = arguments()
+    start()
+    device = device_name()
+    small = not device.startswith("GPU")
+    if small:
+        cli.warn("no GPU is visible: everything is small, the figures mean nothing")
+    scale = Scale(small)
+    rows = measure(scale)
+    feeds = feeding(scale)
+    if args.torch:
+        rows += in_pytorch(args.torch, small)
+    print(f"\nTensorFlow {tf.__version__} on {device}, {os.cpu_count()} cores\n")
+    cli.table([("", "batch", "computed", "precision", "a second", "GB")] + [
+        (row["what"], str(row["batch"]), row["how"], row["precision"],
+         f"{row['rate']:,.0f}", "" if row["gigabytes"] is None
+         else f"{row['gigabytes']:.1f}") for row in rows])
+    print()
+    cli.table([("", "")] + [(name, f"{value:,.1f}") for name, value in feeds.items()])
+    os.makedirs(args.out, exist_ok=True)
+    atomic.write_json(os.path.join(args.out, "gpu.json"), {
+        "device": device, "cores": os.cpu_count(), "tensorflow": tf.__version__,
+        "rows": rows, "feeding": {name: round(value, 2)
+                                  for name, value in feeds.items()}})
+    draw(rows, f"{device}, TensorFlow {tf.__version__}",
+         os.path.join(args.out, "gpu.png"))
+    print(f"\nwritten: {os.path.join(args.out, 'gpu.json')} and gpu.png")
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch")
+    parser.add_argument("--out", default=os.path.join(HERE, "results"),
+                        help="folder of the results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
