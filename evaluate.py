@@ -35,7 +35,7 @@ from captioning.diversity import diversity
 from captioning.ensemble import Ensemble
 from captioning.features import find_features
 from captioning.inception import check_network
-from captioning.runs import RUNS, read_run, read_split
+from captioning.runs import LOOKS, RUNS, how_it_looks, read_run, read_split
 from captioning.tokens import (PAD, START, UNK, read_images, read_references,
                                read_tokens, references_path)
 from runtime import cli, watchdog
@@ -108,6 +108,7 @@ def main():
     start()
     args.run = args.ensemble[0] if args.ensemble else args.run
     run = read_run(args.run, args.checkpoint)
+    run.model.look = LOOKS[args.look] if args.look else run.model.look
     with cli.locked(run.folder), device_errors(args.batch_size), \
             watchdog.watching(args.hang_minutes):
         if args.sample:
@@ -132,6 +133,8 @@ def together(args, run):
                                 "an ensemble needs runs on the same tokens")
         inputs(args, other)  # refuses what this run cannot be evaluated on
         models.append(other.model)
+    for model in models[1:]:
+        model.look = LOOKS[args.look] if args.look else model.look
     return run._replace(model=Ensemble(models))
 
 
@@ -178,6 +181,7 @@ def evaluate(args, run):
     summary = scores.summarize(scored, texts, references, training)
     summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
+                   look=args.look or how_it_looks(run.settings),
                    checkpoint=args.checkpoint, epoch=len(run.history),
                    device=device_name(), tensorflow=tf.__version__,
                    images_per_second=round(speed, 1), source=data.source)
@@ -350,6 +354,10 @@ def arguments():
                         default="best", help="which weights of the run")
     parser.add_argument("--beam", type=positive, default=1,
                         help="width of the beam search; 1 is greedy")
+    parser.add_argument("--look", choices=sorted(LOOKS),
+                        help="a word is told the mean of all locations, weighted by "
+                             "attention, or the one likeliest location (default: "
+                             "expected; likeliest after --attention hard)")
     parser.add_argument("--length-power", type=cli.number(float, at_least=0),
                         default=0., help="hypotheses are compared by their log "
                         "probability / words ** this; 0: by the probability itself")

@@ -1,4 +1,4 @@
-"""The model of Show, Attend and Tell (Xu et al. 2015), soft attention, and its loss.
+"""The model of Show, Attend and Tell (Xu et al. 2015), and its loss.
 
 The letters are the paper's:
 
@@ -18,6 +18,7 @@ greedy decoding and beam search (captioning/decode.py) all go through it. The sa
 plain loops, one number at a time, is `naive` in tests/test_model.py.
 """
 import collections
+import functools
 import typing
 
 import numpy as np
@@ -55,6 +56,7 @@ class Batch(typing.NamedTuple):
     masks: Masks = Masks()
     weights: typing.Any = None  # float (B,): factors on the captions' cross-entropies
     told: typing.Any = None     # int32 (B, C + 1), in place of `words` before each word
+    draws: typing.Any = None    # float32 (N,): hard attention's, see `drawn`
 
 
 class Context(typing.NamedTuple):
@@ -76,7 +78,13 @@ class Context(typing.NamedTuple):
 
 
 class Captioner:
-    """Encoder, attention and decoder. `weights` has all weights by name."""
+    """Encoder, attention and decoder. `weights` has all weights by name.
+
+    `look` is what z is made with: a function of alpha (B, L) that gives weights (B, L).
+    None: alpha itself, the expected context of soft attention (section 4.2); otherwise
+    `likeliest`, say. What is called alpha stays alpha.
+    """
+    look = None
 
     def __init__(self, sizes, gate=True, initial_state="mean", recurrent=True, seed=0,
                  dtype="float32", word_query=False):
@@ -169,12 +177,12 @@ class Captioner:
         e = tf.transpose(tf.reshape(e, (L, B)))                           # (B, L)
         return tf.nn.softmax(e if keep is None else e - 1e9 * (1 - keep))
 
-    def step(self, context, h, word_gates, keep=None):
+    def step(self, context, h, word_gates, keep=None, look=None):
         """One word: the only place where the decoder is computed.
 
         context: Context of B captions. h: (B, n), the state before. word_gates: from
-        `embed`. keep: of `attend`. Returns h (B, n), z (B, D), alpha (B, L), beta
-        (B, 1) or None.
+        `embed`. keep: of `attend`. look: in place of the model's own. Returns h (B, n),
+        z (B, D), alpha (B, L), beta (B, 1) or None.
         """
         query = tf.matmul(h, self.W_2)                                    # (B, A)
         if self.word_query:  # query = W_2 h_{t-1} + W_y E y_{t-1}
@@ -182,8 +190,10 @@ class Captioner:
             word_gates, word = tf.split(word_gates, [3 * n, A], 1)
             query += word
         alpha = self.attend(context, query, keep)                         # (B, L)
-        # z = sum_i alpha_i a_i                                             (eq. 13)
-        z = tf.squeeze(tf.matmul(tf.expand_dims(alpha, 1), context.a), 1)  # (B, D)
+        # z = sum_i alpha_i a_i (eq. 13), or with hard attention sum_i s_i a_i (eq. 8)
+        look = look or self.look
+        s = look(alpha) if look else alpha                                # (B, L)
+        z = tf.squeeze(tf.matmul(tf.expand_dims(s, 1), context.a), 1)     # (B, D)
         beta = None
         if self.gate:  # beta = sigmoid(f_beta(h_{t-1})), section 4.2.1
             beta = tf.sigmoid(tf.matmul(h, self.W_beta) + self.b_beta)    # (B, 1)
@@ -224,16 +234,37 @@ class Captioner:
             context = context.take(batch.image_of)
         h = self.h_0(context.a)
         Ey, gates = self.embed(inputs, batch.masks.Ey)
+        looks = [None] * len(k) if batch.draws is None else [
+            functools.partial(drawn, numbers=u) for u in tf.split(batch.draws, k)]
         hs, zs, alphas = [], [], []
-        for gates_t, k_t in zip(tf.split(gates, k), k):
+        for gates_t, look, k_t in zip(tf.split(gates, k), looks, k):
             if k_t < h.shape[0]:  # captions that have ended drop out of the batch
                 context, h = context.first(k_t), h[:k_t]
-            h, z, alpha, _ = self.step(context, h, gates_t)
+            h, z, alpha, _ = self.step(context, h, gates_t, look=look)
             hs.append(h)
             zs.append(z)
             alphas.append(alpha)
         logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), batch.masks.o)
         return logits, targets, alphas
+
+
+def likeliest(alpha):
+    """The one location that hard attention most probably looks at: alpha -> (B, L)."""
+    return tf.one_hot(tf.argmax(alpha, 1), alpha.shape[1], dtype=alpha.dtype)
+
+
+def drawn(alpha, numbers):
+    """One location s of each row, drawn with the probabilities alpha (B, L).
+
+    numbers: (B,), uniform in [0, 1); where one is below 0, the row is alpha itself. No
+    gradient goes through what was drawn. Returns (B, L).
+    """
+    numbers = tf.cast(tf.expand_dims(numbers, 1), alpha.dtype)            # (B, 1)
+    below = tf.cumsum(alpha, 1) <= numbers                                # (B, L)
+    s = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), 1), alpha.shape[1] - 1)
+    s = tf.one_hot(s, alpha.shape[1], dtype=alpha.dtype)
+    is_drawn = tf.cast(numbers >= 0, alpha.dtype)                         # (B, 1)
+    return is_drawn * s + (1 - is_drawn) * alpha
 
 
 def real_words(batch):
@@ -252,7 +283,7 @@ def real_words(batch):
     return inputs, tf.gather(tf.reshape(batch.words, (-1,)), places + 1), k
 
 
-def loss(model, batch, penalty=0., guide=None, smoothing=0.):
+def loss(model, batch, penalty=0., guide=None, smoothing=0., hard=None):
     """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
 
         L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
@@ -261,7 +292,8 @@ def loss(model, batch, penalty=0., guide=None, smoothing=0.):
     nothing. penalty: lambda. guide: a function of the Batch and its alphas (see
     `teacher_forcing`) whose value, a scalar tensor, is added to L_d; None: nothing is.
     smoothing: the share of a target that all words of the vocabulary get in L_d, the
-    smoothed labels of Szegedy et al. 2016.
+    smoothed labels of Szegedy et al. 2016. hard: what trains hard attention, a function
+    of the Batch, its alphas and -log p of each word (N,), added as guide's value is.
     Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
     """
     logits, targets, alphas = model.teacher_forcing(batch)
@@ -286,6 +318,8 @@ def loss(model, batch, penalty=0., guide=None, smoothing=0.):
         total += penalty * tf.reduce_sum((1 - looked) ** 2) / N
     if guide:
         total += guide(batch, alphas) / N
+    if hard:
+        total += hard(batch, alphas, each) / N
     return total, cross_entropy, N
 
 

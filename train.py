@@ -46,7 +46,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning import maps, schedule, scores
+from captioning import hard_attention, maps, schedule, scores
 from captioning.averaging import Averaging, averaged
 from captioning.batches import read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
@@ -54,6 +54,7 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     rotate_checkpoint, save_checkpoint)
 from captioning.decode import decode_files
 from captioning.features import SHAPE
+from captioning.hard_attention import reinforce, with_draws
 from captioning.inception import keep_calibration, read_record
 from captioning.localiser import Guide, prepare
 from captioning.runs import (build, commit, curves_path, earlier_flags, model_digest,
@@ -75,13 +76,16 @@ OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 class Trainer:
     """What one training step needs besides the batch."""
 
-    def __init__(self, model, optimizer, penalty=0., clip=5., guide=None, smoothing=0.):
-        """penalty, clip: see the command's flags. guide, smoothing: see model.loss.
+    def __init__(self, model, optimizer, penalty=0., clip=5., guide=None, smoothing=0.,
+                 hard=None):
+        """penalty, clip: see the command's flags. guide, smoothing, hard: see
+        model.loss.
 
         Its `shapes` are those that the step is compiled for: CaptionBatches.shapes.
         """
         self.model, self.optimizer = model, optimizer
         self.penalty, self.guide, self.smoothing = penalty, guide, smoothing
+        self.hard = hard
         self.shapes, self.compiled = set(), {}
         self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
 
@@ -94,7 +98,7 @@ class Trainer:
         variables = list(self.model.weights.values())
         with tf.GradientTape() as tape:
             total, cross_entropy, _ = loss(self.model, batch, self.penalty, self.guide,
-                                           self.smoothing)
+                                           self.smoothing, self.hard)
             total = share * total
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
@@ -105,15 +109,16 @@ class Trainer:
 
     def gradients_for(self, batch):
         """`gradients` of batches of this shape, as a function of tensors only: share,
-        features, words, what is told, and what masks there are. Compiled where that is
-        worth it.
+        features, words, what is told, what masks there are, and the draws of hard
+        attention. Compiled where that is worth it.
         """
         # All that a shape keeps
         image_of, lengths, weights = batch.image_of, batch.lengths, batch.weights
 
         def plain(share, features, words, told, *masks):
+            *masks, draws = masks if self.hard else masks + (None,)
             return self.gradients(Batch(features, image_of, words, lengths,
-                                        Masks(*masks), weights, told), share)
+                                        Masks(*masks), weights, told, draws), share)
         shape = (len(lengths), int(lengths[0]))
         if (shape not in self.shapes or lengths[-1] != lengths[0]
                 or len(batch.features) != len(lengths)):
@@ -139,8 +144,9 @@ class Trainer:
             masks = [tf.constant(mask) for mask in batch.masks if mask is not None]
             words = tf.constant(batch.words)
             told = words if batch.told is None else tf.constant(batch.told)
+            draws = [] if batch.draws is None else [tf.constant(batch.draws)]
             mine = self.gradients_for(batch)(share, tf.constant(batch.features), words,
-                                             told, *masks)
+                                             told, *masks, *draws)
         return ranks.total(mine)
 
     def step(self, batch, N):
@@ -155,6 +161,8 @@ class Trainer:
             if not np.isfinite(value.numpy()):
                 raise FloatingPointError(f"the {name} is {float(value.numpy())}")
         self.optimizer.apply_gradients(zip(gradients, self.model.weights.values()))
+        if self.hard:
+            self.hard.follow(float(cross_entropy.numpy()))
         return float(cross_entropy.numpy())
 
 
@@ -244,16 +252,19 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
     if progress.batch and progress.order != checksum:
         cli.warn(f"the images with features are not those of before: epoch {epoch} "
                  "begins anew")
-        progress = begin_epoch(progress.history)
+        progress = begin_epoch(progress.history, progress.baseline)
     trainer.shapes = captions.shapes(mine)
     done, total, words = progress.batch, progress.total, progress.words
     begin = saved = time.time()
 
     def reached(batch):
         return Progress(progress.history, batch, total, words,
-                        progress.seconds + time.time() - begin, checksum)
+                        progress.seconds + time.time() - begin, checksum,
+                        trainer.hard.baseline.numpy().item() if trainer.hard else 0.)
     batches = captions.batches(mine[done:], dropout=args.dropout,
                                sizes=trainer.model.sizes, seed=(args.seed, epoch))
+    if args.attention == "hard":
+        batches = with_draws(batches, mine[done:], args.expected, (args.seed, epoch))
     if args.scheduled_sampling:
         batches = with_own_words(
             batches, mine[done:], trainer.model,
@@ -366,7 +377,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     guide = Guide(prepare(folder, splits["train"], len(vocabulary)),
                   args.guidance) if args.guidance else None
     trainer = Trainer(model, optimizer, args.penalty, args.clip, guide,
-                      args.label_smoothing)
+                      args.label_smoothing, reinforce(args, progress.baseline))
     if rewards:
         splits = dict(splits, train=SelfCritical(splits["train"], model, rewards,
                                                  args.self_critical))
@@ -386,7 +397,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         with averaged(optimizer):
             row = evaluate_epoch(model, splits, scorer, progress, args)
             history = history + [row]
-            progress = begin_epoch(history)
+            progress = begin_epoch(history, progress.baseline)
             if events and epochs_since_best(history, args.select) == 0:
                 # Before the newest: it must not be missing when that is resumed
                 save_checkpoint(checkpoint_path(folder, "best"), model, optimizer,
@@ -458,6 +469,7 @@ def arguments():
     parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam",
                         help="the paper takes rmsprop for Flickr8k, adam for COCO")
     schedule.add_flags(parser)
+    hard_attention.add_flags(parser)
     parser.add_argument("--average", type=cli.number(float, above=0, below=1),
                         metavar="DECAY", help="validate, and keep as the best, a "
                         "running average of the weights (captioning/averaging.py); "
@@ -480,6 +492,7 @@ def arguments():
                         default=.05, help="share of damaged features files tolerated")
     watchdog.add_flag(parser)
     args = parser.parse_args()
+    hard_attention.settle(args)
     for flag in ("label_smoothing", "scheduled_sampling"):
         if args.self_critical and vars(args)[flag]:
             raise cli.UserError(f"--{flag.replace('_', '-')}: self-critical training "

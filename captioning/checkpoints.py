@@ -24,11 +24,12 @@ class Progress(typing.NamedTuple):
     words: int      # real words, summed over these
     seconds: float  # spent
     order: int      # checksum of the order of its captions
+    baseline: float = 0.  # b of hard attention, in nats a word
 
 
-def begin_epoch(history):
+def begin_epoch(history, baseline=0.):
     """The Progress of a run that has finished the epochs of this history."""
-    return Progress(history, 0, 0., 0, 0., 0)
+    return Progress(history, 0, 0., 0, 0., 0, baseline)
 
 
 def checkpoint_path(folder, name):
@@ -94,7 +95,7 @@ def read_progress(text):
             and all(type(n) is int and n >= 0
                     for n in (found.batch, found.words, found.order))
             and all(type(x) in (int, float) and np.isfinite(x)
-                    for x in (found.total, found.seconds))):
+                    for x in (found.total, found.seconds, found.baseline))):
         raise ValueError
     return found
 

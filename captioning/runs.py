@@ -20,7 +20,7 @@ from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
 from captioning.inception import cells, check_network, read_record
 from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary, vocabulary_path,
                                write_vocabulary)
-from model import Captioner, Sizes
+from model import Captioner, Sizes, likeliest
 from runtime import atomic, cli, drawing
 
 RUNS = "checkpoints"
@@ -30,10 +30,15 @@ FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "guidance",
          "no_word_query", "no_gate", "no_state", "initial_state", "optimizer",
          "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
          "val_images", "seed", "start_from", "self_critical", "bleu_reward",
-         "schedule", "average", "label_smoothing", "scheduled_sampling")
+         "schedule", "average", "label_smoothing", "scheduled_sampling",
+         "attention", "expected", "reinforce", "entropy")
 # What runs of earlier releases, whose settings do not say, were trained with
 EARLIER = {"guidance": 0., "no_word_query": True, "schedule": "epochs", "average": None,
-           "label_smoothing": 0., "scheduled_sampling": 0.}
+           "label_smoothing": 0., "scheduled_sampling": 0., "attention": "soft",
+           "expected": None, "reinforce": None, "entropy": None}
+
+
+LOOKS = {"expected": None, "likeliest": likeliest}  # what z is made with: model.look
 
 
 class Run(typing.NamedTuple):
@@ -127,15 +132,24 @@ def read_split(folder):
 def build(settings):
     """The Captioner of a settings.json, with its first weights.
 
+    With hard attention it looks at the likeliest location, but where one is drawn.
     Raises ValueError, KeyError or TypeError where these are not such settings.
     """
     sizes = Sizes(**settings["sizes"])
     if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
         raise ValueError(f"bad sizes {sizes}")
-    return Captioner(sizes, gate=not settings["no_gate"],
-                     initial_state=settings["initial_state"],
-                     recurrent=not settings["no_state"], seed=settings["seed"],
-                     word_query=not dict(EARLIER, **settings)["no_word_query"])
+    settings = dict(EARLIER, **settings)
+    model = Captioner(sizes, gate=not settings["no_gate"],
+                      initial_state=settings["initial_state"],
+                      recurrent=not settings["no_state"], seed=settings["seed"],
+                      word_query=not settings["no_word_query"])
+    model.look = LOOKS[how_it_looks(settings)]
+    return model
+
+
+def how_it_looks(settings):
+    """What z is made with in a run of these settings: a key of LOOKS."""
+    return "likeliest" if settings.get("attention") == "hard" else "expected"
 
 
 def start_from(name, model, vocabulary, features):

@@ -163,6 +163,18 @@ def test_captions_are_those_of_one_image_at_a_time(place, no_java):
         assert run.vocabulary.decode(caption.words) == result["caption"]
 
 
+def test_words_are_told_of_one_location_or_of_all(place, no_java):
+    log_probs = {}
+    for look in ("expected", "likeliest"):
+        assert place("--look", look)[0] == 0
+        assert read_json(run_file(place, "scores_val.json"))["look"] == look
+        run = runs.read_run("small")
+        log_probs[look] = read_decoded(run.folder, "val", run.vocabulary).log_probs
+    assert place()[0] == 0
+    assert read_json(run_file(place, "scores_val.json"))["look"] == "expected"
+    assert (log_probs["expected"][:, 1] != log_probs["likeliest"][:, 1]).any()
+
+
 def test_images_that_were_trained_on_are_refused_unless_asked_for(place, no_java):
     line = refusal(place("--split", "train"))
     assert "24 of 24 images" in line and "--allow-seen" in line

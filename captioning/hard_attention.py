@@ -1,0 +1,127 @@
+"""Hard attention (section 4.1): each word looks at one location, which is drawn.
+
+z = a_s with s drawn from alpha. What the locations of a caption are worth cannot be
+had by backpropagation; their log probabilities follow what the words earn instead
+(REINFORCE, Williams 1992):
+
+    d log p(y | s, a) + lambda_r (log p(y | s, a) - b) d log p(s | a) + lambda_e d H[s]
+
+b is a moving average of log p. Two things differ from the paper, and change nothing
+that is expected, only its variance: b counts words, since our batches have captions of
+one length, and a location is judged by its own word and those after it, as it changes
+no other. A share of the captions has the expected context in place of what is drawn, as
+in the paper. It is best begun from a run with soft attention.
+"""
+import numpy as np
+
+from model import drawn
+from runtime import cli
+from runtime.tf import Variable, log, tf
+
+DEFAULTS = {"expected": .5, "reinforce": 1., "entropy": .002}
+
+
+class Reinforce:
+    """What drawn locations add to the loss; a `hard` of model.loss."""
+
+    def __init__(self, reinforce, entropy, dtype="float32"):
+        """reinforce: lambda_r. entropy: lambda_e."""
+        self.reinforce, self.entropy = reinforce, entropy
+        # b, in nats a word; 0 before the first step
+        self.baseline = Variable(np.zeros((), dtype), trainable=False, name="baseline")
+
+    def __call__(self, batch, alphas, each):
+        """The sum over the batch's words, a scalar tensor.
+
+        alphas: of teacher_forcing. each: (N,), -log p of the words.
+        """
+        k = [int(alpha.shape[0]) for alpha in alphas]
+        is_drawn = tf.cast(batch.draws >= 0, each.dtype)                      # (N,)
+        earned = tf.stop_gradient(to_come(-each - self.baseline, k))          # (N,)
+        alpha = tf.concat(alphas, 0)                                          # (N, L)
+        s = drawn(tf.stop_gradient(alpha), batch.draws)                       # (N, L)
+        log_p = log(tf.reduce_sum(s * alpha, 1) + 1e-9)                       # (N,)
+        H = -tf.reduce_sum(alpha * log(alpha + 1e-9), 1)                      # (N,)
+        return -tf.reduce_sum(is_drawn * (self.reinforce * earned * log_p
+                                          + self.entropy * H))
+
+    def follow(self, cross_entropy):
+        """Move b after a step. cross_entropy: of all processes, in nats a word."""
+        b = float(self.baseline.numpy())
+        self.baseline.assign(.9 * b - .1 * cross_entropy if b else -cross_entropy)
+
+
+def reinforce(args, baseline):
+    """The Reinforce of a command of train.py; None with soft attention. baseline: b."""
+    if args.attention == "soft":
+        return None
+    found = Reinforce(args.reinforce, args.entropy)
+    found.baseline.assign(baseline)
+    return found
+
+
+def to_come(values, k):
+    """Of each word the sum of the values of its caption from it on: (N,) -> (N,).
+
+    The words are ordered by step, then by caption; k: captions that have each step.
+    """
+    later, found = None, []
+    for value in reversed(tf.split(values, k)):
+        if later is not None:
+            missing = int(value.shape[0]) - int(later.shape[0])
+            value += tf.pad(later, [[0, missing]]) if missing else later
+        later = value
+        found.append(value)
+    return tf.concat(found[::-1], 0)
+
+
+def with_draws(batches, order, share, seed):
+    """Yield each Batch with its `draws`.
+
+    batches: of the captions' numbers in `order`. share: of the captions that have the
+    expected context. seed: a tuple of ints. The numbers depend on it and the caption
+    only.
+    """
+    for batch, numbers in zip(batches, order):
+        if batch is not None:
+            C = batch.words.shape[1] - 1
+            draws = np.empty((C, len(numbers)), np.float32)
+            for i, number in enumerate(numbers):
+                random = np.random.RandomState([*seed, 4, number])
+                expected = random.random_sample() < share
+                draws[:, i] = -1 if expected else random.random_sample(C)
+            batch = batch._replace(
+                draws=draws[np.arange(C)[:, None] < np.asarray(batch.lengths)])
+        yield batch
+
+
+def add_flags(parser):
+    """Flags of train.py."""
+    weight = cli.number(float, at_least=0)
+    parser.add_argument("--attention", choices=("soft", "hard"), default="soft",
+                        help="hard: each word looks at one location (section 4.1); "
+                             "best with --start-from a soft run")
+    parser.add_argument("--expected", type=cli.number(float, at_least=0, at_most=1),
+                        metavar="SHARE", help="of --attention hard: share of the "
+                        "captions that train with the expected context (default: 0.5)")
+    parser.add_argument("--reinforce", type=weight, metavar="LAMBDA_R",
+                        help="of --attention hard: weight of what a location earned "
+                             "(default: 1)")
+    parser.add_argument("--entropy", type=weight, metavar="LAMBDA_E",
+                        help="of --attention hard: weight of the entropy of the maps "
+                             "(default: 0.002)")
+
+
+def settle(args):
+    """Give the flags of `add_flags` their defaults. Raises cli.UserError where they do
+    not go together with others.
+    """
+    hard = args.attention == "hard"
+    if hard and args.self_critical:
+        raise cli.UserError("--attention hard: self-critical training has no locations "
+                            "drawn; leave one of the two out")
+    for name, default in DEFAULTS.items():
+        if vars(args)[name] is not None and not hard:
+            raise cli.UserError(f"--{name}: is for --attention hard")
+        if vars(args)[name] is None and hard:
+            setattr(args, name, default)
