@@ -121,7 +121,7 @@ class Trainer:
                                         Masks(*masks), weights, told, draws), share)
         shape = (len(lengths), int(lengths[0]))
         if (shape not in self.shapes or lengths[-1] != lengths[0]
-                or len(batch.features) != len(lengths)):
+                or batch.features.shape[0] != len(lengths)):
             return plain
         if shape not in self.compiled:
             self.compiled[shape] = compiled(plain)
@@ -145,8 +145,9 @@ class Trainer:
             words = tf.constant(batch.words)
             told = words if batch.told is None else tf.constant(batch.told)
             draws = [] if batch.draws is None else [tf.constant(batch.draws)]
-            mine = self.gradients_for(batch)(share, tf.constant(batch.features), words,
-                                             told, *masks, *draws)
+            features = tf.convert_to_tensor(batch.features)
+            mine = self.gradients_for(batch)(share, features, words, told, *masks,
+                                             *draws)
         return ranks.total(mine)
 
     def step(self, batch, N):
@@ -175,7 +176,6 @@ def validate(model, captions, batch_size):
     order = captions.epoch(batch_size)
     batches = captions.batches(order[ranks.rank::ranks.size])
     for batch in watchdog.watched(batches, "batch", "validation"):
-        batch = batch._replace(features=tf.constant(batch.features))
         _, cross_entropy, N = loss(model, batch)
         total, words = total + float(cross_entropy.numpy()) * N, words + N
     total, words = zip(*ranks.gather((total, words)))

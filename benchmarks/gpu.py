@@ -4,7 +4,8 @@
     python -m benchmarks.gpu --torch python3      # and the same in PyTorch
 
 Training, decoding and InceptionV3, each as Python runs it (eager), compiled by
-TensorFlow, and compiled by XLA, in float32, in TF32 and in mixed precision; then what
+TensorFlow, and compiled by XLA, in float32, in TF32 and in mixed precision (XLA takes a
+minute for a training step of one shape: it has the smallest batch only); then what
 feeds the GPU: reading pictures, reading features, and copying them over. Weights and
 data are random and lie in memory, but for the reading. Rates are medians of steps that
 end with a number that Python has seen. Without a GPU everything is small, and the
@@ -16,6 +17,7 @@ import collections
 import functools
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -136,7 +138,8 @@ def measure(scale):
         elif how == "XLA" or precision != "float32":
             continue
         for what, (work, sizes) in WORK.items():
-            for batch in getattr(scale, sizes):
+            batches = getattr(scale, sizes)
+            for batch in batches[:1] if how == "XLA" else batches:
                 peak_gpu_memory()
                 begin = time.time()
                 found = work(batch, scale, how)
@@ -205,30 +208,40 @@ def in_pytorch(python, small):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def draw(rows, device, path):
-    """Rates as bars, a panel for each kind of work; the largest batch of each."""
+def draw(rows, title, path):
+    """Rates as bars, a panel for each kind of work, the smallest and the largest batch
+    of each.
+    """
     with drawing.defaults():
-        figure = Figure(figsize=(11, 6.5))
+        figure = Figure(figsize=(12, 8.5))
         canvas = FigureCanvasAgg(figure)
         for place, (what, unit) in enumerate(UNITS.items(), 1):
             axes = figure.add_subplot(2, 2, place)
             mine = [row for row in rows if row["what"] == what]
-            most = max(row["batch"] for row in mine)
-            mine = [row for row in mine if row["batch"] == most][::-1]
-            rates = [row["rate"] for row in mine]
-            theirs = ["PyTorch" in row["how"] for row in mine]
-            axes.barh(range(len(mine)), rates, color=[
-                "#b0b0b0" if other else "#2a6f97" for other in theirs])
-            axes.set_yticks(range(len(mine)))
-            axes.set_yticklabels([f"{row['how']}, {row['precision']}" for row in mine],
-                                 fontsize=8)
-            for y, value in enumerate(rates):
-                axes.text(value, y, f" {value:,.0f}", va="center", fontsize=8)
-            axes.set_xlim(0, 1.18 * max(rates))
-            axes.set_title(f"{what}, {unit}, batch of {most}", fontsize=10, loc="left")
+            sizes = sorted({row["batch"] for row in mine})
+            ways = list(collections.OrderedDict.fromkeys(
+                (row["how"], row["precision"]) for row in mine))
+            for size, shift, shade in zip((sizes[0], sizes[-1])[:len(sizes)],
+                                          (-.2, .2), (.55, 1.)):
+                some = [row for row in mine if row["batch"] == size]
+                y = [ways.index((row["how"], row["precision"])) + shift for row in some]
+                axes.barh(y, [row["rate"] for row in some], .38, alpha=shade, color=[
+                    "#7f7f7f" if "PyTorch" in row["how"] else "#2a6f97"
+                    for row in some])
+                for place_of, row in zip(y, some):
+                    axes.text(row["rate"], place_of, f" {row['rate']:,.0f}",
+                              va="center", fontsize=7)
+            axes.set_yticks(range(len(ways)))
+            axes.set_yticklabels([", ".join(way) for way in ways], fontsize=8)
+            axes.invert_yaxis()
+            axes.set_xlim(0, 1.15 * max(row["rate"] for row in mine))
+            axes.tick_params(axis="x", labelsize=8)
+            axes.set_title(f"{what}, {unit}, batches of "
+                           + " and ".join(map(str, sorted({sizes[0], sizes[-1]}))),
+                           fontsize=10, loc="left")
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
-        figure.suptitle(device, fontsize=11)
+        figure.suptitle(title, fontsize=11)
         figure.tight_layout(rect=(0, 0, 1, .96))
         with atomic.writing(path) as file:
             canvas.print_figure(file, dpi=150, format="png")
@@ -258,7 +271,8 @@ def main():
         "device": device, "cores": os.cpu_count(), "tensorflow": tf.__version__,
         "rows": rows, "feeding": {name: round(value, 2)
                                   for name, value in feeds.items()}})
-    draw(rows, f"{device}, TensorFlow {tf.__version__}",
+    card = re.search("name: ([^,]+)", device)
+    draw(rows, f"{card.group(1) if card else device}, TensorFlow {tf.__version__}",
          os.path.join(args.out, "gpu.png"))
     print(f"\nwritten: {os.path.join(args.out, 'gpu.json')} and gpu.png")
 

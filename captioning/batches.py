@@ -9,6 +9,7 @@ from captioning.features import find_features, read_features
 from captioning.tokens import read_tokens, read_vocabulary, tokens_path, vocabulary_path
 from model import Batch, Masks
 from runtime import cli
+from runtime.tf import tf
 
 WORTH_COMPILING = 4  # batches of one shape in an epoch
 
@@ -143,8 +144,15 @@ class CaptionBatches:
         return cross_entropy
 
     def batches(self, order, **dropout):
-        """Yield a Batch for each array of `order`; see `read_ahead` and `load`."""
-        return read_ahead(lambda numbers: self.load(numbers, **dropout), order)
+        """Yield a Batch for each array of `order`; see `read_ahead` and `load`.
+
+        Its features are a tensor: they go to the GPU while it works on other batches.
+        """
+        def load(numbers):
+            batch = self.load(numbers, **dropout)
+            return batch and batch._replace(
+                features=tf.convert_to_tensor(batch.features))
+        return read_ahead(load, order)
 
 
 def read_ahead(load, order):

@@ -48,8 +48,8 @@ def beam_search(model, features, width=1, max_steps=50, length_power=0.,
     ended. Returns a list of I lists of Captions, best first: `width` of them, or
     fewer where there are not so many sentences. Those that did not end come last.
     """
-    I, K = len(features), model.sizes.vocabulary
-    context = model.encode(tf.constant(features))
+    I, K = int(features.shape[0]), model.sizes.vocabulary
+    context = model.encode(tf.convert_to_tensor(features))
     h = model.h_0(context.a)
     barred = np.zeros(K, np.float32)
     barred[list(forbidden)] = -np.inf
@@ -194,7 +194,8 @@ def sample(model, features, uniforms, temperature=1., top_p=1., forbidden=()):
     """
     I, S, T = uniforms.shape
     uniforms = uniforms.reshape(I * S, T)
-    context = model.encode(tf.constant(features)).take(np.repeat(np.arange(I), S))
+    context = model.encode(tf.convert_to_tensor(features))
+    context = context.take(np.repeat(np.arange(I), S))
     h = model.h_0(context.a)
     barred = np.zeros(model.sizes.vocabulary)
     barred[list(forbidden)] = -np.inf

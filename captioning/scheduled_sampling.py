@@ -19,7 +19,8 @@ def told(model, batch, uniforms, share):
     model: the Captioner. uniforms: float (B, C, 2), at least 0 and below 1: for each
     word one that draws the model's, and one that takes it where it is below `share`.
     """
-    plain = batch._replace(features=tf.constant(batch.features), masks=Masks())
+    plain = batch._replace(features=tf.convert_to_tensor(batch.features),
+                           masks=Masks())
     logits, _, alphas = model.teacher_forcing(plain)
     p = tf.nn.softmax(logits).numpy()                                   # (N, K)
     words, first = np.array(batch.words), 0

@@ -64,9 +64,11 @@ class SelfCritical(CaptionBatches):
             yield batch
 
     def read(self, images):
-        """The features of these images, (I, L, F); None where there are none."""
+        """The features of these images, a tensor (I, L, F); None where there are none.
+        """
         if len(images):
-            return np.stack([read_features(self.paths[i]) for i in images])
+            return tf.convert_to_tensor(np.stack(
+                [read_features(self.paths[i]) for i in images]))
 
     def draw(self, images, features, seed):
         """A Batch of samples of these images, and the sum of the images' mean rewards.
