@@ -82,12 +82,13 @@ def with_draws(batches, order, share, seed):
     expected context. seed: a tuple of ints. The numbers depend on it and the caption
     only.
     """
+    random = np.random.RandomState(0)
     for batch, numbers in zip(batches, order):
         if batch is not None:
             C = batch.words.shape[1] - 1
             draws = np.empty((C, len(numbers)), np.float32)
             for i, number in enumerate(numbers):
-                random = np.random.RandomState([*seed, 4, number])
+                random.seed([*seed, 4, number])
                 expected = random.random_sample() < share
                 draws[:, i] = -1 if expected else random.random_sample(C)
             batch = batch._replace(

@@ -38,10 +38,13 @@ def with_own_words(batches, order, model, shares, seed):
     batches: of the captions' numbers in `order`. shares: of each batch. seed: a tuple
     of ints. What is drawn depends on it, the caption and the weights only.
     """
+    random = np.random.RandomState(0)
     for batch, numbers, share in zip(batches, order, shares):
         if batch is not None:
             shape = batch.words.shape[1] - 1, 2
-            uniforms = np.stack([np.random.RandomState(
-                [*seed, 3, number]).random_sample(shape) for number in numbers])
+            uniforms = np.empty((len(numbers),) + shape)
+            for row, number in zip(uniforms, numbers):
+                random.seed([*seed, 3, number])
+                row[:] = random.random_sample(shape)
             batch = batch._replace(told=told(model, batch, uniforms, share))
         yield batch

@@ -75,8 +75,11 @@ class SelfCritical(CaptionBatches):
 
         What is drawn depends on the seed, the image and the weights only.
         """
-        uniforms = np.stack([np.random.RandomState([*seed, 2, i]).random_sample(
-            (self.each, self.steps)) for i in images])
+        random = np.random.RandomState(0)
+        uniforms = np.empty((len(images), self.each, self.steps))
+        for row, i in zip(uniforms, images):
+            random.seed([*seed, 2, i])
+            row[:] = random.random_sample(row.shape)
         captions = [caption.words for group in sample(self.model, features, uniforms)
                     for caption in group]
         earned = self.rewards(captions, np.repeat(images, self.each))
