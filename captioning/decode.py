@@ -209,7 +209,8 @@ def sample(model, features, uniforms, temperature=1., top_p=1., forbidden=()):
         p, live = p.numpy(), words != END
         words = np.where(live, draw(p, uniforms[rows, t], top_p), END).astype(np.int32)
         lengths[rows[live]] += 1
-        found.append((rows, words, np.log(p[np.arange(len(p)), words]), alpha.numpy(),
+        chances = np.where(live, p[np.arange(len(p)), words], p.dtype.type(1))
+        found.append((rows, words, np.log(chances), alpha.numpy(),
                       beta if beta is None else beta.numpy().ravel()))
         going = words != END
         if not going.any():
