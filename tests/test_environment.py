@@ -412,12 +412,11 @@ def test_half_made_environment_is_made_anew(make, tmp_path):
 
 def begin(make, tmp_path):
     """Start make_env.sh on a Python that takes 2 seconds to make an environment."""
-    path = installer(tmp_path / "bin" / "python3", "3.6")
-    with open(path) as file:
-        text = file.read().replace("'-m venv '*)",
-                                   "'-m venv '*) : > $0.begun; sleep 2;")
-    with open(path, "w") as file:
-        file.write(text)
+    path = tmp_path / "bin" / "python3"
+    if not path.exists():  # another process may be running it
+        installer(path, "3.6")
+        path.write_text(path.read_text().replace(
+            "'-m venv '*)", "'-m venv '*) : > $0.begun; sleep 2;"))
     return subprocess.Popen(
         [BASH, str(make.folder / "tools" / "make_env.sh")], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, env={"PATH": f"{tmp_path / 'bin'}:{make.programs}",
