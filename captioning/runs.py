@@ -191,7 +191,8 @@ def earlier_flags(folder):
     try:
         with open(settings_path(folder), encoding="utf-8") as file:
             settings = json.load(file)
-        return {key: value for key, value in EARLIER.items()
+        # The defaults of the others are what earlier releases did
+        return {key: EARLIER[key] for key in ("guidance", "no_word_query")
                 if is_begun(folder) and key not in settings}
     except (OSError, ValueError, TypeError):  # check_settings will tell
         return {}

@@ -255,6 +255,18 @@ def test_it_begins_from_a_soft_run_and_looks_at_one_location(runs):
                   if key != "attention"}).look is None  # as earlier releases
 
 
+def test_run_of_an_earlier_release_does_not_become_hard(runs):
+    assert runs("a", 1)[0] == 0
+    with open(runs.file("a", "settings.json")) as file:
+        settings = json.load(file)
+    for key in ("attention", "expected", "reinforce", "entropy"):
+        del settings[key]
+    with open(runs.file("a", "settings.json"), "w") as file:
+        json.dump(settings, file)
+    assert "attention" in refusal(runs("a", 2, *HARD))
+    assert runs("a", 2)[0] == 0
+
+
 @pytest.mark.parametrize("flags, line", [
     (("--reinforce", "1"), "--reinforce: is for --attention hard"),
     (("--expected", ".2"), "--expected: is for --attention hard"),
