@@ -92,6 +92,12 @@ def make_features(folder, images, random, files=100):
                     path)
 
 
+def make_picture(path, random):
+    """A JPEG about the size of COCO's pictures, in pixels and in bytes."""
+    small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
+    Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(path, quality=95)
+
+
 def caption_batches(tokens, folder):
     """CaptionBatches of tokens all of whose images have features."""
     paths = [feature_path(folder, str(image)) for image in tokens.images]
@@ -259,10 +265,8 @@ def bench_extract(folder, rows, images=48):
     random = np.random.RandomState(2)
     os.makedirs(os.path.join(folder, "train"))
     names = [f"train/{i}.jpg" for i in range(images)]
-    for name in names:  # about the size of COCO's pictures, in pixels and in bytes
-        small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
-        Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(
-            os.path.join(folder, name), quality=95)
+    for name in names:
+        make_picture(os.path.join(folder, name), random)
     paths = [os.path.join(folder, name) for name in names]
     targets = [os.path.join(folder, f"{i}.npy") for i in range(images)]
     plain = inception.architecture()

@@ -25,7 +25,6 @@ import time
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 import extract_features
 from benchmarks import bench
@@ -176,10 +175,8 @@ def feeding(scale):
             path = os.path.join(folder, name)
             if i >= 64:
                 os.link(os.path.join(folder, names[i % 64]), path)
-                continue
-            small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
-            Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(path,
-                                                                          quality=95)
+            else:
+                bench.make_picture(path, random)
         B = scale.pictures[-1]
         found["pictures read, images/s"] = len(names) / bench.seconds(
             lambda: list(extract_features.batches(

@@ -158,6 +158,19 @@ class CaptionBatches:
         return read_ahead(load, order)
 
 
+def uniforms_of(seeds, shape):
+    """Numbers in [0, 1), float64 (number of seeds, *shape): each row by its own seed.
+
+    seeds: lists of ints.
+    """
+    random = np.random.RandomState(0)  # numpy 2 takes 0.2 ms to make one
+    found = np.empty((len(seeds),) + shape)
+    for row, seed in zip(found, seeds):
+        random.seed(seed)
+        row[:] = random.random_sample(shape)
+    return found
+
+
 def read_ahead(load, order):
     """Yield load(item) for each item of `order`; the next ones are read meanwhile."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

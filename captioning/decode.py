@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning.batches import read_ahead
+from captioning.batches import read_ahead, uniforms_of
 from captioning.features import read_features
 from captioning.tokens import END, PAD, START, UNK
 from runtime import cli, watchdog
@@ -288,9 +288,8 @@ def sample_files(model, paths, batch_size, count, max_steps, seed, **drawing):
         groups = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
         for maps, some in zip(watchdog.watched(read_ahead(read_maps, groups), "batch",
                                                "the samples"), groups):
-            uniforms = np.stack([np.random.RandomState(
-                [seed, zlib.crc32(os.path.basename(path).encode())]).random_sample(
-                    (count, max_steps)) for path in some])
+            uniforms = uniforms_of([[seed, zlib.crc32(os.path.basename(path).encode())]
+                                    for path in some], (count, max_steps))
             found += sample(model, maps, uniforms, **drawing)
             bar.update(len(some))
     return found

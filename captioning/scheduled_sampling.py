@@ -8,6 +8,7 @@ computed at once. Targets stay the true words.
 """
 import numpy as np
 
+from captioning.batches import uniforms_of
 from captioning.decode import draw
 from model import Masks
 from runtime.tf import tf
@@ -38,13 +39,9 @@ def with_own_words(batches, order, model, shares, seed):
     batches: of the captions' numbers in `order`. shares: of each batch. seed: a tuple
     of ints. What is drawn depends on it, the caption and the weights only.
     """
-    random = np.random.RandomState(0)
     for batch, numbers, share in zip(batches, order, shares):
         if batch is not None:
             shape = batch.words.shape[1] - 1, 2
-            uniforms = np.empty((len(numbers),) + shape)
-            for row, number in zip(uniforms, numbers):
-                random.seed([*seed, 3, number])
-                row[:] = random.random_sample(shape)
+            uniforms = uniforms_of([[*seed, 3, number] for number in numbers], shape)
             batch = batch._replace(told=told(model, batch, uniforms, share))
         yield batch

@@ -10,7 +10,7 @@ decoding forbids, and there is no dropout.
 """
 import numpy as np
 
-from captioning.batches import CaptionBatches, read_ahead
+from captioning.batches import CaptionBatches, read_ahead, uniforms_of
 from captioning.decode import sample
 from captioning.features import read_features
 from captioning.rewards import Rewards
@@ -75,11 +75,8 @@ class SelfCritical(CaptionBatches):
 
         What is drawn depends on the seed, the image and the weights only.
         """
-        random = np.random.RandomState(0)
-        uniforms = np.empty((len(images), self.each, self.steps))
-        for row, i in zip(uniforms, images):
-            random.seed([*seed, 2, i])
-            row[:] = random.random_sample(row.shape)
+        uniforms = uniforms_of([[*seed, 2, i] for i in images],
+                               (self.each, self.steps))
         captions = [caption.words for group in sample(self.model, features, uniforms)
                     for caption in group]
         earned = self.rewards(captions, np.repeat(images, self.each))
