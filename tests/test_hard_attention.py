@@ -1,8 +1,6 @@
 """Hard attention: what is drawn, the gradient against its expectation, and runs."""
 import itertools
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from captioning.hard_attention import Reinforce, to_come, with_draws
 from captioning.runs import build, read_run
 from model import Batch, Captioner, Sizes, drawn, likeliest, loss
 from runtime.tf import AdamOptimizer, tf
-from test_train import on_step
+from test_train import assert_stopping_changes_nothing
 from train import Trainer
 from worlds import SIZES, TRAIN, Runs, caption_batches, refusal, write_features
 
@@ -229,13 +227,7 @@ def test_processes_together_have_the_gradient_of_one_and_compiled_or_not(tmp_pat
 def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,
                                                                       monkeypatch):
     flags = HARD + ("--learning-rate", ".02")
-    assert runs("whole", 2, *flags)[0] == 0
-    with monkeypatch.context() as patch:
-        on_step(patch, 2, lambda run: [run(), os.kill(os.getpid(), signal.SIGTERM)][0])
-        assert runs("parts", 2, *flags)[0] == 130
-    assert runs("parts", 2, *flags)[0] == 0
-    whole, parts = runs.arrays("whole"), runs.arrays("parts")
-    assert all((whole[key] == parts[key]).all() for key in whole)
+    assert_stopping_changes_nothing(runs, monkeypatch, *flags)
     baselines = []
     for run in ("whole", "parts"):
         with np.load(runs.file(run, "newest.npz")) as file:

@@ -1,6 +1,4 @@
 """Scheduled sampling: some of the previous words are the model's own."""
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from captioning.decode import draw
 from captioning.scheduled_sampling import told, with_own_words
 from model import Captioner, real_words
 from runtime.tf import tf
-from test_train import on_step
+from test_train import assert_stopping_changes_nothing
 from worlds import SIZES, TRAIN, Runs, caption_batches, write_features
 
 NUMBERS = np.array(sorted([2, 7, 10, 9], key=lambda i: -TRAIN.lengths[i]))
@@ -82,10 +80,4 @@ def test_what_is_drawn_of_a_caption_does_not_depend_on_its_batch(batch, tmp_path
 def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,
                                                                       monkeypatch):
     flags = ("--scheduled-sampling", ".8", "--learning-rate", ".02")
-    assert runs("whole", 2, *flags)[0] == 0
-    with monkeypatch.context() as patch:
-        on_step(patch, 2, lambda run: [run(), os.kill(os.getpid(), signal.SIGTERM)][0])
-        assert runs("parts", 2, *flags)[0] == 130
-    assert runs("parts", 2, *flags)[0] == 0
-    whole, parts = runs.arrays("whole"), runs.arrays("parts")
-    assert all((whole[key] == parts[key]).all() for key in whole)
+    assert_stopping_changes_nothing(runs, monkeypatch, *flags)

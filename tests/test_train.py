@@ -639,6 +639,17 @@ def on_step(monkeypatch, number, action):
     monkeypatch.setattr(train.Trainer, "step", step)
 
 
+def assert_stopping_changes_nothing(runs, monkeypatch, *flags):
+    """A run 'parts', stopped inside an epoch and resumed, becomes the run 'whole'."""
+    assert runs("whole", 2, *flags)[0] == 0
+    with monkeypatch.context() as patch:
+        on_step(patch, 2, lambda run: [run(), os.kill(os.getpid(), signal.SIGTERM)][0])
+        assert runs("parts", 2, *flags)[0] == 130
+    assert runs("parts", 2, *flags)[0] == 0
+    whole, parts = runs.arrays("whole"), runs.arrays("parts")
+    assert all((whole[key] == parts[key]).all() for key in whole)
+
+
 def test_checkpoints_without_settings_are_not_taken_over(runs):
     assert runs("a", 1)[0] == 0
     before = runs.arrays("a")
