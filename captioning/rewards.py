@@ -1,4 +1,5 @@
-"""What a sampled caption earns: CIDEr-D against its image's references, and BLEU-4.
+"""What a sampled caption earns: CIDEr-D against its image's references, and, where that
+is asked for, BLEU-4 and METEOR's F-mean.
 
 CIDEr-D is that of Vedantam et al. 2015 and of the COCO tools: n-grams of 1 to 4 words,
 weighted by how few images have them, clipped, and a Gaussian on the difference of
@@ -6,17 +7,29 @@ lengths. The end token is a word of captions and references (as in Rennie et al.
 otherwise a caption that stops at "with a" loses nothing. How many images have an n-gram
 is counted on the references given here, anew in every process: nothing is kept on disk
 that could belong to other data.
+
+METEOR's F-mean (Denkowski & Lavie 2014) is that of equal words only, without stems and
+synonyms and without the penalty for their order, which CIDEr-D and BLEU-4 look at. It
+pays for length, as they hardly do: recall counts almost six times as much as precision.
 """
 import typing
 
 import numpy as np
 
-from captioning.scores import N_GRAMS, bleu
-from captioning.tokens import END, UNK, split_words
+from captioning.scores import N_GRAMS, OPEN, bleu
+from captioning.tokens import END, PAD, START, UNK, split_words
 
 SIGMA = 6.   # words, of the Gaussian
 SCALE = 10.  # of CIDEr-D
 SHIFT = 32   # caption << SHIFT | n-gram: both in one number
+IDS = (1 << SHIFT) - 1
+# Of METEOR 1.5 for English: how much of the F-mean is recall, how much of a caption its
+# content words, and words that are none
+RECALL, CONTENT = .85, .75
+FUNCTION = OPEN | set("is are was be been being has have had do does there this these "
+                      "those he she it they him her them his hers its their who which "
+                      "what where when some other each no not so up down out off"
+                      .split())
 
 
 class Grams(typing.NamedTuple):
@@ -30,15 +43,20 @@ class Grams(typing.NamedTuple):
 class Rewards:
     """The references of a split, as vectors that are made once."""
 
-    def __init__(self, vocabulary, references, bleu=0.):
-        """references: of each image a list of captions, as people wrote them. bleu: how
-        much of BLEU-4 (0 to 1) is added to CIDEr-D (0 to 10).
+    def __init__(self, vocabulary, references, bleu=0., meteor=0.):
+        """references: of each image a list of captions, as people wrote them. bleu and
+        meteor: how much of BLEU-4 and of METEOR's F-mean (0 to 1) is added to CIDEr-D
+        (0 to 10).
         """
-        self.bleu = bleu
+        self.bleu, self.meteor = bleu, meteor
         new_words = {}  # those that the vocabulary lacks; no sampled UNK equals one
         captions = [_encode(caption, vocabulary, new_words)
                     for group in references for caption in group]
         self.words = len(vocabulary) + len(new_words)
+        self.worth = np.full(self.words, CONTENT)       # of each word, in the F-mean
+        self.worth[[vocabulary.word_index[word] for word in FUNCTION
+                    if word in vocabulary.word_index]] = 1 - CONTENT
+        self.worth[[PAD, START, END]] = 0
         counts = np.array([len(group) for group in references], np.int64)
         self.count = counts                             # references of each image
         self.first = np.cumsum(counts) - counts         # the first one's number
@@ -48,9 +66,10 @@ class Rewards:
         self.tables, self.rarity, self.grams = {}, {}, {}
         for n, rows, ids in self._n_grams(captions, learn=True):
             pairs = np.unique(self.image_of[rows] << SHIFT | ids)
-            images = np.bincount(pairs & (1 << SHIFT) - 1, minlength=self._known(n))
+            images = np.bincount(pairs & IDS, minlength=self._known(n))
             self.rarity[n] = self.unseen - np.log(np.maximum(1, images))
             self.grams[n] = self._vectors(n, rows, ids, len(captions))
+        self.worths = self._worths(self.grams[1], len(captions))
 
     def __call__(self, captions, images):
         """The reward of each caption, float64 (S,).
@@ -75,6 +94,14 @@ class Rewards:
             norms = made.norms[caption_of] * true.norms[reference]
             similar += (np.bincount(pair, products, minlength=len(reference))
                         / np.where(norms > 0, norms, 1)) / len(N_GRAMS)
+            if self.meteor and n == 1:
+                f_mean = np.zeros(len(captions))  # the best of an image's references
+                both = np.minimum(made.counts[gram], true.counts[at])
+                both = np.bincount(pair, both * self.worth[made.keys[gram] & IDS],
+                                   len(reference))
+                np.maximum.at(f_mean, caption_of, both / np.maximum(
+                    RECALL * self.worths[reference] + (1 - RECALL)
+                    * self._worths(made, len(captions))[caption_of], 1e-9))
             if self.bleu:
                 most = np.zeros(len(made.keys), np.int64)  # in any one reference
                 np.maximum.at(most, gram, true.counts[at])
@@ -89,7 +116,14 @@ class Rewards:
             parts += [np.maximum(0, lengths - n + 1) for n in N_GRAMS]
             counts = np.concatenate([np.stack(parts, axis=1), right], axis=1)
             reward += self.bleu * bleu(counts)[:, -1] / 100
+        if self.meteor:
+            reward += self.meteor * f_mean
         return reward
+
+    def _worths(self, grams, captions):
+        """The weights of so many captions' words together, in the F-mean."""
+        return np.bincount(grams.keys >> SHIFT,
+                           grams.counts * self.worth[grams.keys & IDS], captions)
 
     def _n_grams(self, captions, learn=False):
         """Yield n, rows and ids for n = 1 to 4: which caption has each n-gram, and its
@@ -122,7 +156,7 @@ class Rewards:
     def _vectors(self, n, rows, ids, captions):
         """The Grams of so many captions."""
         keys, counts = np.unique(rows << SHIFT | ids, return_counts=True)
-        ids, known = keys & (1 << SHIFT) - 1, self._known(n)
+        ids, known = keys & IDS, self._known(n)
         rarity = np.append(self.rarity[n], self.unseen)[np.minimum(ids, known)]
         weights = counts * rarity
         return Grams(keys, counts, weights, np.sqrt(np.bincount(
@@ -132,14 +166,14 @@ class Rewards:
         """Where captions and references have the same n-gram: three int arrays, its
         number in the captions' Grams, in the pairs, and in the references' Grams.
         """
-        numbers = np.flatnonzero(keys & (1 << SHIFT) - 1 < self._known(n))
+        numbers = np.flatnonzero(keys & IDS < self._known(n))
         caption = keys[numbers] >> SHIFT
         times = count[caption]
         gram = np.repeat(numbers, times)
         nth = np.arange(len(gram)) - np.repeat(np.cumsum(times) - times, times)
         pair = np.repeat(first_pair[caption], times) + nth
         at, found = _find(self.grams[n].keys, reference[pair] << SHIFT
-                          | keys[gram] & (1 << SHIFT) - 1)
+                          | keys[gram] & IDS)
         return gram[found], pair[found], at[found]
 
 

@@ -117,8 +117,10 @@ def read_rewards(args, captions, vocabulary):
     where the flags do not go together, or there are no references of its images.
     """
     if not args.self_critical:
-        if args.bleu_reward:
-            raise cli.UserError("--bleu-reward: is for --self-critical")
+        for flag in ("bleu_reward", "meteor_reward"):
+            if vars(args)[flag]:
+                raise cli.UserError(f"--{flag.replace('_', '-')}: is for "
+                                    "--self-critical")
         return None
     if not args.start_from:
         raise cli.UserError("--self-critical: an untrained model draws nothing that "
@@ -133,7 +135,8 @@ def read_rewards(args, captions, vocabulary):
             raise cli.UserError(f"{references_path(args.tokens, 'train')}: has nothing "
                                 f"of {captions.tokens.images[i]}; run "
                                 "tokenize_captions.py again")
-    return Rewards(vocabulary, groups, args.bleu_reward or 0.)
+    return Rewards(vocabulary, groups, args.bleu_reward or 0.,
+                   args.meteor_reward or 0.)
 
 
 def add_flags(parser):
@@ -147,3 +150,6 @@ def add_flags(parser):
     parser.add_argument("--bleu-reward", type=cli.number(float, above=0),
                         metavar="WEIGHT", help="of BLEU-4 (0 to 1), which is added to "
                         "CIDEr-D (0 to 10)")
+    parser.add_argument("--meteor-reward", type=cli.number(float, above=0),
+                        metavar="WEIGHT", help="of METEOR's F-mean of equal words "
+                        "(0 to 1), which is added, too, and pays for longer captions")

@@ -1,4 +1,6 @@
-"""CIDEr-D and BLEU-4 of samples, against a plain loop and the COCO tools."""
+"""CIDEr-D, BLEU-4 and METEOR's F-mean of samples, against plain loops and the COCO
+tools.
+"""
 import collections
 import itertools
 import math
@@ -123,6 +125,52 @@ def test_bleu_4_is_that_of_the_coco_tools(column, capsys):
     np.testing.assert_allclose((both - cider) / 2, expected, rtol=1e-6, atol=1e-9)
 
 
+# --- METEOR's F-mean ------------------------------------------------------------------
+
+def naive_f_mean(words, image):
+    function, best = {"a", "on", "with", "the"}, 0.
+
+    def weight(word):
+        return .25 if word in function else .75
+    made = collections.Counter(word for word in words if word not in
+                               ("<end>", "<pad>!", "<start>!"))
+    for caption in REFERENCES[image]:
+        true = collections.Counter(reference_words(caption)[:-1])
+        size, total, both = (sum(weight(word) * count for word, count in bag.items())
+                             for bag in (made, true, made & true))
+        if both:
+            precision, recall = both / size, both / total
+            best = max(best, precision * recall / (.85 * precision + .15 * recall))
+    return best
+
+
+def f_means(captions, images, references=REFERENCES):
+    plain, more = (Rewards(VOCABULARY, references, meteor=weight)(captions, images)
+                   for weight in (0., 2.))
+    return (more - plain) / 2
+
+
+def test_f_mean_is_that_of_a_plain_loop():
+    captions, images = samples()
+    random = np.random.RandomState(5)
+    captions += [list(random.choice([3, 4, 5, 6, 7, 8, 9, 12], random.randint(0, 9)))
+                 + [END] for _ in range(300)]
+    images = np.concatenate([images, random.randint(4, size=300)])
+    expected = [naive_f_mean(text_of(words, i), i)
+                for words, i in zip(captions, images)]
+    np.testing.assert_allclose(f_means(captions, images), expected, rtol=1e-9,
+                               atol=1e-12)
+    assert max(expected) == 1 and min(expected) == 0 and len(set(expected)) > 50
+
+
+def test_f_mean_pays_for_what_a_reference_says_more():
+    """By hand: of "a dog runs on grass", 2.75 in all, 2 are found, or 1."""
+    found = f_means([indices("dog runs on a"), indices("a dog")], [0, 0],
+                    [["a dog runs on grass"]])
+    np.testing.assert_allclose(found, [2 / (.85 * 2.75 + .15 * 2),
+                                       1 / (.85 * 2.75 + .15 * 1)])
+
+
 # --- what it is for -------------------------------------------------------------------
 
 def test_end_where_no_reference_ends_costs_and_where_one_ends_it_pays():
@@ -142,7 +190,7 @@ def test_unk_earns_nothing_even_where_a_reference_has_a_word_out_of_the_vocabula
 
 def test_rewards_do_not_depend_on_what_is_scored_beside_them():
     captions, images = samples()
-    reward = Rewards(VOCABULARY, REFERENCES, bleu=1.)
+    reward = Rewards(VOCABULARY, REFERENCES, bleu=1., meteor=1.)
     together = reward(captions, images)
     alone = [reward([words], [i])[0] for words, i in zip(captions, images)]
     np.testing.assert_allclose(together, alone, rtol=1e-12)

@@ -232,7 +232,8 @@ def test_reward_of_the_log_is_what_the_weights_draw(runs):
     assert rewards.std() > 0 and rewards == pytest.approx(rewards.mean(), rel=.25)
 
 
-@pytest.mark.parametrize("flags", [("2", "--bleu-reward", "3"), ("--penalty", "1")])
+@pytest.mark.parametrize("flags", [("2", "--bleu-reward", "3"),
+                                   ("2", "--meteor-reward", "3"), ("--penalty", "1")])
 def test_flags_of_self_critical_training_make_other_weights(flags, runs):
     assert runs("b", 1, *SELF_CRITICAL)[0] == runs("c", 1, *SELF_CRITICAL, *flags)[0]
     assert not (runs.arrays("b")["U"] == runs.arrays("c")["U"]).all()
@@ -264,7 +265,8 @@ def test_run_stopped_at_any_batch_goes_on_as_if_never_stopped(number, runs,
     (("--self-critical",), "give that run to --start-from"),
     (("--start-from", "a", "--self-critical", "1"), "at least 2"),
     (("--start-from", "a", "--self-critical", "--dropout", ".3"), "leave it out"),
-    (("--bleu-reward", "1"), "is for --self-critical")])
+    (("--bleu-reward", "1"), "bleu-reward: is for --self-critical"),
+    (("--meteor-reward", "1"), "meteor-reward: is for --self-critical")])
 def test_flags_that_do_not_go_together_are_refused(flags, said, runs):
     status, _, errors = runs("b", 1, *flags)
     assert status == 2 and said in errors and "Traceback" not in errors
