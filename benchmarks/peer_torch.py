@@ -5,8 +5,9 @@
 Reads what peers.py has put into FOLDER, then takes commands from stdin, a line each,
 and answers each with a line of JSON. Captions of a batch come longest first, those that
 have ended drop out of it (batch_size_t), the image is encoded once, and nn.GRUCell is
-the decoder's cell. Needs torch and numpy only.
+the decoder's cell. Needs torch and numpy; torchvision for InceptionV3 beside ours.
 """
+import functools
 import json
 import os
 import sys
@@ -134,9 +135,29 @@ def main(folder, how):
         "losses": lambda: [float(loss(*batch(i)).detach())
                            for i in range(int(data["batches"]))],
         "captions": lambda: greedy().tolist(), "train": lambda: seconds(train),
-        "greedy": lambda: seconds(greedy)}
+        "greedy": lambda: seconds(greedy),
+        "inception": lambda: inception() and seconds(inception())}
     for line in sys.stdin:
         print(json.dumps(answers[line.strip()]()), flush=True)
+
+
+@functools.lru_cache(None)
+def inception():
+    """A function that computes torchvision's InceptionV3; None without torchvision."""
+    try:
+        from torchvision.models import inception_v3
+    except Exception as error:  # its build must be that of torch
+        print(f"no torchvision: {error}", file=sys.stderr)
+        return None
+    network = inception_v3(init_weights=False).eval()
+    network.fc = nn.Identity()
+    pixels = torch.rand(16, 3, 299, 299) * 2 - 1
+
+    def run():
+        with torch.no_grad():
+            return network(pixels).numpy()
+    run()
+    return run
 
 
 def seconds(function):

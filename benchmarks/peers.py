@@ -9,6 +9,10 @@ must agree first: losses to 1e-4, and captions but for two in a hundred, where t
 are equally probable to the last digits. There is no dropout, so that losses can be
 compared. The table has medians and ranges of the ratios, round by round.
 
+Beside PyTorch the table has ours against itself: beam search against greedy decoding, a
+training step against its matrix products alone, and a self-critical step against a
+teacher-forced one, caption for caption and scaled to as many words.
+
 The machine must be idle: PyTorch's threads wait for each other, so other programs on
 the same cores slow it down far more than TensorFlow.
 """
@@ -17,25 +21,49 @@ import os
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import numpy as np
 
 from benchmarks import bench
+from captioning import inception
+from captioning.batches import CaptionBatches
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decode import beam_search
-from captioning.tokens import END, PAD, START, UNK
+from captioning.rewards import Rewards
+from captioning.self_critical import SelfCritical
+from captioning.tokens import END, PAD, START, UNK, Vocabulary
 from model import Batch, Captioner
 from runtime import atomic, cli
-from runtime.tf import AdamOptimizer, start, tf
+from runtime.tf import AdamOptimizer, compiled, start, tf
 from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BATCHES, IMAGES, SIZE = 6, 128, 64
 BARRED = (PAD, START, UNK, END)  # so that all captions are equally long
-# Ratios: what, of whom, against whom, floor. "2" is TensorFlow 2, "1" TensorFlow 1.
+SAMPLES, SAMPLED_WORDS = 5, 13  # of an image; of a sample at most, 9 in the mean
+PICTURES = 16                   # for InceptionV3
+# What is timed: of how many items, by whom. "2" is TensorFlow 2, "1" TensorFlow 1,
+# "eager" PyTorch, and "compile" PyTorch with a compiled loss.
+WORK = {"train": (SIZE * BATCHES, ("1", "2", "eager", "compile")),
+        "products": (SIZE * BATCHES, ("1", "2")),
+        "self_critical": (SIZE * SAMPLES, ("1", "2")),
+        "greedy": (IMAGES, ("1", "2", "eager")), "beam": (IMAGES, ("1", "2")),
+        "inception": (PICTURES, ("1", "2", "eager"))}
+TITLES = {"train": "training, captions/s", "greedy": "greedy decoding, images/s",
+          "products": "matrix products of training, captions/s",
+          "self_critical": "self-critical training, captions/s",
+          "beam": "beam 3, images/s", "inception": "InceptionV3, images/s"}
+# Against PyTorch: what, whose, against whom, at least
 FLOORS = (("train", "2", "eager", 1.7), ("train", "2", "compile", 1.),
-          ("train", "1", "eager", 1.3), ("greedy", "better", "eager", 1.3))
-TITLES = {"train": "training, captions/s", "greedy": "greedy decoding, images/s"}
+          ("train", "1", "eager", 1.3), ("greedy", "better", "eager", 1.3),
+          ("inception", "2", "eager", 1.))
+# Ours against ours, for both TensorFlows: title, rates of what above and below, goal
+OWN = (("beam 3, time against greedy", "greedy", "beam", ("at most", 2.2)),
+       ("training step, against its matrix products alone", "train", "products",
+        ("at least", .75)),
+       ("self-critical step, time against teacher-forced ones", "train",
+        "self_critical", ("at most", 1.8)))
 
 
 def make_data(folder):
@@ -74,6 +102,13 @@ class Ours:
                         for i in range(BATCHES)]
         # As in an epoch of COCO, in which each length has hundreds of batches
         self.trainer.shapes = {(SIZE, int(batch.lengths[0])) for batch in self.batches}
+        self.shapes = [products_of(self.model, batch) for batch in self.batches]
+        self.self_critical_trainer = Trainer(Captioner(bench.SIZES),
+                                             AdamOptimizer(5e-5))
+        create_optimizer_variables(self.self_critical_trainer.model,
+                                   self.self_critical_trainer.optimizer)
+        self.sampling = sampling(self.self_critical_trainer.model)
+        self.network = None
 
     def name(self):
         return f"TensorFlow {tf.__version__}"
@@ -101,6 +136,83 @@ class Ours:
 
     def beam(self):
         return bench.seconds(lambda: self.decode(3))
+
+    def products(self):
+        return bench.seconds(lambda: [multiply(shapes) for shapes in self.shapes])
+
+    def self_critical(self):
+        """Seconds of a step, scaled to captions as long as the other batches'."""
+        trainer, words = self.self_critical_trainer, []
+
+        def step():
+            batch, _ = self.sampling.draw(np.arange(SIZE), self.data["images"][:SIZE],
+                                          (0,))
+            words.append(batch.lengths.mean())
+            trainer.step(batch, SIZE * SAMPLES)
+        usual = np.mean([batch.lengths.mean() for batch in self.batches])
+        return bench.seconds(step) * usual / words[0]
+
+    def inception(self):
+        if self.network is None:
+            plain = inception.architecture()
+            inception.random_weights(plain, 0)
+            folded = compiled(inception.fold_batch_norm(plain))
+            pixels = tf.constant(np.random.RandomState(0).uniform(
+                -1., 1., (PICTURES, 299, 299, 3)).astype("f4"))
+            self.network = lambda: folded(pixels).numpy()
+            self.network()
+        return bench.seconds(self.network)
+
+
+def products_of(model, batch):
+    """The shapes of a training step's matrix products: pairs of a left and a right.
+
+    Those of the forward pass are recorded; each but the first, of the features, has two
+    more in the backward pass, the first has one.
+    """
+    found, matmul = [], tf.matmul
+
+    def recorded(a, b):
+        found.append((tuple(a.shape.as_list()), tuple(b.shape.as_list())))
+        return matmul(a, b)
+    with mock.patch.object(tf, "matmul", recorded):
+        model.teacher_forcing(batch._replace(features=tf.constant(batch.features)))
+    return found
+
+
+def multiply(shapes):
+    """Compute the products of `products_of`, of ones, forward and backward."""
+    ones, last = {}, None
+
+    def some(shape):
+        if shape not in ones:
+            ones[shape] = tf.ones(shape)
+        return ones[shape]
+    for number, (a, b) in enumerate(shapes):
+        out = some(a[:-1] + b[-1:])
+        last = tf.matmul(some(a), some(b))
+        if number:  # towards a; none is needed of the features
+            last = tf.matmul(out, some(b), transpose_b=True)
+        last = tf.matmul(some(a), out, transpose_a=True)  # towards b
+    return last.numpy()
+
+
+def sampling(model):
+    """SelfCritical of random captions, whose samples end after 1 to SAMPLED_WORDS."""
+    bias = model.b_o.numpy()
+    bias[END] = np.log(bench.SIZES.vocabulary / 16)  # once in 16 words
+    model.b_o.assign(bias)
+    vocabulary = Vocabulary([f"w{i}" for i in range(bench.SIZES.vocabulary - 4)],
+                            [0] * bench.SIZES.vocabulary)
+    tokens = bench.make_tokens(2000, np.random.RandomState(0))
+    references = [[] for _ in tokens.images]
+    for words, length, image in zip(tokens.words, tokens.lengths, tokens.image_of):
+        references[image].append(vocabulary.decode(words[1:length]))
+    captions = CaptionBatches(tokens, list(tokens.images),
+                              np.ones(len(tokens.images), np.bool_))
+    drawing = SelfCritical(captions, model, Rewards(vocabulary, references), SAMPLES)
+    drawing.steps = SAMPLED_WORDS
+    return drawing
 
 
 def serve(folder):
@@ -153,18 +265,14 @@ def check(peers):
 
 def measure(peers, rounds):
     """{(key of the peer, what): rates of the rounds}; the first round is left out."""
-    work, found = {"train": SIZE * BATCHES, "greedy": IMAGES, "beam": IMAGES}, {}
+    found = {}
     for number in range(rounds + 1):
         print(f"round {number} of {rounds}" if number else "warming up", flush=True)
-        for what, items in work.items():
+        for what, (items, keys) in WORK.items():
             for peer in peers:
-                if what == "beam" and peer.key in ("eager", "compile"):
-                    continue
-                if what == "greedy" and peer.key == "compile":
-                    continue  # only the loss is compiled
-                rate = items / peer(what)
-                if number:
-                    found.setdefault((peer.key, what), []).append(rate)
+                took = peer(what) if peer.key in keys else None
+                if number and took:  # none without torchvision
+                    found.setdefault((peer.key, what), []).append(items / took)
     return found
 
 
@@ -184,10 +292,12 @@ def rows_of(found):
             add(f"{TITLES[what]}, ours with TensorFlow {whose} against PyTorch {other}",
                 found[whose, what], found[other, what], f"at least {floor:g}",
                 lambda ratio, floor=floor: ratio >= floor)
-    for key in ("1", "2"):
-        if (key, "beam") in found:
-            add(f"beam 3, time against greedy, TensorFlow {key}", found[key, "greedy"],
-                found[key, "beam"], "at most 2.2", lambda ratio: ratio <= 2.2)
+    for title, above, below, (goal, limit) in OWN:
+        for key in ("1", "2"):
+            if (key, below) in found:
+                add(f"{title}, TensorFlow {key}", found[key, above], found[key, below],
+                    f"{goal} {limit:g}", lambda ratio, goal=goal, limit=limit: (
+                        ratio <= limit if goal == "at most" else ratio >= limit))
     return rows
 
 
@@ -218,7 +328,7 @@ def main():
     cli.table(rows_of(found))
     print()
     cli.table([("", "", "median")] + [
-        (names[key], TITLES.get(what, "beam 3, images/s"), f"{np.median(rates):.1f}")
+        (names[key], TITLES[what], f"{np.median(rates):.1f}")
         for (key, what), rates in sorted(found.items(), key=lambda item: item[0][1])])
     path = os.path.join(HERE, "results", "peers.json")
     atomic.write_json(path, {f"{names[key]}: {what}": [round(rate, 2) for rate in rates]
