@@ -141,7 +141,7 @@ def together(args, run):
 class Inputs(typing.NamedTuple):
     """What is captioned: images with sound features."""
     name: str                     # of the results: the split's, or one of its own
-    source: dict                  # the folders 'data', 'tokens' and 'features'
+    source: dict                  # see decoded.read_source
     images: typing.List[str]      # paths below the data set
     ids: typing.List[str]
     as_annotated: list            # the same ids, int where the annotations have int
@@ -181,7 +181,7 @@ def evaluate(args, run):
     summary = scores.summarize(scored, texts, references, training)
     summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
-                   look=args.look or how_it_looks(run.settings),
+                   look=data.source["look"],
                    checkpoint=args.checkpoint, epoch=len(run.history),
                    device=device_name(), tensorflow=tf.__version__,
                    images_per_second=round(speed, 1), source=data.source)
@@ -251,7 +251,8 @@ def inputs(args, run):
     """
     tokens_folder = args.tokens or run.settings["tokens"]
     source = {"data": run.settings["data"], "tokens": tokens_folder,
-              "features": args.features or run.settings["features"]}
+              "features": args.features or run.settings["features"],
+              "look": args.look or how_it_looks(run.settings)}
     tokens = read_tokens(tokens_folder, args.split)
     if not args.allow_seen:
         refuse_seen(run.folder, args.split, tokens.images.tolist())

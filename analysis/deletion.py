@@ -31,7 +31,7 @@ from analysis.pointing import box_coverage, means, parser_of, read_annotated
 from captioning.decoded import read_source
 from captioning.features import feature_path, read_features
 from captioning.names import named, words_for
-from captioning.runs import cells_of, read_run
+from captioning.runs import LOOKS, cells_of, read_run
 from captioning.tokens import START
 from runtime import atomic, cli
 from runtime.tf import device_errors, start, tf
@@ -209,7 +209,8 @@ def main():
     run = read_run(args.run)
     with cli.locked(run.folder), device_errors():
         decoded, objects = read_annotated(run, args)
-        features = read_source(run, args.split)["features"]
+        source = read_source(run, args.split)
+        features, run.model.look = source["features"], LOOKS[source["look"]]
         names = find_names(decoded, objects, run.vocabulary,
                            cells_of(run, decoded.alphas.shape[2]))
         if not names:

@@ -13,6 +13,7 @@ import typing
 
 import numpy as np
 
+from captioning.runs import LOOKS, how_it_looks
 from captioning.tokens import read_vocabulary
 from runtime import atomic, cli
 
@@ -61,19 +62,24 @@ def write_decoded(folder, name, decoded, source):
 
 
 def read_source(run, name):
-    """What decoded captions of a Run are of: {'data', 'tokens', 'features': folders}.
+    """What a Run's decoded captions are of: {'data', 'tokens', 'features': folders,
+    'look': a key of LOOKS, what z was made with}.
 
-    Files of the first releases do not say: they are of the run's own. Raises
+    Files of earlier releases do not say: theirs are the run's own. Raises
     cli.UserError where the captions are missing or damaged.
     """
     own = {key: run.settings.get(key)
            for key in ("data", "tokens", "features")}
+    own["look"] = how_it_looks(run.settings)
     path = decoded_path(run.folder, name)
     try:
         with atomic.load_arrays(path) as arrays:
             if "source" not in arrays.files:
                 return own
-            return dict(own, **json.loads(str(arrays["source"])))
+            found = dict(own, **json.loads(str(arrays["source"])))
+            if found["look"] not in LOOKS:
+                raise ValueError
+            return found
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
     except atomic.DAMAGED:

@@ -12,6 +12,7 @@ from captioning.decoded import read_decoded, read_source, write_decoded
 from captioning.runs import read_run
 from captioning.tokens import END
 from commands import exit_status
+from model import likeliest
 from test_model import SIDE, SIZES, model_of
 
 WHAT = [key for key, _ in DELETED]
@@ -90,7 +91,7 @@ def test_means_leave_out_what_was_not_to_be_had():
 
 def test_command_prints_and_keeps_the_table(world, capsys):
     """On captions that say rightly what one of the drawn things is."""
-    assert world("evaluate.py", "--run", "a") == 0
+    assert world("evaluate.py", "--run", "a", "--look", "likeliest") == 0
     run = read_run("a")
     decoded = read_decoded(run.folder, "val", run.vocabulary)
     objects = read_objects("data", decoded.images.tolist(), decoded.image_ids.tolist())
@@ -106,7 +107,11 @@ def test_command_prints_and_keeps_the_table(world, capsys):
     world.monkeypatch.setattr(deletion, "start", lambda: None)
     world.monkeypatch.setattr("sys.argv", ["analysis.deletion", "--run", "a"])
     capsys.readouterr()
+    looks, real = set(), deletion.drops
+    world.monkeypatch.setattr(deletion, "drops", lambda model, *rest: (
+        looks.add(model.look), real(model, *rest))[1])
     assert exit_status(deletion.main) == 0
+    assert looks == {likeliest}  # as they were decoded, not as the run was trained
     assert f"on {count} words in the captions of {count} images" in (
         capsys.readouterr().out)
     with open("checkpoints/a/deletion_val.json") as file:
