@@ -4,8 +4,8 @@
 
 Start the same command again and it resumes from the newest checkpoint, which is also
 written inside an epoch (--save-minutes) and on Ctrl-C: the weights become those of a
-run that was never stopped. Batches hold captions of like length, as in section 4.3 of
-the paper, so that little is padding.
+run that was never stopped. Flags that are left out are then the run's own. Batches
+hold captions of like length, as in section 4.3 of the paper, so that little is padding.
 
     mpirun -np 4 python train.py --data data --run baseline
 
@@ -57,8 +57,8 @@ from captioning.features import SHAPE
 from captioning.hard_attention import reinforce, with_draws
 from captioning.inception import keep_calibration, read_record
 from captioning.localiser import Guide, prepare
-from captioning.runs import (build, commit, curves_path, earlier_flags, model_digest,
-                             run_folder, start_from, write_log, write_settings)
+from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
+                             settings_to_resume, start_from, write_log, write_settings)
 from captioning.schedule import SELECT, epochs_since_best, learning_rate_at
 from captioning.scheduled_sampling import with_own_words
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
@@ -323,7 +323,6 @@ def run(args):
                                   vocabulary, args.val_images, args.seed)
     start()
     ranks.same_devices(device_name())
-    vars(args).update(ranks.from_first(earlier_flags(folder)))
     with ranks.locked(folder), device_errors(args.batch_size):
         if ranks.rank == 0:
             list_bad_features(folder, splits, args.max_bad)
@@ -491,6 +490,8 @@ def arguments():
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of damaged features files tolerated")
     watchdog.add_flag(parser)
+    folder = run_folder(parser.parse_args().run)
+    parser.set_defaults(**ranks.from_first(settings_to_resume(folder)))
     args = parser.parse_args()
     hard_attention.settle(args)
     for flag in ("label_smoothing", "scheduled_sampling"):

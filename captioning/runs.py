@@ -185,16 +185,17 @@ def start_from(name, model, vocabulary, features):
     print(f"starting from {run.folder}, epoch {len(run.history)}")
 
 
-def earlier_flags(folder):
-    """The flags with which a run of an earlier release is resumed, which did not have
-    them: a dict, empty for other runs. folder: the run's.
+def settings_to_resume(folder):
+    """What a run that has begun goes on with where its flags are left out: a dict of
+    FIXED and the epochs, empty for a new run. folder: the run's.
+
+    Defaults may change from release to release: a run keeps its own.
     """
     try:
         with open(settings_path(folder), encoding="utf-8") as file:
-            settings = json.load(file)
-        # The defaults of the others are what earlier releases did
-        return {key: EARLIER[key] for key in ("guidance", "no_word_query")
-                if is_begun(folder) and key not in settings}
+            settings = dict(EARLIER, **json.load(file))
+        return {key: settings[key] for key in FIXED + ("epochs",)
+                if is_begun(folder) and key in settings}
     except (OSError, ValueError, TypeError):  # check_settings will tell
         return {}
 

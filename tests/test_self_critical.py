@@ -272,10 +272,12 @@ def test_flags_that_do_not_go_together_are_refused(flags, said, runs):
     assert status == 2 and said in errors and "Traceback" not in errors
 
 
-def test_self_critical_run_is_not_resumed_without_its_flags(runs):
+def test_self_critical_run_is_resumed_as_one_without_its_flags(runs):
     assert runs("b", 1, *SELF_CRITICAL)[0] == 0
-    assert "self critical" in refusal(runs("b", 2, *SELF_CRITICAL[:-1], "--dropout",
-                                           "0"))
+    assert runs("b", 2)[0] == 0 == runs("c", 2, *SELF_CRITICAL)[0]
+    np.testing.assert_array_equal(runs.arrays("b")["U"], runs.arrays("c")["U"])
+    assert len(runs.arrays("b")["train_reward"]) == 2
+    assert "self critical" in refusal(runs("b", 3, "--self-critical", "9"))
 
 
 def test_images_without_references_are_named(runs):

@@ -1,4 +1,5 @@
 """What step 4 promises: batches, checkpoints, runs that resume as if never stopped."""
+import contextlib
 import csv
 import json
 import os
@@ -11,7 +12,7 @@ from PIL import Image
 import train
 from captioning import batches, checkpoints
 from captioning.features import SHAPE, feature_path
-from captioning.runs import read_run, read_split
+from captioning.runs import read_run, read_split, settings_to_resume
 from captioning.tokens import END, START, write_tokens
 from model import Batch, Captioner, Masks, loss
 from runtime import cli
@@ -349,6 +350,29 @@ def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
     with open(runs.file("a", "settings.json")) as file:
         assert file.read() == before
     assert runs.arrays("a")["epoch"].tolist() == [1]
+
+
+def test_flags_that_are_left_out_on_resuming_are_those_of_the_run(runs):
+    flags = ("--dropout", ".25", "--decay", ".5", "--average", ".9", "--no-gate",
+             "--label-smoothing", ".1", "--penalty", ".5")
+    assert runs("whole", 2, *flags)[0] == 0 == runs("parts", 1, *flags)[0]
+    status, out, errors = runs("parts", 2)
+    assert status == 0 and "resuming from" in out, errors
+    assert equal(runs.arrays("whole"), runs.arrays("parts"))
+    with open(runs.file("parts", "settings.json")) as file:
+        assert json.load(file)["penalty"] == .5
+    assert settings_to_resume("checkpoints/parts")["epochs"] == 2
+
+
+def test_run_that_has_no_checkpoint_begins_with_the_flags_that_are_given(runs):
+    assert runs("a", 1, "--penalty", ".5")[0] == 0
+    for name in ("newest", "best", "previous"):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(runs.file("a", name + ".npz"))
+    assert settings_to_resume("checkpoints/a") == {}
+    assert runs("a", 1)[0] == 0
+    with open(runs.file("a", "settings.json")) as file:
+        assert json.load(file)["penalty"] == 0
 
 
 def test_vocabulary_that_the_tokens_do_not_belong_to_is_refused(runs):
