@@ -35,7 +35,7 @@ demo: env
 	$(PY) extract_features.py --data demo/data --weights random
 	$(PY) tokenize_captions.py --data demo/data
 	$(PY) train.py --data demo/data --run demo --epochs 6 --batch-size 32 --units 256 \
-		--dropout 0.5 --guidance 0.02 --no-word-query
+		--embedding 256 --dropout 0.5 --decay 1 --guidance 0.02 --no-word-query
 	$(PY) evaluate.py --run demo
 	$(PY) -m demo.score_scenes --run demo
 	$(PY) -m analysis.pointing --run demo

@@ -70,6 +70,10 @@ from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
                         device_errors, device_name, event_writer, start, tf,
                         unsorted_segment_sum)
 
+# Those of the recipe (docs/recipe-coco.md): with cross-entropy, and self-critical
+DEFAULTS = {"epochs": (8, 3), "learning_rate": (1e-3, LEARNING_RATE),
+            "decay": (.75, 1.), "dropout": (.4, 0.), "guidance": (1., .05),
+            "bleu_reward": (None, 2.)}
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 
 
@@ -460,7 +464,8 @@ def arguments():
                         help="begin with the weights of this run after its best epoch, "
                              "and a fresh optimizer; the words must be the same "
                              "(tokenize_captions.py --vocabulary)")
-    parser.add_argument("--epochs", type=positive, default=20, help="in all")
+    parser.add_argument("--epochs", type=positive,
+                        help="in all (default: 8; 3 with --self-critical)")
     parser.add_argument("--batch-size", type=positive, default=64,
                         help="captions of a step, of all processes together")
     add_flags(parser)
@@ -491,36 +496,44 @@ def arguments():
                         default=.05, help="share of damaged features files tolerated")
     watchdog.add_flag(parser)
     folder = run_folder(parser.parse_args().run)
-    parser.set_defaults(**ranks.from_first(settings_to_resume(folder)))
+    own = ranks.from_first(settings_to_resume(folder))
+    parser.set_defaults(**own)
     args = parser.parse_args()
+    settle(args, own)
+    return args
+
+
+def settle(args, own):
+    """Give flags that were left out their defaults; own: `settings_to_resume`.
+
+    Raises cli.UserError where flags do not go together.
+    """
     hard_attention.settle(args)
     for flag in ("label_smoothing", "scheduled_sampling"):
         if args.self_critical and vars(args)[flag]:
             raise cli.UserError(f"--{flag.replace('_', '-')}: self-critical training "
                                 "follows no true words; leave it out")
-    if args.schedule == "cosine" and args.decay < 1:
-        raise cli.UserError("--decay: a cosine falls by itself; leave it out or choose "
-                            "another --schedule")
-    if args.learning_rate is None:
-        args.learning_rate = LEARNING_RATE if args.self_critical else 1e-3
-    if args.dropout is None:
-        args.dropout = 0. if args.self_critical else .3
-    if args.guidance is None:
-        args.guidance = 0. if args.self_critical else 1.
-    return args
+    if args.schedule == "cosine":
+        if (args.decay or 1) < 1:
+            raise cli.UserError("--decay: a cosine falls by itself; leave it out or "
+                                "choose another --schedule")
+        args.decay = 1.
+    for name, (usual, self_critical) in DEFAULTS.items():
+        if vars(args)[name] is None and name not in own:
+            setattr(args, name, self_critical if args.self_critical else usual)
 
 
 def add_model_flags(parser):
     """What makes another model, or another loss."""
     size = cli.number(int, at_least=1, below=LARGEST)
     share = cli.number(float, at_least=0, below=1)
-    parser.add_argument("--embedding", type=size, default=256,
+    parser.add_argument("--embedding", type=size, default=512,
                         help="m, and D: size of word embeddings and annotation vectors")
     parser.add_argument("--units", type=size, default=512,
                         help="n, and A: size of the GRU and of the attention")
     parser.add_argument("--dropout", type=share,
                         help="share of annotation channels, of embeddings and of the "
-                             "deep output left out (section 4.3; default: 0.3; none "
+                             "deep output left out (section 4.3; default: 0.4; none "
                              "with --self-critical)")
     parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
                         help="lambda of the doubly stochastic loss (eq. 14)")
@@ -533,8 +546,8 @@ def add_model_flags(parser):
                         "(Bengio et al. 2015)")
     parser.add_argument("--guidance", type=cli.number(float, at_least=0),
                         help="lambda_g: how strongly the evidence for a word pulls its "
-                             "attention (captioning/localiser.py; default: 1; 0 with "
-                             "--self-critical)")
+                             "attention (captioning/localiser.py; default: 1; 0.05 "
+                             "with --self-critical)")
     parser.add_argument("--no-word-query", action="store_true",
                         help="keep the previous word from the attention, as the paper "
                              "does")

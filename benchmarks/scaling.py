@@ -4,7 +4,7 @@
     .venv-2/bin/python -m benchmarks.scaling    # with TensorFlow 2
 
 One process on one core and two processes on two cores take turns, several rounds, each
-with one thread for computing: training steps of the size that the defaults have, on
+with one thread for computing: training steps with m = D = 256 and n = A = 512, on
 random data, dropout on. Two ways to share: each process with 64 captions a step, so
 that the batch grows; and 64 captions in all. Beside it: what one step sends (the
 gradients), and how long that takes between two processes of one machine.

@@ -48,7 +48,8 @@ def learning_rate_at(args, history, done):
 
 
 def add_flags(parser):
-    """What `learning_rate_at` reads; the learning rate's default is the caller's."""
+    """What `learning_rate_at` reads; the defaults of rate and decay are the caller's.
+    """
     parser.add_argument("--learning-rate", type=cli.number(float, above=0),
                         help="of the optimizer (default: 0.001; 5e-05 with "
                              "--self-critical)")
@@ -63,4 +64,5 @@ def add_flags(parser):
                              "epoch, by --decay after each that --select finds no "
                              "better, or along a cosine to 0 at the end of --epochs")
     parser.add_argument("--decay", type=cli.number(float, above=0, at_most=1),
-                        default=1., help="factor on the learning rate, see --schedule")
+                        help="factor on the learning rate, see --schedule (default: "
+                             "0.75; 1 with --self-critical)")

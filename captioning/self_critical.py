@@ -147,9 +147,10 @@ def add_flags(parser):
                              "number is left out) are drawn of each image, and earn "
                              "CIDEr-D; --batch-size counts images then. Needs "
                              "--start-from")
-    parser.add_argument("--bleu-reward", type=cli.number(float, above=0),
-                        metavar="WEIGHT", help="of BLEU-4 (0 to 1), which is added to "
-                        "CIDEr-D (0 to 10)")
-    parser.add_argument("--meteor-reward", type=cli.number(float, above=0),
-                        metavar="WEIGHT", help="of METEOR's F-mean of equal words "
-                        "(0 to 1), which is added, too, and pays for longer captions")
+    weight = cli.number(float, at_least=0)
+    parser.add_argument("--bleu-reward", type=weight, metavar="WEIGHT",
+                        help="of BLEU-4 (0 to 1), which is added to CIDEr-D (0 to 10); "
+                             "default: 2")
+    parser.add_argument("--meteor-reward", type=weight, metavar="WEIGHT",
+                        help="of METEOR's F-mean of equal words (0 to 1), which is "
+                             "added, too, and pays for longer captions")

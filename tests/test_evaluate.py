@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
     status, out, errors = command(
         folder, "train.py", "--run", "small", "--epochs", "12", "--embedding", "11",
         "--units", "13", "--learning-rate", ".02", "--batch-size", "8",
-        "--dropout", "0")
+        "--dropout", "0", "--decay", "1")
     assert status == 0, errors
     return folder
 

@@ -118,7 +118,8 @@ def test_average_is_that_of_the_formula():
 
 
 def test_best_weights_are_the_average_and_the_newest_are_not(runs):
-    assert runs("a", 2, "--average", ".9", "--learning-rate", ".02")[0] == 0
+    assert runs("a", 2, "--average", ".9", "--learning-rate", ".02", "--dropout", ".3",
+                "--decay", "1")[0] == 0
     best, newest = runs.arrays("a", "best"), runs.arrays("a")
     assert best["epoch"].tolist() == newest["epoch"].tolist() == [1, 2]
     for name in ("W_1", "E"):
