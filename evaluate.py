@@ -2,6 +2,7 @@
 
     python evaluate.py --run baseline
     python evaluate.py --run baseline --beam 3
+    python evaluate.py --run baseline --beam 20 --consensus    # most like the others
     python evaluate.py --run baseline --compare other    # a paired bootstrap
     python evaluate.py --ensemble one two three          # runs that write together
     python evaluate.py --run baseline --sample 5         # different captions of each
@@ -27,6 +28,7 @@ import typing
 
 from captioning import maps, scores
 from captioning.coco import split_of
+from captioning.consensus import by_consensus, training_rewards
 from captioning.decode import decode_files, sample_files
 from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of,
                                 remove_scores, write_decoded, write_nbest,
@@ -98,6 +100,9 @@ def compare(run, other, texts, theirs, references):
 
 def main():
     args = arguments()
+    if args.consensus and args.beam == 1:
+        raise cli.UserError("--consensus: chooses among the captions of a beam; give "
+                            "--beam 20, say")
     if args.sample and (args.beam > 1 or args.compare or args.ensemble):
         raise cli.UserError("--sample: draws captions of one run; leave out --beam, "
                             "--compare and --ensemble")
@@ -162,12 +167,15 @@ def evaluate(args, run):
     references, described = described_images(args, data)
     theirs = read_theirs(args.compare, data) if args.compare else None
     training = read_training(run, data.source["tokens"])
+    rewards = training_rewards(run) if args.consensus else None
 
     begin = time.time()
     beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
                          max_steps=args.max_steps, length_power=args.length_power,
                          forbidden=forbidden(args))
     watchdog.waits_for(None)  # the scorers may take long
+    if args.consensus:
+        beams = by_consensus(beams, rewards, args.length_power)
     speed = len(data.ids) / (time.time() - begin)
     texts = {i: run.vocabulary.decode(beam[0].words)
              for i, beam in zip(data.ids, beams)}
@@ -181,7 +189,7 @@ def evaluate(args, run):
     summary = scores.summarize(scored, texts, references, training)
     summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
-                   look=data.source["look"],
+                   consensus=args.consensus, look=data.source["look"],
                    checkpoint=args.checkpoint, epoch=len(run.history),
                    device=device_name(), tensorflow=tf.__version__,
                    images_per_second=round(speed, 1), source=data.source)
@@ -362,6 +370,10 @@ def arguments():
     parser.add_argument("--length-power", type=cli.number(float, at_least=0),
                         default=0., help="hypotheses are compared by their log "
                         "probability / words ** this; 0: by the probability itself")
+    parser.add_argument("--consensus", action="store_true",
+                        help="keep the caption of the beam that is most like its "
+                             "others, not the most probable (captioning/consensus.py); "
+                             "--beam 20 --length-power 1, for example")
     parser.add_argument("--max-steps", type=positive, default=50,
                         help="words after which a caption is cut")
     parser.add_argument("--n-best", type=positive, metavar="N",

@@ -12,6 +12,7 @@ METEOR's F-mean (Denkowski & Lavie 2014) is that of equal words only, without st
 synonyms and without the penalty for their order, which CIDEr-D and BLEU-4 look at. It
 pays for length, as they hardly do: recall counts almost six times as much as precision.
 """
+import copy
 import typing
 
 import numpy as np
@@ -38,6 +39,7 @@ class Grams(typing.NamedTuple):
     counts: np.ndarray   # int64 (E,): how often the caption has it
     weights: np.ndarray  # float64 (E,): counts * log(images / images that have it)
     norms: np.ndarray    # float64 (captions,): length of each caption's vector
+    highest: int         # number of an n-gram; -1: there is none
 
 
 class Rewards:
@@ -58,18 +60,36 @@ class Rewards:
                     if word in vocabulary.word_index]] = 1 - CONTENT
         self.worth[[PAD, START, END]] = 0
         counts = np.array([len(group) for group in references], np.int64)
-        self.count = counts                             # references of each image
-        self.first = np.cumsum(counts) - counts         # the first one's number
-        self.image_of = np.repeat(np.arange(len(counts)), counts)
-        self.lengths = np.array([len(caption) for caption in captions], np.int64)
+        image_of = np.repeat(np.arange(len(counts)), counts)
         self.unseen = np.log(max(1, (counts > 0).sum()))  # weight of a new n-gram
-        self.tables, self.rarity, self.grams = {}, {}, {}
+        self.tables, self.rarity = {}, {}
         for n, rows, ids in self._n_grams(captions, learn=True):
-            pairs = np.unique(self.image_of[rows] << SHIFT | ids)
+            pairs = np.unique(image_of[rows] << SHIFT | ids)
             images = np.bincount(pairs & IDS, minlength=self._known(n))
             self.rarity[n] = self.unseen - np.log(np.maximum(1, images))
-            self.grams[n] = self._vectors(n, rows, ids, len(captions))
+        self._refer_to(captions, counts, 1 / counts[image_of])
+
+    def _refer_to(self, captions, counts, shares):
+        """Take these captions, lists of word indices, as the references.
+
+        counts: int (images,), how many are of each, image by image. shares: float, of
+        each caption, what its likeness counts among those of its image.
+        """
+        self.count, self.shares = counts, shares
+        self.first = np.cumsum(counts) - counts         # an image's first one's number
+        self.lengths = np.array([len(caption) for caption in captions], np.int64)
+        self.grams = {n: self._vectors(n, rows, ids, len(captions))
+                      for n, rows, ids in self._n_grams(captions)}
         self.worths = self._worths(self.grams[1], len(captions))
+
+    def among(self, captions, counts, shares):
+        """What each of some captions earns with the others of its image as references.
+
+        The arguments of `_refer_to`. N-grams weigh as they do here. float64 (S,).
+        """
+        others = copy.copy(self)
+        others._refer_to(captions, counts, shares)
+        return others(captions, np.repeat(np.arange(len(counts)), counts))
 
     def __call__(self, captions, images):
         """The reward of each caption, float64 (S,).
@@ -109,7 +129,8 @@ class Rewards:
                     made.keys >> SHIFT, np.minimum(made.counts, most), len(captions))
         apart = lengths[caption_of] - self.lengths[reference]
         similar *= np.exp(-apart ** 2 / (2 * SIGMA ** 2))
-        reward = SCALE * np.bincount(caption_of, similar, len(captions)) / count
+        reward = SCALE * np.bincount(caption_of, similar * self.shares[reference],
+                                     len(captions))
         if self.bleu:
             closest = np.lexsort((self.lengths[reference], abs(apart), caption_of))
             parts = [lengths, self.lengths[reference[closest[first_pair]]]]
@@ -159,14 +180,14 @@ class Rewards:
         ids, known = keys & IDS, self._known(n)
         rarity = np.append(self.rarity[n], self.unseen)[np.minimum(ids, known)]
         weights = counts * rarity
-        return Grams(keys, counts, weights, np.sqrt(np.bincount(
-            keys >> SHIFT, weights ** 2, captions)))
+        norms = np.sqrt(np.bincount(keys >> SHIFT, weights ** 2, captions))
+        return Grams(keys, counts, weights, norms, ids.max() if len(ids) else -1)
 
     def _shared(self, n, keys, count, first_pair, reference):
         """Where captions and references have the same n-gram: three int arrays, its
         number in the captions' Grams, in the pairs, and in the references' Grams.
         """
-        numbers = np.flatnonzero(keys & IDS < self._known(n))
+        numbers = np.flatnonzero(keys & IDS <= self.grams[n].highest)
         caption = keys[numbers] >> SHIFT
         times = count[caption]
         gram = np.repeat(numbers, times)

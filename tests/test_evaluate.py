@@ -145,6 +145,28 @@ def test_command_writes_captions_attention_and_scores(place):
         assert (decoded.alphas[i, steps:] == 0).all()
 
 
+def test_consensus_keeps_the_caption_that_is_most_like_the_others(place, no_java):
+    flags = ("--beam", "4", "--n-best", "4")
+    assert place(*flags)[0] == 0
+    plain = read_json(run_file(place, "nbest_val.json"))
+    assert place(*flags, "--consensus")[0] == 0
+    found = read_json(run_file(place, "nbest_val.json"))
+    assert found != plain
+    for i, beam in found.items():
+        assert sorted(c["caption"] for c in beam) == sorted(
+            c["caption"] for c in plain[i])
+    assert read_json(run_file(place, "scores_val.json"))["consensus"] is True
+    results = read_json(run_file(place, "captions_val_small_results.json"))
+    assert [r["caption"] for r in results] == [beam[0]["caption"]
+                                               for beam in found.values()]
+
+
+def test_consensus_needs_a_beam_and_the_references_of_training(place, no_java):
+    assert "--beam 20" in refusal(place("--consensus"))
+    os.remove(str(place / "data" / "tokens" / "references_train.json"))
+    assert "references_train.json" in refusal(place("--beam", "2", "--consensus"))
+
+
 def test_candidates_of_an_earlier_beam_do_not_stay(place, no_java):
     assert place("--beam", "2", "--n-best", "2")[0] == 0
     assert run_file(place, "nbest_val.json").exists()

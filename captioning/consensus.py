@@ -1,0 +1,52 @@
+"""Which caption of a beam to keep: in place of the most probable the one that is most
+like the others, weighted by how probable they are (minimum Bayes risk decoding, Kumar &
+Byrne 2004).
+
+Among candidates y with the probabilities q that beam search gives them, it is
+
+    argmax_y  sum_y' q(y') CIDEr-D(y, {y'}),     q ~ exp(log p(y') / T' ** power)
+
+A caption that many others resemble is rarely wrong in all its words. N-grams weigh as
+rarely as the training references have them. No reference of the image is looked at.
+"""
+import numpy as np
+
+from captioning.rewards import Rewards
+from captioning.tokens import read_references
+
+PIECE = 256  # images at a time: a beam of 20 has 400 pairs an image
+
+
+def training_rewards(run):
+    """CIDEr-D with the training references of a Run, to know which words are rare.
+
+    Raises cli.UserError where they are missing or damaged.
+    """
+    references = read_references(run.settings["tokens"], "train")
+    return Rewards(run.vocabulary, list(references.values()))
+
+
+def by_consensus(beams, rewards, length_power=0.):
+    """Beams in a new order: first the caption that is most like its others.
+
+    beams: lists of Captions, at least one each. rewards: Rewards, of CIDEr-D alone.
+    length_power: that of the beam search. Returns lists of the same Captions.
+    """
+    found = []
+    for first in range(0, len(beams), PIECE):
+        some = beams[first:first + PIECE]
+        shares = np.concatenate([_probabilities(beam, length_power) for beam in some])
+        counts = np.array([len(beam) for beam in some])
+        earned = rewards.among([caption.words for beam in some for caption in beam],
+                               counts, shares)
+        for beam, values in zip(some, np.split(earned, np.cumsum(counts)[:-1])):
+            found.append([beam[i] for i in np.argsort(-values, kind="mergesort")])
+    return found
+
+
+def _probabilities(beam, length_power):
+    """q of each Caption of one image, float64."""
+    scores = np.array([caption.log_probs.sum() / len(caption.words) ** length_power
+                       for caption in beam], np.float64)
+    q = np.exp(scores - scores.max())
+    return q / q.sum()

@@ -1,0 +1,94 @@
+"""Which caption of a beam is most like its others, against a plain loop and by hand."""
+import math
+
+import numpy as np
+import pytest
+
+from captioning import consensus
+from captioning.consensus import by_consensus
+from captioning.decode import Caption
+from captioning.rewards import Rewards
+from test_rewards import (REFERENCES, VOCABULARY, grams, indices, reference_words,
+                          text_of)
+
+
+def caption(text, log_prob, ended=True):
+    """A Caption of these words, with the log probability of all together."""
+    words = indices(text, ended)
+    return Caption(words, np.full(len(words), log_prob / len(words), np.float32),
+                   np.zeros((len(words), 4), np.float32), None)
+
+
+BEAMS = [[caption("the cat", -1), caption("a dog runs on the grass", -1.1),
+          caption("a dog runs on grass", -1.2), caption("a red dog on the grass", -2)],
+         [caption("a cat", -.1), caption("a cat runs", -3, ended=False)],
+         [caption("red red grass the", -1), caption("a red red grass", -1.5),
+          caption("the red red grass", -1.4), caption("", -2)]]
+
+
+def likeness(one, other):
+    """CIDEr-D of one caption against another, the references' n-grams rare or not."""
+    def images_that_have(gram, n):
+        return sum(any(gram in grams(reference_words(caption), n) for caption in group)
+                   for group in REFERENCES)
+
+    def vector(words, n):
+        return {gram: times * math.log(len(REFERENCES)
+                                       / max(1, images_that_have(gram, n)))
+                for gram, times in grams(words, n).items()}
+    total, (a, b) = 0., (text_of(c.words, 0) for c in (one, other))
+    for n in (1, 2, 3, 4):
+        g, h = vector(a, n), vector(b, n)
+        norms = math.sqrt(sum(x ** 2 for x in g.values())
+                          * sum(x ** 2 for x in h.values()))
+        if norms:
+            total += sum(min(x, h.get(k, 0)) * h.get(k, 0)
+                         for k, x in g.items()) / norms
+    return total / 4 * 10 * math.exp(-(len(a) - len(b)) ** 2 / 72)
+
+
+@pytest.mark.parametrize("power", [0., 1.])
+def test_likeness_is_that_of_a_plain_loop(power):
+    rewards = Rewards(VOCABULARY, REFERENCES)
+    for beam in BEAMS:
+        q = np.exp([c.log_probs.sum() / len(c.words) ** power for c in beam])
+        q /= q.sum()
+        expected = [sum(q_j * likeness(one, other) for q_j, other in zip(q, beam))
+                    for one in beam]
+        found = rewards.among([c.words for c in beam], np.array([len(beam)]), q)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+        order = [beam[i] for i in np.argsort(-np.array(expected), kind="mergesort")]
+        [again] = by_consensus([beam], rewards, power)
+        assert [c.words for c in again] == [c.words for c in order]
+
+
+def test_caption_that_others_resemble_comes_before_a_more_probable_one():
+    [beam] = by_consensus(BEAMS[:1], Rewards(VOCABULARY, REFERENCES))
+    assert [VOCABULARY.decode(c.words) for c in beam] == [
+        "a dog runs on the grass", "a dog runs on grass", "a red dog on the grass",
+        "the cat"]
+    assert beam[0] is BEAMS[0][1]  # with its own attention and probabilities
+
+
+def test_caption_that_has_nearly_all_probability_stays_first():
+    beam = [BEAMS[0][0]] + [c._replace(log_probs=c.log_probs - 9) for c in BEAMS[0][1:]]
+    [again] = by_consensus([beam], Rewards(VOCABULARY, REFERENCES))
+    assert again[0] is beam[0]
+
+
+def test_images_do_not_depend_on_each_other(monkeypatch):
+    rewards = Rewards(VOCABULARY, REFERENCES)
+    together = by_consensus(BEAMS, rewards)
+    assert [sorted(map(id, beam)) for beam in together] == [
+        sorted(map(id, beam)) for beam in BEAMS]
+    monkeypatch.setattr(consensus, "PIECE", 1)
+    for one, other in zip(together, by_consensus(BEAMS, rewards)):
+        assert list(map(id, one)) == list(map(id, other))
+
+
+def test_rewards_are_the_same_afterwards():
+    rewards = Rewards(VOCABULARY, REFERENCES)
+    before = rewards([indices("a dog runs on grass")], [0])
+    by_consensus(BEAMS, rewards)
+    np.testing.assert_array_equal(rewards([indices("a dog runs on grass")], [0]),
+                                  before)
