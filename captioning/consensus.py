@@ -4,33 +4,35 @@ Byrne 2004).
 
 Among candidates y with the probabilities q that beam search gives them, it is
 
-    argmax_y  sum_y' q(y') CIDEr-D(y, {y'}),     q ~ exp(log p(y') / T' ** power)
+    argmax_y  sum_y' q(y') r(y, y'),     q ~ exp(log p(y') / T' ** power)
 
-A caption that many others resemble is rarely wrong in all its words. N-grams weigh as
-rarely as the training references have them. No reference of the image is looked at.
+with r = CIDEr-D + 3 F-mean (captioning/rewards.py). A caption that many others resemble
+is rarely wrong in all its words. How rare an n-gram is, the training references tell;
+no reference of the image is looked at.
 """
 import numpy as np
 
 from captioning.rewards import Rewards
 from captioning.tokens import read_references
 
+F_MEAN = 3.  # beside CIDEr-D (0 to 10): weight of METEOR's F-mean (0 to 1)
 PIECE = 256  # images at a time: a beam of 20 has 400 pairs an image
 
 
 def training_rewards(run):
-    """CIDEr-D with the training references of a Run, to know which words are rare.
+    """Rewards with the training references of a Run, to know which words are rare.
 
     Raises cli.UserError where they are missing or damaged.
     """
     references = read_references(run.settings["tokens"], "train")
-    return Rewards(run.vocabulary, list(references.values()))
+    return Rewards(run.vocabulary, list(references.values()), meteor=F_MEAN)
 
 
 def by_consensus(beams, rewards, length_power=0.):
     """Beams in a new order: first the caption that is most like its others.
 
-    beams: lists of Captions, at least one each. rewards: Rewards, of CIDEr-D alone.
-    length_power: that of the beam search. Returns lists of the same Captions.
+    beams: lists of Captions, at least one each. rewards: Rewards. length_power:
+    that of the beam search. Returns lists of the same Captions.
     """
     found = []
     for first in range(0, len(beams), PIECE):

@@ -44,6 +44,7 @@ class Grams(typing.NamedTuple):
 
 class Rewards:
     """The references of a split, as vectors that are made once."""
+    expected = False  # whether METEOR's F-mean is averaged over the references
 
     def __init__(self, vocabulary, references, bleu=0., meteor=0.):
         """references: of each image a list of captions, as people wrote them. bleu and
@@ -83,11 +84,13 @@ class Rewards:
         self.worths = self._worths(self.grams[1], len(captions))
 
     def among(self, captions, counts, shares):
-        """What each of some captions earns with the others of its image as references.
+        """What each of some captions earns with the others of its image as references,
+        float64 (S,), in expectation: METEOR is not that of the best reference.
 
-        The arguments of `_refer_to`. N-grams weigh as they do here. float64 (S,).
+        The arguments of `_refer_to`. N-grams weigh as they do here. Without BLEU.
         """
         others = copy.copy(self)
+        others.bleu, others.expected = 0., True
         others._refer_to(captions, counts, shares)
         return others(captions, np.repeat(np.arange(len(counts)), counts))
 
@@ -115,13 +118,11 @@ class Rewards:
             similar += (np.bincount(pair, products, minlength=len(reference))
                         / np.where(norms > 0, norms, 1)) / len(N_GRAMS)
             if self.meteor and n == 1:
-                f_mean = np.zeros(len(captions))  # the best of an image's references
                 both = np.minimum(made.counts[gram], true.counts[at])
                 both = np.bincount(pair, both * self.worth[made.keys[gram] & IDS],
                                    len(reference))
-                np.maximum.at(f_mean, caption_of, both / np.maximum(
-                    RECALL * self.worths[reference] + (1 - RECALL)
-                    * self._worths(made, len(captions))[caption_of], 1e-9))
+                f_mean = both / np.maximum(1e-9, RECALL * self.worths[reference] + (
+                    1 - RECALL) * self._worths(made, len(captions))[caption_of])
             if self.bleu:
                 most = np.zeros(len(made.keys), np.int64)  # in any one reference
                 np.maximum.at(most, gram, true.counts[at])
@@ -137,8 +138,13 @@ class Rewards:
             parts += [np.maximum(0, lengths - n + 1) for n in N_GRAMS]
             counts = np.concatenate([np.stack(parts, axis=1), right], axis=1)
             reward += self.bleu * bleu(counts)[:, -1] / 100
-        if self.meteor:
-            reward += self.meteor * f_mean
+        if self.meteor and self.expected:
+            reward += self.meteor * np.bincount(
+                caption_of, f_mean * self.shares[reference], len(captions))
+        elif self.meteor:
+            best = np.zeros(len(captions))
+            np.maximum.at(best, caption_of, f_mean)
+            reward += self.meteor * best
         return reward
 
     def _worths(self, grams, captions):

@@ -47,14 +47,24 @@ def likeness(one, other):
     return total / 4 * 10 * math.exp(-(len(a) - len(b)) ** 2 / 72)
 
 
+def f_mean(one, other):
+    a, b = (sorted(text_of(caption.words, 0)) for caption in (one, other))
+    a, b = ({word: a_or_b.count(word) * (.25 if word in ("a", "on", "with", "the") else
+                                         .75) for word in a_or_b if word != "<end>"}
+            for a_or_b in (a, b))
+    both = sum(min(a[word], b[word]) for word in a if word in b)
+    return both and both / (.85 * sum(b.values()) + .15 * sum(a.values()))
+
+
 @pytest.mark.parametrize("power", [0., 1.])
-def test_likeness_is_that_of_a_plain_loop(power):
-    rewards = Rewards(VOCABULARY, REFERENCES)
+@pytest.mark.parametrize("meteor", [0., 3.])
+def test_likeness_is_that_of_a_plain_loop(power, meteor):
+    rewards = Rewards(VOCABULARY, REFERENCES, bleu=1., meteor=meteor)
     for beam in BEAMS:
         q = np.exp([c.log_probs.sum() / len(c.words) ** power for c in beam])
         q /= q.sum()
-        expected = [sum(q_j * likeness(one, other) for q_j, other in zip(q, beam))
-                    for one in beam]
+        expected = [sum(q_j * (likeness(one, other) + meteor * f_mean(one, other))
+                        for q_j, other in zip(q, beam)) for one in beam]
         found = rewards.among([c.words for c in beam], np.array([len(beam)]), q)
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
         order = [beam[i] for i in np.argsort(-np.array(expected), kind="mergesort")]
