@@ -36,7 +36,8 @@ from captioning.inception import (GRID, SIZE, calibration_path, digest, inceptio
                                   read_image, record_extractor)
 from captioning.pictures import Unreadable
 from runtime import cli, ranks, watchdog
-from runtime.tf import device_errors, py_function, start, tf
+from runtime.tf import (add_precision_flag, device_errors, py_function, start, tf,
+                        use_precision)
 
 CALIBRATION_IMAGES = 48
 
@@ -151,6 +152,7 @@ def main():
     with cli.locked(features, suffix(share)):
         look_for_images(args, features, names)
         start()
+        use_precision(args.precision)
         with device_errors(args.batch_size):
             extract_splits(args, features, names, share)
     if args.features:
@@ -237,6 +239,8 @@ def network(args, features, names):
     calibration = calibration_path(features)
     made = dict(digest(args.weights), weights=args.weights, seed=args.seed,
                 dtype=args.dtype, grid=GRID)
+    if args.precision:  # records of earlier releases have none
+        made["precision"] = args.precision
 
     def build():
         return inception(args.weights, lambda: sample_images(
@@ -293,6 +297,7 @@ def arguments():
                         default=.05, help="share of unreadable images tolerated")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of --weights random")
+    add_precision_flag(parser)
     watchdog.add_flag(parser)
     return parser.parse_args()
 

@@ -66,9 +66,9 @@ from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
 from captioning.tokens import LARGEST, read_references
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks, watchdog
-from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
-                        device_errors, device_name, event_writer, start, tf,
-                        unsorted_segment_sum)
+from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, add_precision_flag,
+                        compiled, device_errors, device_name, event_writer, start, tf,
+                        unsorted_segment_sum, use_precision)
 
 # Those of the recipe (docs/recipe-coco.md): with cross-entropy, and self-critical
 DEFAULTS = {"epochs": (8, 3), "learning_rate": (1e-3, LEARNING_RATE),
@@ -326,6 +326,7 @@ def run(args):
         scorer = ValidationScorer(splits["val"], read_references(args.tokens, "val"),
                                   vocabulary, args.val_images, args.seed)
     start()
+    use_precision(args.precision)
     ranks.same_devices(device_name())
     with ranks.locked(folder), device_errors(args.batch_size):
         if ranks.rank == 0:
@@ -494,6 +495,7 @@ def arguments():
                         help="between two checkpoints inside an epoch")
     parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
                         default=.05, help="share of damaged features files tolerated")
+    add_precision_flag(parser)
     watchdog.add_flag(parser)
     folder = run_folder(parser.parse_args().run)
     own = ranks.from_first(settings_to_resume(folder))

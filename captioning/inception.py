@@ -266,7 +266,7 @@ def same_network(one, other):
     """Whether two records are of one network; a file of weights counts by content."""
     if one is None or other is None:
         return one is other
-    passed = {"dtype", "grid", "side",
+    passed = {"dtype", "precision", "grid", "side",
               "weights" if "digest" in one and "digest" in other else "digest"}
     if "calibration" not in one or "calibration" not in other:
         passed.add("calibration")  # as a record has none before it is calibrated
@@ -340,7 +340,8 @@ def record_extractor(features, made):
     if before is None:
         atomic.write_json(path, made)
         return path
-    if not same_network(before, made) or before.get("dtype") != made.get("dtype"):
+    if not same_network(before, made) or any(before.get(key) != made.get(key)
+                                             for key in ("dtype", "precision")):
         raise cli.UserError(
             f"{features}: holds features made with {describe_network(before)}; choose "
             "another folder with --features, or delete this one")

@@ -197,6 +197,27 @@ def use(precision="tf32", xla=False):
             precision == "mixed" and not tf.config.list_physical_devices("GPU")})
 
 
+def add_precision_flag(parser):
+    """What `use_precision` takes."""
+    parser.add_argument("--precision", choices=PRECISIONS,
+                        help="of matrix products and convolutions, with TensorFlow 2; "
+                             "mixed: float16 on a GPU, bfloat16 on a CPU that has it "
+                             "(default: float32, on newer GPUs tf32)")
+
+
+def use_precision(precision):
+    """`use` what the flag says; None: TensorFlow's default.
+
+    Raises cli.UserError where TensorFlow is older than 2.
+    """
+    if precision is None:
+        return
+    if int(tf.__version__.split(".")[0]) < 2:
+        raise cli.UserError(f"--precision {precision}: needs TensorFlow 2 (make "
+                            f"env-2); this is {tf.__version__}")
+    use(precision)
+
+
 def peak_gpu_memory():
     """The most GPU memory in use since this was last asked, in GB; None without a GPU
     or before TensorFlow 2.

@@ -16,7 +16,7 @@ from captioning.runs import read_run, read_split, settings_to_resume
 from captioning.tokens import END, START, write_tokens
 from model import Batch, Captioner, Masks, loss
 from runtime import cli
-from runtime.tf import AdamOptimizer, RMSPropOptimizer, tf
+from runtime.tf import AdamOptimizer, RMSPropOptimizer, tf, use
 from worlds import (SIZES, TRAIN, VAL, VOCABULARY, Runs, caption_batches, refusal,
                     write_features)
 
@@ -350,6 +350,22 @@ def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
     with open(runs.file("a", "settings.json")) as file:
         assert file.read() == before
     assert runs.arrays("a")["epoch"].tolist() == [1]
+
+
+def test_precision_is_the_runs_and_needs_tensorflow_2(runs):
+    result = runs("a", 1, "--precision", "mixed")
+    try:
+        if tf.__version__ < "2":
+            assert "--precision mixed: needs TensorFlow 2" in refusal(result)
+            return
+        assert result[0] == 0 and np.isfinite(runs.arrays("a")["val_loss"]).all()
+        assert tf.config.optimizer.get_experimental_options()["auto_mixed_precision"]
+        assert "precision" in refusal(runs("a", 2, "--precision", "float32"))
+        assert runs("a", 2)[0] == 0  # mixed still
+        assert tf.config.optimizer.get_experimental_options()["auto_mixed_precision"]
+    finally:
+        if tf.__version__ >= "2":
+            use()
 
 
 def test_flags_that_are_left_out_on_resuming_are_those_of_the_run(runs):
