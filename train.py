@@ -57,8 +57,9 @@ from captioning.features import SHAPE
 from captioning.hard_attention import reinforce, with_draws
 from captioning.inception import keep_calibration, read_record
 from captioning.localiser import Guide, prepare
-from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
-                             settings_to_resume, start_from, write_log, write_settings)
+from captioning.runs import (FIXED, build, commit, curves_path, model_digest,
+                             run_folder, settings_to_resume, start_from, write_log,
+                             write_settings)
 from captioning.schedule import SELECT, epochs_since_best, learning_rate_at
 from captioning.scheduled_sampling import with_own_words
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
@@ -328,6 +329,10 @@ def run(args):
     start()
     use_precision(args.precision)
     ranks.same_devices(device_name())
+    settings = {key: vars(args)[key] for key in FIXED}
+    if ranks.from_first(settings) != settings:
+        raise cli.UserError(f"{folder}: not all processes find the run there, so they "
+                            "do not know its settings; give them all of its flags")
     with ranks.locked(folder), device_errors(args.batch_size):
         if ranks.rank == 0:
             list_bad_features(folder, splits, args.max_bad)
@@ -498,7 +503,7 @@ def arguments():
     add_precision_flag(parser)
     watchdog.add_flag(parser)
     folder = run_folder(parser.parse_args().run)
-    own = ranks.from_first(settings_to_resume(folder))
+    own = settings_to_resume(folder)
     parser.set_defaults(**own)
     args = parser.parse_args()
     settle(args, own)
