@@ -61,26 +61,27 @@ class Rewards:
                     if word in vocabulary.word_index]] = 1 - CONTENT
         self.worth[[PAD, START, END]] = 0
         counts = np.array([len(group) for group in references], np.int64)
-        image_of = np.repeat(np.arange(len(counts)), counts)
         self.unseen = np.log(max(1, (counts > 0).sum()))  # weight of a new n-gram
         self.tables, self.rarity = {}, {}
-        for n, rows, ids in self._n_grams(captions, learn=True):
-            pairs = np.unique(image_of[rows] << SHIFT | ids)
-            images = np.bincount(pairs & IDS, minlength=self._known(n))
-            self.rarity[n] = self.unseen - np.log(np.maximum(1, images))
-        self._refer_to(captions, counts, 1 / counts[image_of])
+        self._refer_to(captions, counts, 1 / np.repeat(counts, counts), learn=True)
 
-    def _refer_to(self, captions, counts, shares):
+    def _refer_to(self, captions, counts, shares, learn=False):
         """Take these captions, lists of word indices, as the references.
 
         counts: int (images,), how many are of each, image by image. shares: float, of
-        each caption, what its likeness counts among those of its image.
+        each caption, what its likeness counts among those of its image. learn: whether
+        they also tell how rare an n-gram is.
         """
-        self.count, self.shares = counts, shares
+        image_of = np.repeat(np.arange(len(counts)), counts)
+        self.count, self.shares, self.grams = counts, shares, {}
         self.first = np.cumsum(counts) - counts         # an image's first one's number
         self.lengths = np.array([len(caption) for caption in captions], np.int64)
-        self.grams = {n: self._vectors(n, rows, ids, len(captions))
-                      for n, rows, ids in self._n_grams(captions)}
+        for n, rows, ids in self._n_grams(captions, learn):
+            if learn:
+                pairs = np.unique(image_of[rows] << SHIFT | ids)
+                images = np.bincount(pairs & IDS, minlength=self._known(n))
+                self.rarity[n] = self.unseen - np.log(np.maximum(1, images))
+            self.grams[n] = self._vectors(n, rows, ids, len(captions))
         self.worths = self._worths(self.grams[1], len(captions))
 
     def among(self, captions, counts, shares):
