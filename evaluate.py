@@ -2,7 +2,7 @@
 
     python evaluate.py --run baseline
     python evaluate.py --run baseline --beam 3
-    python evaluate.py --run baseline --beam 20 --consensus    # most like the others
+    python evaluate.py --run baseline --beam 20 --consensus neighbours
     python evaluate.py --run baseline --compare other    # a paired bootstrap
     python evaluate.py --ensemble one two three          # runs that write together
     python evaluate.py --run baseline --sample 5         # different captions of each
@@ -28,7 +28,7 @@ import typing
 
 from captioning import maps, scores
 from captioning.coco import split_of
-from captioning.consensus import by_consensus, training_rewards
+from captioning.consensus import by_consensus, by_neighbours, training_rewards
 from captioning.decode import decode_files, sample_files
 from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of,
                                 remove_scores, write_decoded, write_nbest,
@@ -37,6 +37,7 @@ from captioning.diversity import diversity
 from captioning.ensemble import Ensemble
 from captioning.features import find_features
 from captioning.inception import check_network
+from captioning.neighbours import training_neighbours
 from captioning.runs import LOOKS, RUNS, how_it_looks, read_run, read_split
 from captioning.tokens import (PAD, START, UNK, read_images, read_references,
                                read_tokens, references_path)
@@ -167,7 +168,7 @@ def evaluate(args, run):
     references, described = described_images(args, data)
     theirs = read_theirs(args.compare, data) if args.compare else None
     training = read_training(run, data.source["tokens"])
-    rewards = training_rewards(run) if args.consensus else None
+    in_order = consensus(args, run, data) if args.consensus else None
 
     begin = time.time()
     beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
@@ -175,7 +176,7 @@ def evaluate(args, run):
                          forbidden=forbidden(args))
     watchdog.waits_for(None)  # the scorers may take long
     if args.consensus:
-        beams = by_consensus(beams, rewards, args.length_power)
+        beams = in_order(beams)
     speed = len(data.ids) / (time.time() - begin)
     texts = {i: run.vocabulary.decode(beam[0].words)
              for i, beam in zip(data.ids, beams)}
@@ -203,6 +204,19 @@ def evaluate(args, run):
                 references)
     print("\nwritten: " + ", ".join(written))
     return data.name
+
+
+def consensus(args, run, data):
+    """The function that puts the captions of beams in the order of --consensus.
+
+    args: the command's. run: a Run. data: Inputs. Raises cli.UserError where what the
+    run was trained on is not there.
+    """
+    rewards = training_rewards(run)
+    if args.consensus == "beam":
+        return lambda beams: by_consensus(beams, rewards, args.length_power)
+    images, shares = training_neighbours(run, data.images, data.paths)
+    return lambda beams: by_neighbours(beams, rewards, images, shares)
 
 
 def described_images(args, data):
@@ -370,10 +384,12 @@ def arguments():
     parser.add_argument("--length-power", type=cli.number(float, at_least=0),
                         default=0., help="hypotheses are compared by their log "
                         "probability / words ** this; 0: by the probability itself")
-    parser.add_argument("--consensus", action="store_true",
-                        help="keep the caption of the beam that is most like its "
-                             "others, not the most probable (captioning/consensus.py); "
-                             "--beam 20 --length-power 1, for example")
+    parser.add_argument("--consensus", choices=("beam", "neighbours"), nargs="?",
+                        const="beam", help="keep the caption that is most like the "
+                        "others of the beam, or most like people's captions of the "
+                        "training images that look most like the image, not the most "
+                        "probable (captioning/consensus.py); --beam 20 --length-power "
+                        "1, for example")
     parser.add_argument("--max-steps", type=positive, default=50,
                         help="words after which a caption is cut")
     parser.add_argument("--n-best", type=positive, metavar="N",

@@ -1,31 +1,40 @@
 """Which caption of a beam to keep: in place of the most probable the one that is most
-like the others, weighted by how probable they are (minimum Bayes risk decoding, Kumar &
-Byrne 2004).
+like what else could be said (minimum Bayes risk decoding, Kumar & Byrne 2004).
 
-Among candidates y with the probabilities q that beam search gives them, it is
+Among candidates y it is
 
-    argmax_y  sum_y' q(y') r(y, y'),     q ~ exp(log p(y') / T' ** power)
+    argmax_y  sum_y' q(y') r(y, y')
 
 with r = CIDEr-D + 3 F-mean (captioning/rewards.py). A caption that many others resemble
-is rarely wrong in all its words. How rare an n-gram is, the training references tell;
-no reference of the image is looked at.
+is rarely wrong in all its words. The others y' are
+
+- the beam's own captions, q ~ exp(log p(y') / T' ** power) (`by_consensus`), or
+- people's captions of the training images that look most like the image, q as alike as
+  these look (`by_neighbours`; Devlin et al. 2015).
+
+How rare an n-gram is, the training references tell; no reference of the image is looked
+at.
 """
 import numpy as np
+from tqdm import tqdm
 
 from captioning.rewards import Rewards
-from captioning.tokens import read_references
+from captioning.tokens import read_references, read_tokens
 
 F_MEAN = 3.  # beside CIDEr-D (0 to 10): weight of METEOR's F-mean (0 to 1)
-PIECE = 256  # images at a time: a beam of 20 has 400 pairs an image
+PIECE = 64   # images at a time: 20 captions, each against 300, are 6,000 pairs an image
 
 
 def training_rewards(run):
-    """Rewards with the training references of a Run, to know which words are rare.
+    """Rewards with the training references of a Run, in the order of its tokens.
 
     Raises cli.UserError where they are missing or damaged.
     """
-    references = read_references(run.settings["tokens"], "train")
-    return Rewards(run.vocabulary, list(references.values()), meteor=F_MEAN)
+    folder = run.settings["tokens"]
+    references = read_references(folder, "train")
+    return Rewards(run.vocabulary, [references.get(str(i), []) for i in
+                                    read_tokens(folder, "train").image_ids],
+                   meteor=F_MEAN)
 
 
 def by_consensus(beams, rewards, length_power=0.):
@@ -34,15 +43,42 @@ def by_consensus(beams, rewards, length_power=0.):
     beams: lists of Captions, at least one each. rewards: Rewards. length_power:
     that of the beam search. Returns lists of the same Captions.
     """
+    def earned(captions, counts, first):
+        q = [_probabilities(beam, length_power)
+             for beam in beams[first:first + len(counts)]]
+        return rewards.among(captions, counts, np.concatenate(q))
+    return _in_order(beams, earned)
+
+
+def by_neighbours(beams, rewards, images, shares):
+    """Beams in a new order: first the caption that is most like what people say of
+    similar images.
+
+    beams: as for `by_consensus`. rewards: `training_rewards`. images, shares: the
+    similar images of each beam, of captioning.neighbours.
+    """
+    def earned(captions, counts, first):
+        rows = np.repeat(np.arange(first, first + len(counts)), counts)
+        return rewards.expected(captions, images[rows], shares[rows])
+    return _in_order(beams, earned)
+
+
+def _in_order(beams, earned):
+    """The captions of each beam, those that have earned most first.
+
+    earned: function of the word indices of some beams' captions, of how many captions
+    each of these beams has, and of the first one's number; returns float (captions,).
+    """
     found = []
-    for first in range(0, len(beams), PIECE):
-        some = beams[first:first + PIECE]
-        shares = np.concatenate([_probabilities(beam, length_power) for beam in some])
-        counts = np.array([len(beam) for beam in some])
-        earned = rewards.among([caption.words for beam in some for caption in beam],
-                               counts, shares)
-        for beam, values in zip(some, np.split(earned, np.cumsum(counts)[:-1])):
-            found.append([beam[i] for i in np.argsort(-values, kind="mergesort")])
+    with tqdm(total=len(beams), desc="consensus", unit="image") as bar:
+        for first in range(0, len(beams), PIECE):
+            some = beams[first:first + PIECE]
+            counts = np.array([len(beam) for beam in some])
+            values = earned([caption.words for beam in some for caption in beam],
+                            counts, first)
+            for beam, own in zip(some, np.split(values, np.cumsum(counts)[:-1])):
+                found.append([beam[i] for i in np.argsort(-own, kind="mergesort")])
+            bar.update(len(some))
     return found
 
 

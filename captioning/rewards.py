@@ -44,7 +44,7 @@ class Grams(typing.NamedTuple):
 
 class Rewards:
     """The references of a split, as vectors that are made once."""
-    expected = False  # whether METEOR's F-mean is averaged over the references
+    in_expectation = False  # METEOR's F-mean: the mean over references, not the best
 
     def __init__(self, vocabulary, references, bleu=0., meteor=0.):
         """references: of each image a list of captions, as people wrote them. bleu and
@@ -90,10 +90,24 @@ class Rewards:
 
         The arguments of `_refer_to`. N-grams weigh as they do here. Without BLEU.
         """
-        others = copy.copy(self)
-        others.bleu, others.expected = 0., True
+        others = self._expecting()
         others._refer_to(captions, counts, shares)
         return others(captions, np.repeat(np.arange(len(counts)), counts))
+
+    def expected(self, captions, images, shares):
+        """What each caption earns in expectation when it may be of several images,
+        float64 (S,). Without BLEU.
+
+        captions: as for a call. images: int (S, M), which ones. shares: float (S, M),
+        how probable each is.
+        """
+        return self._expecting()._earned(captions, images, shares)
+
+    def _expecting(self):
+        """These Rewards, of which only expectations are taken."""
+        found = copy.copy(self)
+        found.bleu, found.in_expectation = 0., True
+        return found
 
     def __call__(self, captions, images):
         """The reward of each caption, float64 (S,).
@@ -101,13 +115,25 @@ class Rewards:
         captions: list of S lists of word indices, END among them where they ended.
         images: int (S,): which image each is of; it must have references.
         """
-        images = np.asarray(images)
+        images = np.asarray(images)[:, None]
+        return self._earned(captions, images, np.ones(images.shape))
+
+    def _pairs(self, images, shares):
+        """Each caption with the references of its images, P pairs: how many pairs a
+        caption has (S,), and of each pair the reference's number and its share (P,).
+        """
+        sizes = self.count[images].ravel()
+        starts = self.first[images].ravel() - (np.cumsum(sizes) - sizes)
+        reference = np.repeat(starts, sizes) + np.arange(sizes.sum())
+        share = np.repeat(np.ravel(shares), sizes) * self.shares[reference]
+        return self.count[images].sum(axis=1), reference, share
+
+    def _earned(self, captions, images, shares):
+        """The rewards of captions; the arguments of `expected`."""
         lengths = np.array([len(caption) for caption in captions], np.int64)
-        count = self.count[images]
-        caption_of = np.repeat(np.arange(len(captions)), count)    # of P pairs with
-        first_pair = np.cumsum(count) - count                      # a reference each
-        reference = self.first[images][caption_of] + (
-            np.arange(count.sum()) - first_pair[caption_of])
+        count, reference, share = self._pairs(images, shares)
+        caption_of = np.repeat(np.arange(len(captions)), count)
+        first_pair = np.cumsum(count) - count
         similar = np.zeros(len(reference))
         right = np.zeros((len(captions), len(N_GRAMS)))            # n-grams, for BLEU
         for n, rows, ids in self._n_grams(captions):
@@ -131,17 +157,16 @@ class Rewards:
                     made.keys >> SHIFT, np.minimum(made.counts, most), len(captions))
         apart = lengths[caption_of] - self.lengths[reference]
         similar *= np.exp(-apart ** 2 / (2 * SIGMA ** 2))
-        reward = SCALE * np.bincount(caption_of, similar * self.shares[reference],
-                                     len(captions))
+        reward = SCALE * np.bincount(caption_of, similar * share, len(captions))
         if self.bleu:
             closest = np.lexsort((self.lengths[reference], abs(apart), caption_of))
             parts = [lengths, self.lengths[reference[closest[first_pair]]]]
             parts += [np.maximum(0, lengths - n + 1) for n in N_GRAMS]
             counts = np.concatenate([np.stack(parts, axis=1), right], axis=1)
             reward += self.bleu * bleu(counts)[:, -1] / 100
-        if self.meteor and self.expected:
-            reward += self.meteor * np.bincount(
-                caption_of, f_mean * self.shares[reference], len(captions))
+        if self.meteor and self.in_expectation:
+            reward += self.meteor * np.bincount(caption_of, f_mean * share,
+                                                len(captions))
         elif self.meteor:
             best = np.zeros(len(captions))
             np.maximum.at(best, caption_of, f_mean)

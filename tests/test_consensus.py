@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from captioning import consensus
-from captioning.consensus import by_consensus
+from captioning.consensus import by_consensus, by_neighbours
 from captioning.decode import Caption
 from captioning.rewards import Rewards
 from test_rewards import (REFERENCES, VOCABULARY, grams, indices, reference_words,
@@ -86,13 +86,30 @@ def test_caption_that_has_nearly_all_probability_stays_first():
     assert again[0] is beam[0]
 
 
-def test_images_do_not_depend_on_each_other(monkeypatch):
+def test_caption_that_people_gave_similar_images_comes_first():
+    rewards = Rewards(VOCABULARY, REFERENCES, meteor=3.)
+    dogs, cats = np.array([[0, 3]]), np.array([[1, 2]])
+    [beam] = by_neighbours(BEAMS[:1], rewards, dogs, np.array([[.7, .3]]))
+    assert VOCABULARY.decode(beam[0].words) == "a dog runs on the grass"
+    assert beam[0] is BEAMS[0][1]  # with its own attention and probabilities
+    beams = [[caption("a dog runs", -1), caption("a cat with a cat", -9)]] * 2
+    images, shares = np.concatenate([cats, dogs]), np.array([[.9, .1], [.5, .5]])
+    found = by_neighbours(beams, rewards, images, shares)
+    assert [VOCABULARY.decode(beam[0].words) for beam in found] == [
+        "a cat with a cat", "a dog runs"]
+
+
+@pytest.mark.parametrize("reorder", [
+    by_consensus,
+    lambda beams, rewards: by_neighbours(beams, rewards, np.array(
+        [[0, 1], [1, 2], [3, 0]]), np.array([[.5, .5], [.9, .1], [.2, .8]]))])
+def test_images_do_not_depend_on_each_other(reorder, monkeypatch):
     rewards = Rewards(VOCABULARY, REFERENCES)
-    together = by_consensus(BEAMS, rewards)
+    together = reorder(BEAMS, rewards)
     assert [sorted(map(id, beam)) for beam in together] == [
         sorted(map(id, beam)) for beam in BEAMS]
     monkeypatch.setattr(consensus, "PIECE", 1)
-    for one, other in zip(together, by_consensus(BEAMS, rewards)):
+    for one, other in zip(together, reorder(BEAMS, rewards)):
         assert list(map(id, one)) == list(map(id, other))
 
 

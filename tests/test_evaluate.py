@@ -155,7 +155,7 @@ def test_consensus_keeps_the_caption_that_is_most_like_the_others(place, no_java
     for i, beam in found.items():
         assert sorted(c["caption"] for c in beam) == sorted(
             c["caption"] for c in plain[i])
-    assert read_json(run_file(place, "scores_val.json"))["consensus"] is True
+    assert read_json(run_file(place, "scores_val.json"))["consensus"] == "beam"
     results = read_json(run_file(place, "captions_val_small_results.json"))
     assert [r["caption"] for r in results] == [beam[0]["caption"]
                                                for beam in found.values()]
@@ -165,6 +165,26 @@ def test_consensus_needs_a_beam_and_the_references_of_training(place, no_java):
     assert "--beam 20" in refusal(place("--consensus"))
     os.remove(str(place / "data" / "tokens" / "references_train.json"))
     assert "references_train.json" in refusal(place("--beam", "2", "--consensus"))
+
+
+def test_consensus_of_neighbours_says_what_people_said_of_similar_images(place,
+                                                                         no_java):
+    flags = ("--beam", "6", "--n-best", "6", "--consensus", "neighbours")
+    assert place(*flags)[0] == 0
+    for i, beam in read_json(run_file(place, "nbest_val.json")).items():
+        noun = NOUNS[int(i) % len(NOUNS)]  # which the features tell
+        assert beam[0]["caption"].split()[-1] == noun
+    assert read_json(run_file(place, "scores_val.json"))["consensus"] == "neighbours"
+
+
+def test_consensus_of_neighbours_needs_the_images_of_training(place, no_java):
+    flags = ("--beam", "2", "--consensus", "neighbours")
+    os.remove(feature_path(str(place / "data" / "features"), "train/0.jpg"))
+    assert place(*flags)[0] == 0  # one less
+    split = read_json(run_file(place, "split.json"))
+    split["train"] = split["train"][1:]
+    run_file(place, "split.json").write_text(json.dumps(split))
+    assert "data/tokens: has other training images" in refusal(place(*flags))
 
 
 def test_candidates_of_an_earlier_beam_do_not_stay(place, no_java):

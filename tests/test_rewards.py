@@ -127,14 +127,14 @@ def test_bleu_4_is_that_of_the_coco_tools(column, capsys):
 
 # --- METEOR's F-mean ------------------------------------------------------------------
 
-def naive_f_mean(words, image):
+def naive_f_mean(words, image, references=None):
     function, best = {"a", "on", "with", "the"}, 0.
 
     def weight(word):
         return .25 if word in function else .75
     made = collections.Counter(word for word in words if word not in
                                ("<end>", "<pad>!", "<start>!"))
-    for caption in REFERENCES[image]:
+    for caption in references or REFERENCES[image]:
         true = collections.Counter(reference_words(caption)[:-1])
         size, total, both = (sum(weight(word) * count for word, count in bag.items())
                              for bag in (made, true, made & true))
@@ -161,6 +161,27 @@ def test_f_mean_is_that_of_a_plain_loop():
     np.testing.assert_allclose(f_means(captions, images), expected, rtol=1e-9,
                                atol=1e-12)
     assert max(expected) == 1 and min(expected) == 0 and len(set(expected)) > 50
+
+
+def test_expectation_over_images_is_that_of_a_plain_loop():
+    captions, images = samples()
+    random = np.random.RandomState(6)
+    several = np.stack([images, (images + 1) % 4, random.randint(4, size=len(images))],
+                       axis=1)
+    shares = random.dirichlet([1, 1, 1], len(images))
+    found = Rewards(VOCABULARY, REFERENCES, bleu=1., meteor=2.).expected(
+        captions, several, shares)
+    expected = []
+    for words, own, share in zip(captions, several, shares):
+        total = 0.
+        for image, part in zip(own, share):
+            words_there = text_of(words, image)
+            each = [naive_f_mean(words_there, image, [caption])
+                    for caption in REFERENCES[image]]
+            total += part * (naive_cider_d(words_there, image) + 2 * np.mean(each))
+        expected.append(total)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert max(expected) > 1 and min(expected) == 0
 
 
 def test_f_mean_pays_for_what_a_reference_says_more():

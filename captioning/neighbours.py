@@ -1,0 +1,88 @@
+"""Which training images look most like an image: what people have said of these is what
+they may say of it, too (Devlin et al. 2015, "Exploring nearest neighbor approaches for
+image captioning").
+
+How alike two images look is the cosine of their mean feature vectors, after the mean of
+the training images has been subtracted from both. A neighbour's share rises with it:
+
+    share_j ~ exp(10 cos(x, x_j))       among the 60 nearest
+"""
+import numpy as np
+from tqdm import tqdm
+
+from captioning.batches import read_ahead
+from captioning.features import find_features, read_features
+from captioning.inception import check_network
+from captioning.runs import read_split
+from captioning.tokens import read_tokens
+from runtime import cli, watchdog
+
+COUNT = 60        # neighbours of an image
+SHARPNESS = 10.   # how much more the nearest count
+PIECE = 1000      # images at a time
+
+
+def training_neighbours(run, images, paths):
+    """The neighbours of some images among those that a Run was trained on.
+
+    images: their paths below the data set. paths: of their features. Returns int
+    (I, M), numbers in the order of the run's tokens, and their shares, float64 (I, M).
+    An image is no neighbour of its own. Raises cli.UserError where the training images
+    or their features are not there any more.
+    """
+    folder, features = run.settings["tokens"], run.settings["features"]
+    trained = read_tokens(folder, "train").images.tolist()
+    if trained != read_split(run.folder)["train"]:
+        raise cli.UserError(f"{folder}: has other training images than {run.folder}, "
+                            "so their captions are not those that it has seen; run "
+                            "tokenize_captions.py as before the training")
+    if "extractor" in run.settings:
+        check_network(features, run.settings["extractor"], run.folder)
+    files, sound = find_features(features, trained, "train")
+    there = sound.nonzero()[0]
+    number = {trained[i]: n for n, i in enumerate(there)}
+    near, shares = nearest(mean_vectors(paths, "the images"),
+                           mean_vectors([files[i] for i in there], "training"),
+                           [number.get(image) for image in images])
+    return there[near], shares
+
+
+def mean_vectors(paths, of):
+    """The mean feature vector of each file, float32 (I, F). of: of what, in a word."""
+    def mean(path):
+        return read_features(path).mean(axis=0, dtype=np.float32)
+    return np.stack(list(watchdog.watched(
+        tqdm(read_ahead(mean, paths), desc=f"features of {of}", unit="image",
+             total=len(paths)), "file", of)))
+
+
+def nearest(x, others, itself, count=COUNT):
+    """The rows of `others` that are nearest to each row of x, the nearest first.
+
+    x: float (I, F). others: float (N, F). itself: of each row of x its own number in
+    `others`, or None. Returns int (I, M) and their shares, float64 (I, M), which are 1
+    together; M = count, or N where that is less. What is not finite, or the row itself,
+    has no share.
+    """
+    finite = np.isfinite(others).all(axis=1)
+    centre = others[finite].mean(axis=0)
+    others = _unit(np.where(finite[:, None], others - centre, 0))
+    near, shares = [], []
+    for first in range(0, len(x), PIECE):
+        cosines = _unit(x[first:first + PIECE] - centre).dot(others.T)
+        cosines[:, ~finite] = -np.inf
+        for row, own in zip(cosines, itself[first:first + PIECE]):
+            if own is not None:
+                row[own] = -np.inf
+            some = np.argpartition(-row, min(count, len(row)) - 1)[:count]
+            some = some[np.argsort(-row[some], kind="mergesort")]
+            alike = row[some].astype(np.float64)
+            share = np.exp(SHARPNESS * (alike - max(alike[0], -1.)))
+            near.append(some)
+            shares.append(share / max(share.sum(), 1e-9))
+    return np.stack(near), np.stack(shares)
+
+
+def _unit(x):
+    """The rows of x, each as long as 1, or 0."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
