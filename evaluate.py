@@ -88,7 +88,7 @@ def show(summary):
 def compare(run, other, texts, theirs, references):
     """Print the paired bootstrap of two runs on the images that both have captioned.
 
-    run, other: their names. texts, theirs: their captions by image id.
+    run, other: what they are called. texts, theirs: their captions by image id.
     """
     both = sorted(set(texts) & set(theirs))
     scored = [scores.score({i: captions[i] for i in both}, references)
@@ -161,12 +161,12 @@ def evaluate(args, run):
     args: the command's. run: a Run.
     """
     data = inputs(args, run)
+    theirs = read_theirs(args.compare, data) if args.compare else None
     if args.ensemble:
         run = together(args, run)
         name = "_with_".join([data.name, *args.ensemble[1:]])
         data = data._replace(name=name, server=name)
     references, described = described_images(args, data)
-    theirs = read_theirs(args.compare, data) if args.compare else None
     training = read_training(run, data.source["tokens"])
     in_order = consensus(args, run, data) if args.consensus else None
 
@@ -200,8 +200,8 @@ def evaluate(args, run):
           f"{args.beam}, {speed:.1f} images/s, tokenizer: {scored.tokenizer}\n")
     show(summary)
     if args.compare:
-        compare(args.run, args.compare, {i: texts[i] for i in described}, theirs,
-                references)
+        compare(" with ".join(args.ensemble or [args.run]), args.compare,
+                {i: texts[i] for i in described}, theirs, references)
     print("\nwritten: " + ", ".join(written))
     return data.name
 

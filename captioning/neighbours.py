@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.batches import read_ahead
-from captioning.features import find_features, read_features
+from captioning.features import SHAPE, find_features, read_features
 from captioning.inception import check_network
 from captioning.runs import read_split
 from captioning.tokens import read_tokens
@@ -19,7 +19,7 @@ from runtime import cli, watchdog
 
 COUNT = 60        # neighbours of an image
 SHARPNESS = 10.   # how much more the nearest count
-PIECE = 1000      # images at a time
+PIECE = 256       # images at a time
 
 
 def training_neighbours(run, images, paths):
@@ -51,9 +51,12 @@ def mean_vectors(paths, of):
     """The mean feature vector of each file, float32 (I, F). of: of what, in a word."""
     def mean(path):
         return read_features(path).mean(axis=0, dtype=np.float32)
-    return np.stack(list(watchdog.watched(
-        tqdm(read_ahead(mean, paths), desc=f"features of {of}", unit="image",
-             total=len(paths)), "file", of)))
+    found = np.empty((len(paths), SHAPE[-1]), np.float32)
+    for i, vector in enumerate(watchdog.watched(
+            tqdm(read_ahead(mean, paths), desc=f"features of {of}", unit="image",
+                 total=len(paths)), "file", of)):
+        found[i] = vector
+    return found
 
 
 def nearest(x, others, itself, count=COUNT):
@@ -66,7 +69,9 @@ def nearest(x, others, itself, count=COUNT):
     """
     finite = np.isfinite(others).all(axis=1)
     centre = others[finite].mean(axis=0)
-    others = _unit(np.where(finite[:, None], others - centre, 0))
+    others = others - centre
+    others[~finite] = 0
+    others = _unit(others)
     near, shares = [], []
     for first in range(0, len(x), PIECE):
         cosines = _unit(x[first:first + PIECE] - centre).dot(others.T)
@@ -84,5 +89,6 @@ def nearest(x, others, itself, count=COUNT):
 
 
 def _unit(x):
-    """The rows of x, each as long as 1, or 0."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+    """x, its rows now as long as 1; in place, as there may be many."""
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+    return x

@@ -162,8 +162,9 @@ def test_command_scores_an_ensemble_under_a_name_of_its_own(world, capsys):
     assert world("evaluate.py", "--run", "a") == 0
     before = world.files()
     shutil.copytree("checkpoints/a", "checkpoints/b")
-    assert world("evaluate.py", "--ensemble", "a", "b") == 0
-    assert "--run a --split val_with_b" in capsys.readouterr().out
+    assert world("evaluate.py", "--ensemble", "a", "b", "--compare", "a") == 0
+    out = capsys.readouterr().out
+    assert "--run a --split val_with_b" in out and "a with b minus a on" in out
     after = world.files()
     assert all(after[path] == digest for path, digest in before.items())
     for path in ("attention_{}.npz", "scores_{}.json", "captions_{}_a_results.json"):
