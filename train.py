@@ -47,7 +47,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning import hard_attention, maps, schedule, scores
-from captioning.averaging import Averaging, averaged
+from captioning.averaging import Averaging, better
 from captioning.batches import read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
@@ -317,6 +317,8 @@ def run(args):
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
     folder = run_folder(args.run)
+    if args.start_share and not args.start_from:
+        raise cli.UserError("--start-share: is for --start-from")
     if args.start_from == args.run:
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
                             "choose another --run")
@@ -338,6 +340,13 @@ def run(args):
             list_bad_features(folder, splits, args.max_bad)
         train(args, folder, splits, vocabulary, scorer, rewards)
     cli.next_step("evaluate.py", "--run", args.run)
+
+
+def begin_from(args, model, optimizer, vocabulary):
+    """Give a new run the weights of --start-from."""
+    start_from(args.start_from, model, vocabulary, args.features)
+    if args.start_share:
+        optimizer.begin()
 
 
 def list_bad_features(folder, splits, most):
@@ -376,11 +385,11 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")
     optimizer = OPTIMIZERS[args.optimizer](learning_rate)
-    if args.average:
-        optimizer = Averaging(optimizer, model, args.average)
+    if args.average or args.start_share:
+        optimizer = Averaging(optimizer, model, args.average, args.start_share)
     create_optimizer_variables(model, optimizer)
     progress = resume(folder, model, optimizer, begin=lambda: args.start_from and (
-        start_from(args.start_from, model, vocabulary, args.features)))
+        begin_from(args, model, optimizer, vocabulary)))
     if progress.history and events:  # the run may have ended just before this
         write_log(folder, progress.history, args.dropout > 0)
     guide = Guide(prepare(folder, splits["train"], len(vocabulary)),
@@ -403,7 +412,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         progress = train_epoch(trainer, learning_rate, splits["train"], progress, args,
                                save)
         save(progress)  # validation can take long, and fail
-        with averaged(optimizer):
+        with better(optimizer):
             row = evaluate_epoch(model, splits, scorer, progress, args)
             history = history + [row]
             progress = begin_epoch(history, progress.baseline)
@@ -484,6 +493,11 @@ def arguments():
                         metavar="DECAY", help="validate, and keep as the best, a "
                         "running average of the weights (captioning/averaging.py); "
                         "0.999, for example")
+    parser.add_argument("--start-share", type=cli.number(float, at_least=0, below=1),
+                        default=0., metavar="SHARE", help="validate, and keep as the "
+                        "best, weights that have this share of those of --start-from "
+                        "in them (captioning/averaging.py); 0.6 with --self-critical, "
+                        "for example")
     parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,
                         help="largest global norm of the gradients")
     parser.add_argument("--select", choices=sorted(SELECT), default="cider",

@@ -30,13 +30,13 @@ FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "guidance",
          "no_word_query", "no_gate", "no_state", "initial_state", "optimizer",
          "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
          "val_images", "seed", "start_from", "self_critical", "bleu_reward",
-         "meteor_reward", "schedule", "average", "label_smoothing",
+         "meteor_reward", "schedule", "average", "start_share", "label_smoothing",
          "scheduled_sampling", "attention", "expected", "reinforce", "entropy",
          "precision")
 # What runs of earlier releases, whose settings do not say, were trained with
 EARLIER = {"guidance": 0., "no_word_query": True, "schedule": "epochs", "average": None,
-           "label_smoothing": 0., "scheduled_sampling": 0., "attention": "soft",
-           "expected": None, "reinforce": None, "entropy": None}
+           "start_share": 0., "label_smoothing": 0., "scheduled_sampling": 0.,
+           "attention": "soft", "expected": None, "reinforce": None, "entropy": None}
 
 
 LOOKS = {"expected": None, "likeliest": likeliest}  # what z is made with: model.look

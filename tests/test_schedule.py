@@ -7,7 +7,7 @@ import pytest
 
 import train
 from captioning import checkpoints
-from captioning.averaging import Averaging, averaged
+from captioning.averaging import Averaging, better
 from captioning.runs import read_run
 from captioning.schedule import epochs_since_best, learning_rate_at, worse_epochs
 from model import Captioner, loss
@@ -109,9 +109,9 @@ def test_average_is_that_of_the_formula():
         kept = min(.5, t / (9 + t))
         weight = model.weights["W_1"].numpy()
         expected = weight.copy() if t == 0 else kept * expected + (1 - kept) * weight
-        np.testing.assert_allclose(optimizer.averages["W_1"].numpy(), expected,
-                                   rtol=1e-4, atol=1e-6)
-    with averaged(optimizer):
+        np.testing.assert_allclose(optimizer.kept()["W_1"], expected, rtol=1e-4,
+                                   atol=1e-6)
+    with better(optimizer):
         np.testing.assert_allclose(model.weights["W_1"].numpy(), expected, rtol=1e-4,
                                    atol=1e-6)
     assert (model.weights["W_1"].numpy() == weight).all()
@@ -128,8 +128,27 @@ def test_best_weights_are_the_average_and_the_newest_are_not(runs):
     assert (read_run("a").model.E.numpy() == best["E"]).all()
 
 
-def test_averaged_run_that_was_stopped_is_the_run_that_was_not(runs):
-    flags = ("--average", ".9", "--learning-rate", ".02")
+@pytest.mark.parametrize("more", [(), ("--average", ".9")])
+def test_best_weights_have_a_share_of_those_that_the_run_started_from(more, runs):
+    assert runs("a", 1, "--learning-rate", ".02")[0] == 0
+    assert runs("b", 2, "--learning-rate", ".02", "--start-from", "a", "--start-share",
+                ".3", "--decay", "1", *more)[0] == 0
+    start, best, newest = (runs.arrays(*which) for which in (
+        ("a", "best"), ("b", "best"), ("b", "newest")))
+    assert best["epoch"].tolist() == newest["epoch"].tolist() == [1, 2]
+    for name in ("W_1", "E"):
+        assert (newest["optimizer/start/" + name] == start[name]).all()
+        moved = newest["optimizer/average/" + name] if more else newest[name]
+        np.testing.assert_allclose(best[name], .3 * start[name] + .7 * moved, rtol=1e-5,
+                                   atol=1e-7)
+        assert abs(moved - start[name]).max() > 1e-2
+    assert "is for --start-from" in refusal(runs("c", 1, "--start-share", ".3"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--start-from", "a", "--start-share", ".5")])
+def test_averaged_run_that_was_stopped_is_the_run_that_was_not(flags, runs):
+    assert not flags or runs("a", 1)[0] == 0
+    flags += ("--average", ".9", "--learning-rate", ".02")
     assert runs("whole", 3, *flags)[0] == 0
     assert runs("parts", 1, *flags)[0] == runs("parts", 3, *flags)[0] == 0
     for name in ("newest", "best"):
