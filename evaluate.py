@@ -216,7 +216,8 @@ def consensus(args, run, data):
     if args.consensus == "beam":
         return lambda beams: by_consensus(beams, rewards, args.length_power)
     images, shares = training_neighbours(run, data.images, data.paths)
-    return lambda beams: by_neighbours(beams, rewards, images, shares)
+    return lambda beams: by_neighbours(beams, rewards, images, shares,
+                                       args.length_power)
 
 
 def described_images(args, data):

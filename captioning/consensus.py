@@ -10,7 +10,8 @@ is rarely wrong in all its words. The others y' are
 
 - the beam's own captions, q ~ exp(log p(y') / T' ** power) (`by_consensus`), or
 - people's captions of the training images that look most like the image, q as alike as
-  these look (`by_neighbours`; Devlin et al. 2015).
+  these look (`by_neighbours`; Devlin et al. 2015). They do not know the image itself,
+  so what the model thinks of y still counts: log p(y) / (2 T ** power) is added.
 
 How rare an n-gram is, the training references tell; no reference of the image is looked
 at.
@@ -22,6 +23,7 @@ from captioning.rewards import Rewards
 from captioning.tokens import read_references, read_tokens
 
 F_MEAN = 3.  # beside CIDEr-D (0 to 10): weight of METEOR's F-mean (0 to 1)
+OWN = .5     # beside the neighbours: weight of log p(y) / T ** power
 PIECE = 64   # images at a time: 20 captions, each against 300, are 6,000 pairs an image
 
 
@@ -50,16 +52,18 @@ def by_consensus(beams, rewards, length_power=0.):
     return _in_order(beams, earned)
 
 
-def by_neighbours(beams, rewards, images, shares):
+def by_neighbours(beams, rewards, images, shares, length_power=0.):
     """Beams in a new order: first the caption that is most like what people say of
     similar images.
 
-    beams: as for `by_consensus`. rewards: `training_rewards`. images, shares: the
-    similar images of each beam, of captioning.neighbours.
+    beams, length_power: as for `by_consensus`. rewards: `training_rewards`. images,
+    shares: the similar images of each beam, of captioning.neighbours.
     """
     def earned(captions, counts, first):
         rows = np.repeat(np.arange(first, first + len(counts)), counts)
-        return rewards.expected(captions, images[rows], shares[rows])
+        own = [_scores(beam, length_power) for beam in beams[first:first + len(counts)]]
+        return OWN * np.concatenate(own) + rewards.expected(captions, images[rows],
+                                                            shares[rows])
     return _in_order(beams, earned)
 
 
@@ -82,9 +86,14 @@ def _in_order(beams, earned):
     return found
 
 
+def _scores(beam, length_power):
+    """What beam search compares the Captions of one image by, float64."""
+    return np.array([caption.log_probs.sum() / len(caption.words) ** length_power
+                     for caption in beam], np.float64)
+
+
 def _probabilities(beam, length_power):
     """q of each Caption of one image, float64."""
-    scores = np.array([caption.log_probs.sum() / len(caption.words) ** length_power
-                       for caption in beam], np.float64)
+    scores = _scores(beam, length_power)
     q = np.exp(scores - scores.max())
     return q / q.sum()

@@ -92,11 +92,21 @@ def test_caption_that_people_gave_similar_images_comes_first():
     [beam] = by_neighbours(BEAMS[:1], rewards, dogs, np.array([[.7, .3]]))
     assert VOCABULARY.decode(beam[0].words) == "a dog runs on the grass"
     assert beam[0] is BEAMS[0][1]  # with its own attention and probabilities
-    beams = [[caption("a dog runs", -1), caption("a cat with a cat", -9)]] * 2
+    beams = [[caption("a dog runs", -1), caption("a cat with a cat", -3)]] * 2
     images, shares = np.concatenate([cats, dogs]), np.array([[.9, .1], [.5, .5]])
     found = by_neighbours(beams, rewards, images, shares)
     assert [VOCABULARY.decode(beam[0].words) for beam in found] == [
         "a cat with a cat", "a dog runs"]
+
+
+@pytest.mark.parametrize("power", [0., 1.])
+def test_what_the_model_thinks_counts_half_beside_the_neighbours(power):
+    rewards, [beam] = Rewards(VOCABULARY, REFERENCES), BEAMS[:1]
+    images, shares = np.array([[3, 1]]), np.array([[.6, .4]])
+    [found] = by_neighbours([beam], rewards, images, shares, power)
+    value = {id(c): .6 * rewards([c.words], [3])[0] + .4 * rewards([c.words], [1])[0]
+             + c.log_probs.sum() / len(c.words) ** power / 2 for c in beam}
+    assert [value[id(c)] for c in found] == sorted(value.values(), reverse=True)
 
 
 @pytest.mark.parametrize("reorder", [
