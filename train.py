@@ -74,7 +74,7 @@ from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, add_precision
 # Those of the recipe (docs/recipe-coco.md): with cross-entropy, and self-critical
 DEFAULTS = {"epochs": (8, 3), "learning_rate": (1e-3, LEARNING_RATE),
             "decay": (.75, 1.), "dropout": (.4, 0.), "guidance": (1., .05),
-            "bleu_reward": (None, 2.)}
+            "bleu_reward": (None, 2.), "start_share": (0., .6)}
 OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 
 
@@ -317,7 +317,7 @@ def run(args):
     args.tokens = args.tokens or os.path.join(args.data, "tokens")
     args.features = args.features or os.path.join(args.data, "features")
     folder = run_folder(args.run)
-    if args.start_share and not args.start_from:
+    if args.start_share and not (args.start_from or args.self_critical):
         raise cli.UserError("--start-share: is for --start-from")
     if args.start_from == args.run:
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
@@ -494,10 +494,10 @@ def arguments():
                         "running average of the weights (captioning/averaging.py); "
                         "0.999, for example")
     parser.add_argument("--start-share", type=cli.number(float, at_least=0, below=1),
-                        default=0., metavar="SHARE", help="validate, and keep as the "
-                        "best, weights that have this share of those of --start-from "
-                        "in them (captioning/averaging.py); 0.6 with --self-critical, "
-                        "for example")
+                        metavar="SHARE", help="validate, and keep as the best, weights "
+                        "that have this share of those of --start-from in them "
+                        "(captioning/averaging.py; default: 0; 0.6 with "
+                        "--self-critical)")
     parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,
                         help="largest global norm of the gradients")
     parser.add_argument("--select", choices=sorted(SELECT), default="cider",

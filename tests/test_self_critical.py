@@ -1,6 +1,7 @@
 """Self-critical training: the gradient, the samples, and runs that follow it."""
 import csv
 import itertools
+import json
 import os
 import signal
 
@@ -278,6 +279,23 @@ def test_self_critical_run_is_resumed_as_one_without_its_flags(runs):
     np.testing.assert_array_equal(runs.arrays("b")["U"], runs.arrays("c")["U"])
     assert len(runs.arrays("b")["train_reward"]) == 2
     assert "self critical" in refusal(runs("b", 3, "--self-critical", "9"))
+
+
+def test_best_weights_are_part_of_the_way_back_but_of_runs_before_that(runs):
+    assert runs("b", 1, *SELF_CRITICAL)[0] == 0
+    start, best, newest = (runs.arrays(*which) for which in (
+        ("a", "best"), ("b", "best"), ("b", "newest")))
+    np.testing.assert_allclose(best["U"], .6 * start["U"] + .4 * newest["U"], rtol=1e-5,
+                               atol=1e-7)
+    assert runs("c", 1, *SELF_CRITICAL, "--start-share", "0")[0] == 0
+    with open(runs.file("c", "settings.json")) as file:
+        settings = json.load(file)
+    del settings["start_share"]
+    with open(runs.file("c", "settings.json"), "w") as file:
+        json.dump(settings, file)
+    assert runs("c", 2)[0] == 0
+    assert (runs.arrays("c", "best")["U"] != start["U"]).any()
+    assert not any("start/" in name for name in runs.arrays("c"))
 
 
 def test_images_without_references_are_named(runs):
