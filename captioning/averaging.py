@@ -89,7 +89,7 @@ def better(optimizer):
     if not isinstance(optimizer, Averaging):
         yield
         return
-    moved = {name: weight.numpy() for name, weight in optimizer.weights.items()}
+    moved = {name: weight.numpy().copy() for name, weight in optimizer.weights.items()}
     for name, value in optimizer.kept().items():
         optimizer.weights[name].assign(value)
     try:

@@ -11,7 +11,7 @@ is rarely wrong in all its words. The others y' are
 - the beam's own captions, q ~ exp(log p(y') / T' ** power) (`by_consensus`), or
 - people's captions of the training images that look most like the image, q as alike as
   these look (`by_neighbours`; Devlin et al. 2015). They do not know the image itself,
-  so what the model thinks of y still counts: log p(y) / (2 T ** power) is added.
+  so what the model thinks of y counts as well: log p(y) / (2 T ** power) is added.
 
 How rare an n-gram is, the training references tell; no reference of the image is looked
 at.
