@@ -285,8 +285,7 @@ def inputs(args, run):
         own = set(read_split(run.folder)["val"])
         if set(read_images(args.tokens, "val")) != own:
             name += "_of_" + os.path.basename(os.path.abspath(source["data"]))
-    if "extractor" in run.settings:
-        check_network(source["features"], run.settings["extractor"], args.run)
+    check_network(source["features"], run.settings, args.run)
     paths, sound = find_features(source["features"], tokens.images, args.split)
     there = sound.nonzero()[0]
     if len(there) < len(paths):

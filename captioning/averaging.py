@@ -43,7 +43,7 @@ class Averaging:
 
     def begin(self):
         """The run starts from the weights as they are now."""
-        for name, start in self.slots.get("start", {}).items():
+        for name, start in self.slots["start"].items():
             start.assign(self.weights[name].numpy())
 
     def apply_gradients(self, gradients):

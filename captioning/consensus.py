@@ -45,9 +45,8 @@ def by_consensus(beams, rewards, length_power=0.):
     beams: lists of Captions, at least one each. rewards: Rewards. length_power:
     that of the beam search. Returns lists of the same Captions.
     """
-    def earned(captions, counts, first):
-        q = [_probabilities(beam, length_power)
-             for beam in beams[first:first + len(counts)]]
+    def earned(captions, counts, piece):
+        q = [_probabilities(beam, length_power) for beam in beams[piece]]
         return rewards.among(captions, counts, np.concatenate(q))
     return _in_order(beams, earned)
 
@@ -59,11 +58,10 @@ def by_neighbours(beams, rewards, images, shares, length_power=0.):
     beams, length_power: as for `by_consensus`. rewards: `training_rewards`. images,
     shares: the similar images of each beam, of captioning.neighbours.
     """
-    def earned(captions, counts, first):
-        rows = np.repeat(np.arange(first, first + len(counts)), counts)
-        own = [_scores(beam, length_power) for beam in beams[first:first + len(counts)]]
-        return OWN * np.concatenate(own) + rewards.expected(captions, images[rows],
-                                                            shares[rows])
+    def earned(captions, counts, piece):
+        own = [_scores(beam, length_power) for beam in beams[piece]]
+        return OWN * np.concatenate(own) + rewards.expected(
+            captions, *(np.repeat(x[piece], counts, axis=0) for x in (images, shares)))
     return _in_order(beams, earned)
 
 
@@ -71,15 +69,16 @@ def _in_order(beams, earned):
     """The captions of each beam, those that have earned most first.
 
     earned: function of the word indices of some beams' captions, of how many captions
-    each of these beams has, and of the first one's number; returns float (captions,).
+    each of these beams has, and of the slice of these beams; returns float (captions,).
     """
     found = []
     with tqdm(total=len(beams), desc="consensus", unit="image") as bar:
         for first in range(0, len(beams), PIECE):
-            some = beams[first:first + PIECE]
+            piece = slice(first, first + PIECE)
+            some = beams[piece]
             counts = np.array([len(beam) for beam in some])
             values = earned([caption.words for beam in some for caption in beam],
-                            counts, first)
+                            counts, piece)
             for beam, own in zip(some, np.split(values, np.cumsum(counts)[:-1])):
                 found.append([beam[i] for i in np.argsort(-own, kind="mergesort")])
             bar.update(len(some))

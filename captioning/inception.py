@@ -278,12 +278,15 @@ def describe_network(made):
     return json.dumps(made, sort_keys=True) if made else "a program that left no record"
 
 
-def check_network(features, made, run):
+def check_network(features, settings, run):
     """Raise cli.UserError where other features are in the folder than a run knows.
 
-    made: what `read_record` gave for the features that the run was trained on.
+    settings: the run's; those of the first releases do not say, and all will do. run:
+    its name or folder.
     """
-    there = read_record(features)
+    if "extractor" not in settings:
+        return
+    made, there = settings["extractor"], read_record(features)
     if not same_network(made, there):
         raise cli.UserError(
             f"{features}: holds features of {describe_network(there)}, but {run} was "

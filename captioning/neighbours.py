@@ -14,7 +14,7 @@ from captioning.batches import read_ahead
 from captioning.features import SHAPE, find_features, read_features
 from captioning.inception import check_network
 from captioning.runs import read_split
-from captioning.tokens import read_tokens
+from captioning.tokens import read_images
 from runtime import cli, watchdog
 
 COUNT = 60        # neighbours of an image
@@ -31,13 +31,12 @@ def training_neighbours(run, images, paths):
     or their features are not there any more.
     """
     folder, features = run.settings["tokens"], run.settings["features"]
-    trained = read_tokens(folder, "train").images.tolist()
+    trained = read_images(folder, "train")
     if trained != read_split(run.folder)["train"]:
         raise cli.UserError(f"{folder}: has other training images than {run.folder}, "
                             "so their captions are not those that it has seen; run "
                             "tokenize_captions.py as before the training")
-    if "extractor" in run.settings:
-        check_network(features, run.settings["extractor"], run.folder)
+    check_network(features, run.settings, run.folder)
     files, sound = find_features(features, trained, "train")
     there = sound.nonzero()[0]
     number = {trained[i]: n for n, i in enumerate(there)}

@@ -122,11 +122,12 @@ class Rewards:
         """Each caption with the references of its images, P pairs: how many pairs a
         caption has (S,), and of each pair the reference's number and its share (P,).
         """
-        sizes = self.count[images].ravel()
+        count = self.count[images]
+        sizes = count.ravel()
         starts = self.first[images].ravel() - (np.cumsum(sizes) - sizes)
         reference = np.repeat(starts, sizes) + np.arange(sizes.sum())
         share = np.repeat(np.ravel(shares), sizes) * self.shares[reference]
-        return self.count[images].sum(axis=1), reference, share
+        return count.sum(axis=1), reference, share
 
     def _earned(self, captions, images, shares):
         """The rewards of captions; the arguments of `expected`."""

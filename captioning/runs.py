@@ -165,8 +165,7 @@ def start_from(name, model, vocabulary, features):
         path = vocabulary_path(run.folder)
         raise cli.UserError(f"{path}: the tokens have other words; make them anew with "
                             f"tokenize_captions.py --vocabulary {path}")
-    if "extractor" in run.settings:
-        check_network(features, run.settings["extractor"], run.folder)
+    check_network(features, run.settings, run.folder)
     shapes, expected = ({key: tuple(weight.shape.as_list())
                          for key, weight in weights.items()}
                         for weights in (run.model.weights, model.weights))
@@ -235,8 +234,7 @@ def check_settings(folder, settings, images):
             + f"{', '.join(other)}; repeat its command".replace("_", " ")
             + (f" ({were})".replace("_", " ") if were else "")
             + ", or choose another --run")
-    if "extractor" in before:  # runs of the first releases have none
-        check_network(settings["features"], before["extractor"], folder)
+    check_network(settings["features"], before, folder)
     if read_split(folder) != images:
         raise cli.UserError(f"{folder}: this run was started with other images; "
                             "tokenize those again, or choose another --run")
