@@ -1,0 +1,153 @@
+"""Figures of attention: a picture, and what the model saw of it for each word.
+
+As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
+the picture where the model looked. Each cell's weight is drawn at the middle of what
+that cell sees (captioning/grid.py). No display is needed.
+"""
+import collections
+import os
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from captioning.grid import even
+from runtime import atomic, drawing
+
+LONGEST_SIDE = 480   # pixels of the picture in the figure
+COLUMNS = 5          # pictures in a row, the whole picture among them
+TITLE = .3           # inches for the word above a picture
+NOTE = .16           # inches for its probability below
+FORMATS = ("png", "pdf", "svg")
+BOX = "#ffcc33"
+COLOURS = ("light", "viridis", "inferno", "jet", "gray")
+
+
+def upsample(alpha, size, grid=None):
+    """Attention weights (L,) -> a smooth map float32 (height, width) in [0, 1].
+
+    Between the middles of the cells, and on to the rim; then a Gaussian filter of half
+    a cell. The highest value is 1. size: (width, height) in pixels. grid: a Grid, where
+    the cells lie; None: evenly spread. L must be a square number.
+    """
+    side = int(round(len(alpha) ** .5))
+    assert side * side == len(alpha), "the locations must form a square"
+    grid = grid or even(side)
+    y, x = (((np.arange(pixels) + .5) / pixels - grid.first) / grid.step
+            for pixels in (size[1], size[0]))
+    smooth = map_coordinates(np.asarray(alpha, np.float32).reshape(side, side),
+                             np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+    smooth = gaussian_filter(smooth, (size[1] * grid.step / 2, size[0] * grid.step / 2),
+                             mode="nearest")
+    return np.clip(smooth, 0, None) / max(smooth.max(), 1e-12)
+
+
+def overlay(picture, heat, colours="light"):
+    """A picture uint8 (H, W, 3) with a map (H, W) over it -> uint8 (H, W, 3).
+
+    colours: 'light', the paper's light over dark, or the name of a colour map of
+    matplotlib, which is laid over the picture in grey.
+    """
+    if colours != "light":
+        grey = picture.mean(axis=2, keepdims=True)
+        coloured = ScalarMappable(cmap=colours).cmap(heat)[:, :, :3]
+        return (.45 * grey + .55 * 255 * coloured).astype(np.uint8)
+    heat = heat[:, :, None]
+    light = picture * (.25 + .75 * heat)
+    return (light + (255 - light) * .15 * heat).astype(np.uint8)
+
+
+def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light",
+         grid=None, boxes=None):
+    """Write one figure: the picture with its caption, then a map for every word.
+
+    picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
+    ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
+    maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
+    grid: see `upsample`. boxes: to be drawn over the picture and over each map, T + 1
+    lists of (x, y, w, h) as shares of the sides; None: none.
+    """
+    with drawing.defaults(**{"svg.hashsalt": "attention"}):
+        figure = lay_out(picture, words, alphas, notes, layout, colours, grid,
+                         boxes)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        kind = os.path.splitext(path)[1][1:]
+        # Without the time of day: the same figure is the same file.
+        date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
+        extra = {"metadata": {date: None}} if date else {}
+        with atomic.writing(path) as file:
+            figure.canvas.print_figure(file, dpi=130, format=kind, facecolor="white",
+                                       **extra)
+
+
+def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None):
+    """The Figure of `draw`, with the same arguments."""
+    height, width = picture.shape[:2]
+    columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
+    rows = -(-(len(words) + 1) // columns)
+    cell = 2.2 * np.array([1, height / width]) / max(1, (height / width) ** .5)
+    cell = np.maximum(cell, .6)
+    caption = " ".join(words) or "(an empty caption)"
+    lines = -(-len(caption) // int(9 * columns * cell[0]))  # 9 letters an inch
+    heading, footing = .15 + .2 * lines, NOTE if notes else 0
+    row = cell[1] + TITLE + footing
+    font = {"fontfamily": drawing.font_for(caption) or "DejaVu Sans"}
+    figure = Figure(figsize=(columns * cell[0], rows * row + heading))
+    FigureCanvasAgg(figure)
+    share = 1 / np.tile(figure.get_size_inches(), 2)  # figure's units in an inch
+    cells = [(picture, "", "")]
+    for alpha, word, note in zip(alphas, words, notes or [""] * len(words)):
+        heat = upsample(alpha, (width, height), grid)
+        cells.append((overlay(picture, heat, colours), word, note))
+    for i, (pixels, title, note) in enumerate(cells):
+        y, x = divmod(i, columns)
+        axes = figure.add_axes(share * (
+            x * cell[0] + .04, (rows - 1 - y) * row + .04 + footing, cell[0] - .08,
+            cell[1] - .04))
+        axes.imshow(pixels, interpolation="bilinear")
+        for left, top, wide, high in boxes[i] if boxes else ():
+            axes.add_patch(Rectangle(
+                (left * width - .5, top * height - .5), wide * width, high * height,
+                fill=False, edgecolor=BOX, linewidth=1.3))
+        axes.set_title(_plain(title), fontsize=11, pad=3, **font)
+        axes.axis("off")
+        if note:
+            axes.text(.5, -.03 / cell[1], _plain(note), fontsize=7.5, color="#555555",
+                      ha="center", va="top", transform=axes.transAxes)
+    figure.text(.012, 1 - .5 * heading / figure.get_figheight(), _plain(caption),
+                fontsize=12, va="center", ha="left", wrap=True, **font)
+    return figure
+
+
+def _plain(text):
+    """Text that matplotlib takes for nothing but text."""
+    return text.replace("$", r"\$")
+
+
+def notes_of(log_probs, betas, gate):
+    """What is written under each map: p(word), and beta where there is a gate."""
+    return [f"p {np.exp(p):.2f}" + (f"   \u03b2 {beta:.2f}" if gate else "")
+            for p, beta in zip(log_probs, betas)]
+
+
+def titles(paths):
+    """The name of each picture's figure: the picture's without folder and ending, and
+    with both where two would be the same. paths: all that there are, a list of str.
+    """
+    def name(path):
+        return os.path.splitext(os.path.basename(path))[0]
+    counts = collections.Counter(name(path) for path in set(paths))
+    found, taken = {}, set()
+    for path in paths:
+        if path not in found:
+            title = name(path)
+            if counts[title] > 1:
+                title = path.replace(os.sep, "/").replace("/", "_")
+            while title in taken:
+                title += "_"
+            taken.add(title)
+            found[path] = title
+    return [found[path] for path in paths]
