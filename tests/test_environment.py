@@ -103,6 +103,18 @@ def test_conda_environment_agrees():
     assert "pip==" + found["pip"] in read("requirements.txt")
 
 
+@pytest.mark.parametrize("name", ["requirements.txt", "environment.yml"] + [
+    f"requirements/{name}.txt" for name in ("cpu", "1.9", "1.15", "2", "2-gpu")])
+def test_first_lines_of_a_list_say_for_which_python_and_where_the_others_are(name):
+    head = " ".join(line.strip("# ") for line in read(name).splitlines()[:4])
+    assert re.match(r"Only for Python 3\.\d+( to 3\.\d+)?[,: ]", head)
+    assert "docs/versions.md" in head
+    if name == "requirements.txt":
+        assert "requirements/2.txt" in head and "requirements/2-gpu.txt" in head
+    elif name.endswith("txt"):
+        assert name in read("docs/versions.md")
+
+
 # ---- the search for a Python
 
 
@@ -382,6 +394,15 @@ def test_given_python_of_another_version_makes_the_environment_anew(make, tmp_pa
 
 
 @needs_bash
+def test_comments_of_a_list_are_no_reason_to_install_it_again(make, tmp_path):
+    installer(tmp_path / "bin" / "python3", "3.6")
+    _, line = made(make(), make.folder)
+    path = make.folder / "requirements" / "cpu.txt"
+    path.write_text("# another remark\n" + path.read_text())
+    assert make().stdout == line + "\n"
+
+
+@needs_bash
 def test_refused_python_leaves_the_environment_as_it_is(make, tmp_path):
     installer(tmp_path / "bin" / "python3", "3.6")
     _, line = made(make(), make.folder)
@@ -489,6 +510,82 @@ def test_gpu_is_found_by_its_driver_or_asked_for(version, driver, wish, requirem
     asked, line = made(make(**variables), make.folder)
     assert asked[-1].endswith(f"-r {requirements}") and f"({requirements})" in line
     assert make(**variables).stdout == line + "\n"
+
+
+def cards(path, *answers):
+    """An nvidia-smi of these cards: 'its name, its compute capability'."""
+    program(path / "nvidia-smi", "case $* in", "*compute_cap*)",
+            *(f"echo '{answer}'" for answer in answers), ";; esac")
+
+
+@needs_bash
+@pytest.mark.parametrize("answers, wish, version, requirements", [
+    (["NVIDIA GeForce RTX 4090, 8.9"], None, "3.12", "requirements/2-gpu.txt"),
+    (["NVIDIA GeForce RTX 4090, 8.9"], "1", "3.12", "requirements/2-gpu.txt"),
+    (["NVIDIA GeForce RTX 4090, 8.9"], "0", "3.6", "requirements/cpu.txt"),
+    (["NVIDIA GeForce RTX 5090, 12.0"], "1", "3.12", "requirements/2-gpu.txt"),
+    (["Tesla T4, 7.5"], "1", "3.12", "requirements/2-gpu.txt"),
+    (["Tesla V100-SXM2-16GB, 7.0"], "1", "3.6", "requirements.txt"),
+    (["NVIDIA GeForce GTX 1080 Ti, 6.1"], None, "3.6", "requirements/cpu.txt"),
+    (["NVIDIA H100 80GB HBM3, 9.0", "Tesla V100, 7.0"], "1", "3.12",
+     "requirements/2-gpu.txt"),
+    (["Field \"compute_cap\" is not a valid field to query."], "1", "3.6",
+     "requirements.txt")])
+def test_age_of_the_card_decides_which_tensorflow_is_installed(
+        answers, wish, version, requirements, make, tmp_path):
+    for there in ("3.6", "3.12"):
+        installer(tmp_path / "bin" / f"python{there}", there)
+    cards(tmp_path / "bin", *answers)
+    asked, line = made(make(**({} if wish is None else {"GPU": wish})), make.folder)
+    assert asked[-1].endswith(f"-r {requirements}")
+    assert line.startswith(f".venv: Python {version}, ")
+
+
+@needs_bash
+def test_old_build_for_a_gpu_gives_way_where_the_card_is_newer(make, tmp_path):
+    installer(tmp_path / "bin" / "python3.6", "3.6")
+    made(make(GPU="1"), make.folder)
+    installer(tmp_path / "bin" / "python3.11", "3.11")
+    cards(tmp_path / "bin", "NVIDIA A100-PCIE-40GB, 8.0")
+    asked, _ = made(make(GPU="1"), make.folder)
+    assert asked[-1].endswith("-r requirements/2-gpu.txt")
+
+
+@needs_bash
+@pytest.mark.parametrize("kind, answer, version, can", [
+    ((), "NVIDIA RTX A6000, 8.6", "3.6", "Python 3.10 to 3.13 (TensorFlow 2.21)"),
+    ((), "NVIDIA RTX A6000, 8.6", "3.7", "Python 3.10 to 3.13 (TensorFlow 2.21)"),
+    ((), "Tesla P100-PCIE-16GB, 6.0", "3.13", "Python 3.6 (TensorFlow 1.10)"),
+    (("1.10",), "NVIDIA L4, 8.9", "3.6", "docs/versions.md"),
+    (("2",), "Tesla K80, 3.7", "3.13", "docs/versions.md")])
+def test_card_that_a_python_cannot_serve_is_told_in_one_line(kind, answer, version, can,
+                                                             make, tmp_path):
+    path = installer(tmp_path / "other" / "python3", version)
+    cards(tmp_path / "bin", answer)
+    error = refused(make(*kind, GPU="1", PYTHON=path))
+    assert error.count("\n") == 1 and can in error and answer.split(",")[0] in error
+
+
+@needs_bash
+@pytest.mark.parametrize("version, answer", [("3.6", "NVIDIA GeForce RTX 2080, 7.5"),
+                                             ("3.13", "Quadro GV100, 7.0")])
+def test_cpu_is_used_and_the_reason_told_where_no_python_serves_the_card(
+        version, answer, make, tmp_path):
+    installer(tmp_path / "bin" / "python3", version)
+    cards(tmp_path / "bin", answer)
+    result = make()
+    asked, _ = made(result, make.folder)
+    assert asked[-1].endswith(("requirements/cpu.txt", "requirements/2.txt"))
+    assert f"for the CPU: Python {version}'s cannot serve the " in result.stdout
+
+
+def test_one_table_says_which_card_needs_which_command():
+    rows = [line for line in read("docs/versions.md").splitlines() if "| `make" in line]
+    for card in ("GTX 10", "V100", "T4", "RTX 20", "RTX 30", "RTX 40", "RTX 50", "A100",
+                 "H100"):
+        row, = [row for row in rows if re.search(rf"\b{card}\b", row)]
+        old = card in ("GTX 10", "V100")
+        assert ("python3.6" in row) == old and re.search(r"\| \d{3} ", row)
 
 
 @needs_bash

@@ -2,8 +2,9 @@
 # Makes .venv, the environment that `make demo`, `make test` and `make lint` use, or
 # brings it up to date. Ends with a line that says which Python and TensorFlow it holds.
 #
-#   tools/make_env.sh          .venv: Python 3.6 with TensorFlow 1.10; without a 3.6, the
-#                              newest supported Python with the TensorFlow that suits it
+#   tools/make_env.sh          .venv: Python 3.6 with TensorFlow 1.10; without a 3.6, or
+#                              with a GPU from 2018 on, the newest supported Python with
+#                              the TensorFlow that suits it
 #   tools/make_env.sh 1.9      .venv-1.9, beside it; also 1.10, 1.15 and 2
 #   tools/make_env.sh --find   only print the Python that would be used for .venv
 #
@@ -46,6 +47,45 @@ makes_environments() {
 
 is_wanted() {
     [[ " $wanted " = *" $1 "* ]]
+}
+
+# The newest NVIDIA card into $card, and into $age its compute capability without the
+# point (89 for 8.9): 0 where there is none, or a driver that does not tell.
+look_at_cards() {
+    local line capability
+    card='' age=0
+    while IFS= read -r line; do
+        capability=${line##*, }
+        [[ $capability =~ ^[0-9]+\.[0-9]$ && ${capability/./} -gt $age ]] || continue
+        age=${capability/./} card="${line%, *} (compute capability $capability)"
+    done < <(nvidia-smi --query-gpu=name,compute_cap --format=csv,noheader 2>/dev/null)
+}
+
+# Whether the GPU build of TensorFlow for Python $1 knows the card. CUDA 9.0 ends with
+# 7.0 (V100); cuDNN 9 begins with 7.5 (T4, RTX 20). See docs/versions.md.
+knows_card() {
+    case $1 in
+        3.6) [ "$age" -le 70 ] ;;
+        3.7) [ "$age" = 0 ] ;;
+        *) [ "$age" = 0 ] || [ "$age" -ge 75 ] ;;
+    esac
+}
+
+# Puts those of $wanted first that know the card; with GPU=1 leaves no others.
+mind_the_card() {
+    local version knowing='' others=''
+    look_at_cards
+    for version in $wanted; do
+        if knows_card "$version"; then knowing+=" $version"; else others+=" $version"; fi
+    done
+    if [ "${GPU:-}" = 1 ] && [ -n "$others" ]; then
+        [ -n "$knowing" ] || fail \
+            "GPU=1: $venv cannot serve the $card; docs/versions.md says what can"
+        [ "$age" -gt 70 ] && supported="Python 3.10 to 3.13 (TensorFlow 2.21)" \
+            || supported="Python 3.6 (TensorFlow 1.10)"
+        supported+=" for the $card" others=''
+    fi
+    wanted=$knowing$others wanted=${wanted# }
 }
 
 # Candidates, one a line, those that cost least first.
@@ -143,7 +183,10 @@ lists() {
 # Says what Python $1, of version $2, lacks to use a GPU; nothing if it can.
 lacking() {
     local answer
-    if [ "$2" != 3.6 ]; then
+    if ! knows_card "$2"; then
+        echo "Python $2's cannot serve the $card (docs/versions.md)"
+        return
+    elif [ "$2" != 3.6 ]; then
         nvidia-smi -L >/dev/null 2>&1 || echo "no NVIDIA driver answers"
         return
     fi
@@ -195,7 +238,7 @@ is_up_to_date() {
     ! is_half_made || holds=''
     is_wanted "$holds" && [ -f "$venv/requirements.txt" ] || return 1
     for list in $(lists "$holds"); do
-        [ "$(<"$list")" = "$(<"$venv/requirements.txt")" ] || continue
+        [ "$(grep == "$list")" = "$(grep == "$venv/requirements.txt")" ] || continue
         pin=$(tensorflow_of "$list")
         [ "$holds" != 3.6 ] || why="another Python"
         echo "$venv: Python $holds, ${pin/==/ } ($list); $why:" \
@@ -277,6 +320,8 @@ case ${1:-} in
     2) wanted='3.13 3.12 3.11 3.10' supported="Python 3.10 to 3.13" ;;
     *) fail "usage: tools/make_env.sh [1.9 | 1.10 | 1.15 | 2 | --find]" ;;
 esac
+age=0 card=''
+[ "${GPU:-}" = 0 ] || mind_the_card
 if [ "${1:-}" = --find ]; then
     find_python
     printf '%s\n' "$found"
