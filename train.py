@@ -53,9 +53,8 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint)
 from captioning.decode import decode_files
-from captioning.features import SHAPE
+from captioning.features import keep_calibration, read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
-from captioning.inception import keep_calibration, read_record
 from captioning.localiser import Guide, prepare
 from captioning.runs import (FIXED, build, commit, curves_path, model_digest,
                              run_folder, settings_to_resume, start_from, write_log,
@@ -359,10 +358,11 @@ def list_bad_features(folder, splits, most):
 
 def settings_of(args, vocabulary):
     """What settings.json says: the arguments, sizes and versions of the run."""
-    sizes = Sizes(vocabulary=len(vocabulary), features=SHAPE[-1],
+    shape = shape_of(args.features)
+    sizes = Sizes(vocabulary=len(vocabulary), features=shape[-1],
                   annotation=args.embedding, embedding=args.embedding,
                   hidden=args.units, attention=args.units)
-    return dict(vars(args), sizes=sizes._asdict(), device=device_name(),
+    return dict(vars(args), sizes=sizes._asdict(), shape=shape, device=device_name(),
                 vocabulary_digest=vocabulary.digest(), commit=commit(),
                 model_digest=model_digest(), extractor=read_record(args.features),
                 versions={"tensorflow": tf.__version__, "numpy": np.__version__},

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from analysis.pointing import box_coverage, means, parser_of, read_annotated
 from captioning.decoded import read_source
-from captioning.features import feature_path, read_features
+from captioning.features import cells_of, feature_path, read_features, shape_of
 from captioning.names import named, words_for
-from captioning.runs import LOOKS, cells_of, read_run
+from captioning.runs import LOOKS, read_run
 from captioning.tokens import START
 from runtime import atomic, cli
 from runtime.tf import device_errors, start, tf
@@ -71,15 +71,13 @@ def log_probs(model, features, words, keep=None):
 def find_names(decoded, objects, vocabulary, grid):
     """The Names in the captions of a Decoded; objects: of `read_objects`."""
     names = words_for(sorted({name for _, found in objects for name, _ in found}))
-    side = int(round(decoded.alphas.shape[2] ** .5))
     found = []
     for i, (size, things) in enumerate(objects):
         words = vocabulary.words(decoded.words[i, :decoded.steps[i]])
         for _, place, category in named(words, names):
             boxes = [box for name, box in things if name == category]
             if boxes:
-                found.append(Name(i, place, box_coverage(boxes, size, side, grid)[1]
-                                  .ravel()))
+                found.append(Name(i, place, box_coverage(boxes, size, grid)[1].ravel()))
     return found
 
 
@@ -211,8 +209,12 @@ def main():
         decoded, objects = read_annotated(run, args)
         source = read_source(run, args.split)
         features, run.model.look = source["features"], LOOKS[source["look"]]
+        locations = decoded.alphas.shape[2]
+        if args.cells >= locations:
+            raise cli.UserError(f"--cells {args.cells}: the maps have {locations} "
+                                "cells; give fewer")
         names = find_names(decoded, objects, run.vocabulary,
-                           cells_of(run, decoded.alphas.shape[2]))
+                           cells_of(run.settings, locations))
         if not names:
             raise cli.UserError("not one generated word names an annotated category of "
                                 "its image: there is nothing to test")
@@ -220,8 +222,8 @@ def main():
         for i in tqdm(sorted({name.image for name in names}), unit="image"):
             steps = decoded.steps[i]
             fallen.append(drops(
-                run.model, read_features(feature_path(features,
-                                                      str(decoded.images[i]))),
+                run.model, read_features(feature_path(features, str(decoded.images[i])),
+                                         shape_of(features)),
                 decoded.words[i, :steps], [n for n in names if n.image == i],
                 decoded.alphas[i, :steps], args.cells, random))
         summary = dict(summarize(fallen, args.seed), words=len(names),
@@ -233,7 +235,7 @@ def main():
 
 def arguments():
     parser = parser_of(__doc__)
-    parser.add_argument("--cells", type=cli.number(int, at_least=1, below=64),
+    parser.add_argument("--cells", type=cli.number(int, at_least=1),
                         default=8, help="how many of the cells looked at most")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the random cells and of the bootstrap")

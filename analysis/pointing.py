@@ -25,10 +25,10 @@ import numpy as np
 
 from captioning.coco import read_objects
 from captioning.decoded import read_decoded, read_source
-from captioning.grid import even
+from captioning.features import cells_of
 from captioning.maps import changes
 from captioning.names import named, words_for
-from captioning.runs import cells_of, read_run
+from captioning.runs import read_run
 from captioning.scores import resample
 from runtime import atomic, cli
 from runtime.tf import start
@@ -38,12 +38,12 @@ COLUMNS = ("peak", "peak_uniform", "peak_centre", "peak_after",
 POINTS = 16     # per side of a cell: how finely its share inside the boxes is measured
 
 
-def box_coverage(boxes, size, side, grid):
+def box_coverage(boxes, size, grid):
     """Share of each cell that lies inside the boxes, and whether its middle does.
 
     boxes: (x, y, w, h) in pixels of an image of `size` (width, height). grid: a Grid; a
-    place belongs to the cell whose middle is nearest. Returns float (side, side), bool
-    (side, side), and whether the image's centre does, bool.
+    place belongs to the cell whose middle is nearest. Returns float (rows, columns),
+    bool (rows, columns), and whether the image's centre does, bool.
     """
     def inside(x, y):
         hit = np.zeros(np.broadcast(x, y).shape, bool)
@@ -52,41 +52,41 @@ def box_coverage(boxes, size, side, grid):
                     & (top <= y) & (y <= top + height))
         return hit
 
-    fine = (np.arange(side * POINTS) + .5) / (side * POINTS)
-    cell = grid.cell_at(fine, side)
-    share, count = np.zeros((2, side, side))
-    np.add.at(share, (cell[:, None], cell), inside(fine * size[0],
-                                                   fine[:, None] * size[1]))
-    np.add.at(count, (cell[:, None], cell), 1)
-    share, middle = share / count, grid.middles(side)
-    return (share, inside(middle * size[0], middle[:, None] * size[1]),
+    y, x = ((np.arange(cells * POINTS) + .5) / (cells * POINTS) for cells in grid.shape)
+    cell = grid.rows.cell_at(y)[:, None], grid.columns.cell_at(x)
+    share, count = np.zeros((2,) + grid.shape)
+    np.add.at(share, cell, inside(x * size[0], y[:, None] * size[1]))
+    np.add.at(count, cell, 1)
+    y, x = grid.rows.middles(), grid.columns.middles()
+    return (share / count, inside(x * size[0], y[:, None] * size[1]),
             bool(inside(np.array(size[0] / 2), np.array(size[1] / 2))))
 
 
-def pointing_hits(words, alphas, objects, size, names, grid=None):
+def pointing_hits(words, alphas, objects, size, names, grid):
     """The figures of one caption, (n, len(COLUMNS)), a row for each name that counts.
 
     words: list of str. alphas: (T, L), of these words at least. objects: list of
-    (category, box), boxes as in `box_coverage`. names: of `words_for`. grid: a Grid;
-    None: evenly spread cells.
+    (category, box), boxes as in `box_coverage`. names: of `words_for`. grid: the Grid
+    of the L cells.
 
     The peak is that of the name's noun. The mass is the attention correctness of Liu et
     al. 2017, "Attention Correctness in Neural Image Captioning": of the maps of the
     name's words the largest. After: the same of the maps one step later.
     """
-    rows, side = [], int(round(alphas.shape[1] ** .5))
+    rows = []
     for first, last, category in named(words, names):
         boxes = [box for name, box in objects if name == category]
         if not boxes:
             continue
-        share, middles, centre = box_coverage(boxes, size, side, grid or even(side))
+        share, middles, centre = box_coverage(boxes, size, grid)
         after = min(last + 1, len(alphas) - 1)
         peak = middles.ravel()[alphas.argmax(axis=1)]                     # (T,)
         mass = alphas.dot(share.ravel()) / alphas.sum(axis=1)             # (T,)
-        near = slice((side - 1) // 2, side // 2 + 1)  # cells that meet in the centre
+        near = tuple(slice((cells - 1) // 2, cells // 2 + 1)  # they meet in the centre
+                     for cells in share.shape)
         rows.append((peak[last], middles.mean(), centre, peak[after],
                      mass[first:last + 1].max(), share.mean(),
-                     share[near, near].mean(), mass[after]))
+                     share[near].mean(), mass[after]))
     return np.array(rows, float).reshape(-1, len(COLUMNS))
 
 
@@ -182,7 +182,7 @@ def main():
     with cli.locked(run.folder):
         decoded, objects = read_annotated(run, args)
         summary = score_pointing(decoded, objects, run.vocabulary, args.seed,
-                                 cells_of(run, decoded.alphas.shape[2]))
+                                 cells_of(run.settings, decoded.alphas.shape[2]))
         atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
                           summary)
     show(summary)

@@ -29,9 +29,10 @@ from analysis.deletion import read_drops
 from captioning import maps
 from captioning.coco import has_boxes, read_objects
 from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
+from captioning.features import cells_of
 from captioning.names import boxes_of
 from captioning.pictures import load_picture
-from captioning.runs import cells_of, curves_path, read_run
+from captioning.runs import curves_path, read_run
 from captioning.tokens import read_references
 from runtime import atomic, cli
 from runtime.tf import start
@@ -77,7 +78,7 @@ class RunView:
                                 "run evaluate.py again")
         self.beams = read_nbest(folder, split)
         self.drops = read_drops(folder, split, self.decoded)
-        self.grid = cells_of(self.run, self.decoded.alphas.shape[2])
+        self.grid = cells_of(self.run.settings, self.decoded.alphas.shape[2])
 
     def summary(self):
         """What the page says about the run as a whole."""
@@ -115,7 +116,9 @@ class RunView:
                  "drops": [drops.get(place) for place in range(T)],
                  "boxes": [rounded(found) for found in boxes],
                  "probabilities": [round(p, 3) for p in probabilities.tolist()],
-                 "betas": betas, "grid": [round(share, 5) for share in self.grid]})
+                 "betas": betas, "grid": [
+                     [round(first, 5), round(step, 5), cells]
+                     for first, step, cells in self.grid]})
 
 
 def rounded(boxes):

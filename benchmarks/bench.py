@@ -33,6 +33,7 @@ from captioning.checkpoints import create_optimizer_variables
 from captioning.coco import Image as CocoImage
 from captioning.decode import beam_search, decode_files
 from captioning.features import SHAPE, feature_path, read_features
+from captioning.pictures import read_square
 from captioning.tokens import END, START, Tokens, write_tokens
 from model import Captioner, Sizes
 from runtime import atomic, cli
@@ -272,7 +273,7 @@ def bench_extract(folder, rows, images=48):
     plain = inception.architecture()
     inception.random_weights(plain, 0)
     folded = compiled(inception.fold_batch_norm(plain))
-    pixels = np.stack([inception.read_image(path) for path in paths[:16]])
+    pixels = np.stack([read_square(path, inception.SIDE) for path in paths[:16]])
     scaled = tf.constant(pixels.astype(np.float32) / 127.5 - 1)
 
     def network(x):

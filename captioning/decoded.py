@@ -102,7 +102,6 @@ def read_decoded(folder, split, vocabulary):
                 and decoded.image_ids.shape == (I,)
                 and decoded.images.dtype.kind == "U" and decoded.steps.max() <= T
                 and decoded.steps.min() >= 1 and decoded.words.min() >= 0
-                and (decoded.alphas.shape[2] ** .5).is_integer()  # a square of cells
                 and all(np.isfinite(array).all() for array in
                         (decoded.alphas, decoded.log_probs, decoded.betas))):
             raise ValueError

@@ -1,11 +1,23 @@
-"""Features of images on disk: one .npy an image, the CNN's last convolutional layer."""
+"""Features of images on disk: one .npy an image, the CNN's last convolutional layer,
+and beside them the record of the network that made them.
+
+    <features>/<split>/<file name>.npy   (rows, columns, channels), float16 or float32
+    <features>/extractor.json            network, weights, side of its input, shape...
+    <features>/calibration.npz           statistics of untrained weights
+"""
+import hashlib
+import json
 import os
 
 import numpy as np
 
+from captioning.grid import Axis, Grid, even
 from runtime import atomic, cli, watchdog
 
-SHAPE = (8, 8, 2048)  # of a file: the cells of the picture, and their channels
+# What InceptionV3 gives at 299 pixels; of folders and runs that do not say their shape
+SHAPE = (8, 8, 2048)
+EARLIER = {"network": "inception-v3", "side": 299, "shape": list(SHAPE),
+           "grid": [37.5, 32.]}
 
 
 def feature_path(features, image):
@@ -14,16 +26,18 @@ def feature_path(features, image):
 
 
 def write_features(path, array):
-    """Write one image's features, (8, 8, 2048), complete or not at all."""
+    """Write one image's features, (rows, columns, channels), complete or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with atomic.writing(path) as file:
         np.save(file, array)
 
 
-def read_features(path):
+def read_features(path, shape=None):
     """One image's features as annotation vectors (L, F), float16 or float32.
 
-    Raises cli.UserError where it is missing, cut short or of another shape or type.
+    shape: (rows, columns, channels) that it must have; None: any, for paths that
+    `find_features` has looked at. Raises cli.UserError where the file is missing, cut
+    short or of another kind.
     """
     try:
         array = np.load(path, allow_pickle=False)
@@ -32,21 +46,23 @@ def read_features(path):
     except atomic.DAMAGED as error:
         raise cli.UserError(f"{path}: not a whole .npy file ({error}); delete it and "
                             "run extract_features.py again")
-    if array.shape != SHAPE or array.dtype not in (np.float16, np.float32):
+    if (array.ndim != 3 or array.dtype not in (np.float16, np.float32)
+            or shape and array.shape != tuple(shape)):
+        expected = tuple(shape) if shape else "(rows, columns, channels)"
         raise cli.UserError(
             f"{path}: {array.dtype} {array.shape} instead of float16 or float32 "
-            f"{SHAPE}; delete it and run extract_features.py again")
-    return array.reshape(-1, SHAPE[-1])
+            f"{expected}; delete it and run extract_features.py again")
+    return array.reshape(-1, array.shape[-1])
 
 
-def is_sound(path, dtype=None):
-    """Whether `path` is a whole features file (by header and length).
+def is_sound(path, shape, dtype=None):
+    """Whether `path` is a whole features file of this shape (by header and length).
 
     dtype: which it must have; None: float16 or float32.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        fits = array.shape == SHAPE and array.dtype in (np.float16, np.float32)
+        fits = array.shape == tuple(shape) and array.dtype in (np.float16, np.float32)
     except atomic.DAMAGED:
         return False
     return fits and dtype in (None, array.dtype)
@@ -57,12 +73,173 @@ def find_features(features, images, split):
 
     features: the folder of step 2. images: their paths below the data set. split: their
     split's name. Returns a list of str and a bool array. Raises cli.UserError where
-    there are none.
+    there are none of the shape that the folder's record gives.
     """
     paths = [feature_path(features, str(image)) for image in images]
-    sound = np.array(list(watchdog.watched(map(is_sound, paths), "file", features)),
-                     bool)
+    shape = shape_of(features)
+    sound = np.array(list(watchdog.watched(
+        (is_sound(path, shape) for path in paths), "file", features)), bool)
     if not sound.any():
-        raise cli.UserError(f"{features}: no features of the images in {split}.npz; "
-                            "run extract_features.py")
+        there = next(filter(os.path.exists, paths), None)
+        if there is None:
+            raise cli.UserError(f"{features}: no features of the images in {split}.npz;"
+                                " run extract_features.py")
+        raise cli.UserError(
+            f"{there}: is no features file of shape {shape}, which {features} should "
+            f"have, nor is another of the images in {split}.npz; "
+            + (f"name the shape in {record_path(features)}" if read_record(features)
+               is None else "delete that folder and run extract_features.py again"))
     return paths, sound
+
+
+# --- the record -----------------------------------------------------------------------
+
+def record_path(features):
+    """The record of the network that made the features in this folder."""
+    return os.path.join(features, "extractor.json")
+
+
+def calibration_path(features):
+    """The statistics that untrained weights were calibrated with."""
+    return os.path.join(features, "calibration.npz")
+
+
+def read_record(features):
+    """Which network made the features in this folder: a dict, as JSON takes it.
+
+    For untrained weights with the digest of their calibration. What records of earlier
+    releases do not say is that of theirs. None where there is no record: another
+    program made them. Raises cli.UserError where it is damaged.
+    """
+    path = record_path(features)
+    try:
+        with open(path, encoding="utf-8") as file:
+            made = completed(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise cli.UserError(f"{path}: damaged, so the network that made these features "
+                            "is unknown; choose another folder with --features, or "
+                            "delete this one")
+    if made["weights"] == "random" and os.path.exists(calibration_path(features)):
+        made["calibration"] = digest(calibration_path(features))["digest"]
+    return made
+
+
+def completed(made):
+    """A record with all that it needs to have. Raises ValueError, KeyError or TypeError
+    where it is none.
+    """
+    if "network" in made:  # another program's may leave these out
+        made = dict({"weights": "", "seed": 0}, **made)
+    made = dict(EARLIER, **made)
+    made["weights"], made["seed"] = str(made["weights"]), int(made["seed"])
+    rows, columns, channels = made["shape"]
+    if not all(type(count) is int and count > 0 for count in (rows, columns, channels)):
+        raise ValueError(made["shape"])
+    grid_of(made)
+    return made
+
+
+def shape_of(features):
+    """The shape (rows, columns, channels) of the files in a folder, by its record."""
+    return tuple((read_record(features) or EARLIER)["shape"])
+
+
+def grid_of(made):
+    """The Grid of a record's cells: its 'grid' has the middle of the first one and the
+    distance to the next, in pixels of a side; a pair of these where rows and columns
+    differ.
+    """
+    rows, columns, _ = made["shape"]
+    axes = made["grid"] if np.ndim(made["grid"]) == 2 else [made["grid"]] * 2
+    (y, dy), (x, dx) = ([pixels / made["side"] for pixels in axis] for axis in axes)
+    return Grid(Axis(y, dy, rows), Axis(x, dx, columns))
+
+
+def cells_of(settings, locations):
+    """The Grid that a run of these settings attends to; locations: L of its maps.
+
+    Evenly spread cells where no record says where they lie. Raises cli.UserError where
+    the maps have other cells than the run.
+    """
+    made = settings.get("extractor")
+    if "extractor" not in settings:  # a run of the first releases
+        made = read_record(settings.get("features") or ".")
+    rows, columns, _ = settings.get("shape", (made or EARLIER)["shape"]
+                                    if made is None or "shape" in made else SHAPE)
+    if rows * columns != locations:
+        raise cli.UserError(f"attention maps of {locations} cells, where the run has "
+                            f"{rows} x {columns}; run evaluate.py again")
+    return grid_of(dict(EARLIER, **made)) if made else even(rows, columns)
+
+
+def same_network(one, other):
+    """Whether two records are of one network; a file of weights counts by content."""
+    if one is None or other is None:
+        return one is other
+    one, other = dict(EARLIER, **one), dict(EARLIER, **other)
+    passed = {"dtype", "precision", "grid",
+              "weights" if "digest" in one and "digest" in other else "digest"}
+    if "calibration" not in one or "calibration" not in other:
+        passed.add("calibration")  # as a record has none before it is calibrated
+    return all(one.get(key) == other.get(key) for key in {*one, *other} - passed)
+
+
+def describe_network(made):
+    """A record in words, for a message."""
+    return json.dumps(made, sort_keys=True) if made else "a program that left no record"
+
+
+def check_network(features, settings, run):
+    """Raise cli.UserError where other features are in the folder than a run knows.
+
+    settings: the run's; those of the first releases do not say, and all will do that
+    have its shape. run: its name or folder.
+    """
+    there = read_record(features)
+    made = settings.get("extractor", there)
+    if not same_network(made, there):
+        raise cli.UserError(
+            f"{features}: holds features of {describe_network(there)}, but {run} was "
+            f"trained on features of {describe_network(made)}; give those with "
+            "--features, or train another run")
+
+
+def record_extractor(features, made):
+    """Record which network fills this folder; refuse to mix two in one folder.
+
+    made: a dict for JSON. Returns the record's path if it is new, else None. A file of
+    weights is known by what is in it, not by its name.
+    """
+    path = record_path(features)
+    before = read_record(features)
+    if before is None:
+        atomic.write_json(path, made)
+        return path
+    if not same_network(before, made) or any(before.get(key) != made.get(key)
+                                             for key in ("dtype", "precision")):
+        raise cli.UserError(
+            f"{features}: holds features made with {describe_network(before)}; choose "
+            "another folder with --features, or delete this one")
+    return None
+
+
+def keep_calibration(features, folder):
+    """Copy the statistics of untrained weights beside a run, if there are any."""
+    source = calibration_path(features)
+    if os.path.exists(source):
+        with open(source, "rb") as old, atomic.writing(
+                calibration_path(folder)) as new:
+            new.write(old.read())
+
+
+def digest(weights):
+    """{'digest': SHA-256} of a file of weights; {} where that is no file."""
+    if not os.path.isfile(weights):
+        return {}
+    found = hashlib.sha256()
+    with open(weights, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            found.update(block)
+    return {"digest": found.hexdigest()}

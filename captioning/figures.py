@@ -30,17 +30,16 @@ def upsample(alpha, size, grid=None):
     """Attention weights (L,) -> a smooth map float32 (height, width) in [0, 1].
 
     Between the middles of the cells, and on to the rim; then a Gaussian filter of half
-    a cell. The highest value is 1. size: (width, height) in pixels. grid: a Grid, where
-    the cells lie; None: evenly spread. L must be a square number.
+    a cell. The highest value is 1. size: (width, height) in pixels. grid: the Grid of
+    the L cells; None: evenly spread, as many rows as columns.
     """
-    side = int(round(len(alpha) ** .5))
-    assert side * side == len(alpha), "the locations must form a square"
-    grid = grid or even(side)
-    y, x = (((np.arange(pixels) + .5) / pixels - grid.first) / grid.step
-            for pixels in (size[1], size[0]))
-    smooth = map_coordinates(np.asarray(alpha, np.float32).reshape(side, side),
+    grid = grid or even(int(round(len(alpha) ** .5)))
+    axes = list(zip(grid, (size[1], size[0])))
+    y, x = (((np.arange(pixels) + .5) / pixels - axis.first) / axis.step
+            for axis, pixels in axes)
+    smooth = map_coordinates(np.asarray(alpha, np.float32).reshape(grid.shape),
                              np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
-    smooth = gaussian_filter(smooth, (size[1] * grid.step / 2, size[0] * grid.step / 2),
+    smooth = gaussian_filter(smooth, [pixels * axis.step / 2 for axis, pixels in axes],
                              mode="nearest")
     return np.clip(smooth, 0, None) / max(smooth.max(), 1e-12)
 

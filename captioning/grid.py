@@ -9,36 +9,53 @@ import typing
 import numpy as np
 
 
-class Grid(typing.NamedTuple):
-    """The middles of the cells along either side, as shares of the picture's side."""
+class Axis(typing.NamedTuple):
+    """The middles of the cells along one side, as shares of the picture's side."""
     first: float  # of the first cell
     step: float   # from one to the next
+    cells: int
 
-    def middles(self, side):
-        """The middles of so many cells, float (side,), in 0 ... 1."""
-        return self.first + self.step * np.arange(side)
+    def middles(self):
+        """The middles of the cells, float (cells,), in 0 ... 1."""
+        return self.first + self.step * np.arange(self.cells)
 
-    def cell_at(self, place, side):
-        """The nearest of `side` cells to each place (0 ... 1), int."""
-        found = np.rint((np.asarray(place) - self.first) / self.step).astype(int)
-        return found.clip(0, side - 1)
+    def cell_at(self, place):
+        """The nearest cell to each place (0 ... 1), int."""
+        nearest = np.rint((np.asarray(place) - self.first) / self.step).astype(int)
+        return nearest.clip(0, self.cells - 1)
 
 
-def even(side):
+class Grid(typing.NamedTuple):
+    """The cells of a picture, row by row: L = rows.cells * columns.cells."""
+    rows: Axis     # from the top down
+    columns: Axis  # from left to right
+
+    @property
+    def shape(self):
+        """How many (rows, columns)."""
+        return self.rows.cells, self.columns.cells
+
+
+def even(rows, columns=None):
     """The Grid of cells that tile the picture: for features of unknown origin."""
-    return Grid(.5 / side, 1 / side)
+    return Grid(*(Axis(.5 / cells, 1 / cells, cells)
+                  for cells in (rows, columns or rows)))
 
 
-def through(layers, first=.5, step=1.):
-    """The middle of the first output and the distance to the next, in input pixels.
+def through(layers, side, first=.5, step=1.):
+    """Follow the pixels of a side through layers: the middle of the first output, the
+    distance to the next, both in pixels, and how many there are.
 
-    layers: (kernel, stride, padding) of each, from the input on; padding: 'valid', or
-    'same', for which the stride must be 1. first, step: of the input, its pixels.
+    layers: (kernel, stride, padding) of each, from the input on; padding: 'valid' or
+    'same', as TensorFlow pads: what cannot be halved goes to the far end. side: inputs
+    of the first layer. first, step: of these.
     """
     for kernel, stride, padding in layers:
         if padding == "valid":
-            first += step * (kernel - 1) / 2
-        elif stride > 1:
-            raise ValueError("the grid of a padded layer with a stride is not known")
-        step *= stride
-    return first, step
+            before, outputs = 0, (side - kernel) // stride + 1
+        else:
+            outputs = -(-side // stride)
+            before = max(0, (outputs - 1) * stride + kernel - side) // 2
+        first += step * ((kernel - 1) / 2 - before)
+        step, side = step * stride, outputs
+    return first, step, side

@@ -1,57 +1,42 @@
-"""InceptionV3 without its classifier: its weights, and the record of which made what.
+"""InceptionV3 without its classifier, batch norm folded into its convolutions.
 
-The network sees 299 x 299 pixels and gives (8, 8, 2048) numbers, the output of its last
-convolutional layer ("mixed10").
+It sees 299 x 299 pixels and gives (8, 8, 2048) numbers, the output of its last
+convolutional layer ("mixed10"); of 491 x 491 pixels 14 x 14 cells.
 """
-import hashlib
-import json
 import os
 import socket
 
 import numpy as np
 from tqdm import tqdm
 
-from captioning.grid import Grid, even, through
-from captioning.pictures import read_square
+from captioning.grid import through
 from runtime import atomic, cli
 from runtime.tf import compiled, load_weights, take_no_mask, tf
 
-SIZE = 299            # InceptionV3's input, pixels
-GRID = (37.5, 32.)    # pixels: the middle of its first cell, and to the next; grid_of
+SIDE = 299            # of its input, pixels
+CHANNELS = 2048
+# What changes the size on the way: kernel, stride, padding
+LAYERS = [(3, 2, "valid"), (3, 1, "valid"), (3, 2, "valid"), (3, 1, "valid"),
+          (3, 2, "valid"), (3, 2, "valid"), (3, 2, "valid")]
 CENTRE_WEIGHT = 3.    # see random_weights
 SPREAD = .3           # of the output of random weights; see calibrate
 
 
-def record_path(features):
-    """The record of the network that made the features in this folder."""
-    return os.path.join(features, "extractor.json")
-
-
-def calibration_path(features):
-    """The statistics that untrained weights were calibrated with."""
-    return os.path.join(features, "calibration.npz")
-
-
-def read_image(path):
-    """Any picture as the network's input, uint8 (299, 299, 3)."""
-    return read_square(path, SIZE)
-
-
-def inception(weights, images, statistics, seed=0):
-    """A function uint8 (B, 299, 299, 3) -> float32 (B, 8, 8, 2048).
+def inception(weights, side=SIDE, images=None, statistics=None, seed=0):
+    """A function uint8 (B, side, side, 3) -> float32 (B, rows, columns, 2048).
 
     weights: 'imagenet', the path of an .h5 file, or 'random'.
     images: a function of no arguments that gives calibration pictures, uint8
-    (N, 299, 299, 3); called only for 'random', and only if there is no `statistics`.
-    statistics: the path of `calibration_path`.
+    (N, side, side, 3); called only for 'random', and only if there is no `statistics`.
+    statistics: the path of `features.calibration_path`.
     """
     tf.keras.backend.clear_session()  # layer names then start from 1 again
     if weights == "random":
-        model = architecture()
+        model = architecture(side)
         random_weights(model, seed)
         mean, std = calibrate(model, images, statistics)
     else:
-        model = trained(weights)
+        model = trained(weights, side)
         mean, std = 0., 1.
     network = compiled(fold_batch_norm(model))
 
@@ -61,13 +46,13 @@ def inception(weights, images, statistics, seed=0):
     return forward
 
 
-def architecture(weights=None):
+def architecture(side=SIDE, weights=None):
     """Keras's InceptionV3 without its top; weights: 'imagenet', or None."""
     return tf.keras.applications.InceptionV3(include_top=False, weights=weights,
-                                             input_shape=(SIZE, SIZE, 3))
+                                             input_shape=(side, side, 3))
 
 
-def trained(weights):
+def trained(weights, side=SIDE):
     """InceptionV3 with ImageNet weights or those of an .h5 file, else UserError."""
     other = ("give the file with --weights PATH.h5, or use untrained weights with "
              "--weights random")
@@ -75,7 +60,7 @@ def trained(weights):
         patience = socket.getdefaulttimeout()
         socket.setdefaulttimeout(60)  # Keras sets none: a dead connection would hang
         try:
-            return architecture("imagenet")
+            return architecture(side, "imagenet")
         except Exception as error:  # Keras raises bare Exception for a failed download
             raise cli.UserError(f"ImageNet weights could not be downloaded ({error}); "
                                 + other)
@@ -83,7 +68,7 @@ def trained(weights):
             socket.setdefaulttimeout(patience)
     if not os.path.isfile(weights):
         raise cli.UserError(f"{weights}: no such weights file; " + other)
-    model = architecture()
+    model = architecture(side)
     try:
         load_weights(model, weights)
     except (OSError, ValueError, KeyError) as error:
@@ -142,7 +127,7 @@ def calibrate(model, images, path):
 
 def normalize(model, sample, piece=8):
     """Set every batch norm to the statistics of its input on a sample: float32
-    (N, 299, 299, 3). Returns the model's output on it, float32 (N, 8, 8, 2048).
+    (N, side, side, 3). Returns the model's output on it.
 
     Layer by layer, `piece` pictures at a time, so that gigabytes are never needed.
     """
@@ -179,6 +164,13 @@ def fold_batch_norm(model):
     one pass over the activations less for each of the 94 convolutions, and no moving
     statistics that a graph function could spoil.
     """
+    convolutions = _in_order(model, tf.keras.layers.Conv2D)
+    norms = _in_order(model, tf.keras.layers.BatchNormalization)
+    if [tuple(map(int, conv.output.shape[1:])) for conv in convolutions] != [
+            tuple(map(int, norm.output.shape[1:])) for norm in norms]:
+        raise ValueError("batch norm can be folded where one follows each convolution: "
+                         f"{model.name} has {len(convolutions)} convolutions and "
+                         f"{len(norms)} batch norms")
     config = model.get_config()
     for layer in config["layers"]:
         if layer["class_name"] == "Conv2D":
@@ -188,9 +180,7 @@ def fold_batch_norm(model):
             layer["config"] = {"name": layer["config"]["name"], "activation": "linear"}
             take_no_mask(layer)
     folded = tf.keras.Model.from_config(config)
-    pairs = zip(_in_order(model, tf.keras.layers.Conv2D),
-                _in_order(model, tf.keras.layers.BatchNormalization))
-    for conv, norm in pairs:
+    for conv, norm in zip(convolutions, norms):
         gamma = norm.gamma.numpy() if norm.scale else 1.
         scale = gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
         bias = norm.beta.numpy() - norm.moving_mean.numpy() * scale
@@ -210,142 +200,19 @@ def _in_order(model, kind):
                   key=built)
 
 
-def read_record(features):
-    """Which network made the features in this folder: a dict, as JSON takes it.
-
-    For untrained weights with the digest of their calibration. None where there is no
-    record: another program made them. Raises cli.UserError where it is damaged.
-    """
-    path = record_path(features)
-    try:
-        with open(path, encoding="utf-8") as file:
-            made = json.load(file)
-        made["weights"], made["seed"] = str(made["weights"]), int(made["seed"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        raise cli.UserError(f"{path}: damaged, so the network that made these features "
-                            "is unknown; choose another folder with --features, or "
-                            "delete this one")
-    if made["weights"] == "random" and os.path.exists(calibration_path(features)):
-        made["calibration"] = digest(calibration_path(features))["digest"]
-    return made
-
-
 def grid_of(model):
-    """The middle of the model's first cell and the distance to the next, in pixels.
+    """What `grid.through` gives for the layers of a model.
 
-    By kernel, stride and padding of its layers; all branches must agree.
+    By their kernels, strides and paddings; all branches must agree.
     """
-    found = {id(model.inputs[0]): (.5, 1.)}
+    found = {id(model.inputs[0]): (.5, 1., int(model.inputs[0].shape[1]))}
     for layer in model.layers[1:]:
         given = {found[id(tensor)] for tensor in _inputs(layer)}
         if len(given) > 1:
             raise ValueError(f"the branches that meet in {layer.name} do not agree")
+        (first, step, side), = given
         kernel = getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
-        if kernel is None:  # batch norm, activation, concatenation
-            found[id(layer.output)], = given
-        else:  # 1 x 7 and 7 x 1 are padded alike
-            found[id(layer.output)] = through(
-                [(kernel[0], layer.strides[0], layer.padding)], *given.pop())
+        # None: batch norm, activation, concatenation. 1 x 7 and 7 x 1 are padded alike.
+        found[id(layer.output)] = (first, step, side) if kernel is None else through(
+            [(kernel[0], layer.strides[0], layer.padding)], side, first, step)
     return found[id(model.outputs[0])]
-
-
-def cells(made, side):
-    """The Grid of features by their record; evenly spread cells where there is none.
-
-    made: of `read_record`. side: cells along the picture's side.
-    """
-    if made is None or side != 8:
-        return even(side)
-    input_side = made.get("side", SIZE)
-    return Grid(*(pixels / input_side for pixels in made.get("grid", GRID)))
-
-
-def same_network(one, other):
-    """Whether two records are of one network; a file of weights counts by content."""
-    if one is None or other is None:
-        return one is other
-    passed = {"dtype", "precision", "grid", "side",
-              "weights" if "digest" in one and "digest" in other else "digest"}
-    if "calibration" not in one or "calibration" not in other:
-        passed.add("calibration")  # as a record has none before it is calibrated
-    return all(one.get(key) == other.get(key) for key in {*one, *other} - passed)
-
-
-def describe_network(made):
-    """A record in words, for a message."""
-    return json.dumps(made, sort_keys=True) if made else "a program that left no record"
-
-
-def check_network(features, settings, run):
-    """Raise cli.UserError where other features are in the folder than a run knows.
-
-    settings: the run's; those of the first releases do not say, and all will do. run:
-    its name or folder.
-    """
-    if "extractor" not in settings:
-        return
-    made, there = settings["extractor"], read_record(features)
-    if not same_network(made, there):
-        raise cli.UserError(
-            f"{features}: holds features of {describe_network(there)}, but {run} was "
-            f"trained on features of {describe_network(made)}; give those with "
-            "--features, or train another run")
-
-
-def extractor(made, calibration):
-    """The network of a record, for one's own pictures: the function of `inception`.
-
-    made: of `read_record`. calibration: the path of its statistics. Raises
-    cli.UserError where the network cannot be had.
-    """
-    if made is None:
-        raise cli.UserError(f"{os.path.dirname(calibration)}: no extractor.json says "
-                            "which network made these features; a picture of one's own "
-                            "needs extract_features.py's")
-    if made.get("digest", "") not in ("", digest(made["weights"]).get("digest", "")):
-        raise cli.UserError(f"{made['weights']}: missing, or no longer the file that "
-                            "made the features; put that file back")
-    if made["weights"] == "random" and not os.path.exists(calibration):
-        raise cli.UserError(f"{calibration}: missing; run extract_features.py again")
-    return inception(made["weights"], None, calibration, int(made["seed"]))
-
-
-def keep_calibration(features, folder):
-    """Copy the statistics of untrained weights beside a run, if there are any."""
-    source = calibration_path(features)
-    if os.path.exists(source):
-        with open(source, "rb") as old, atomic.writing(
-                calibration_path(folder)) as new:
-            new.write(old.read())
-
-
-def digest(weights):
-    """{'digest': SHA-256} of an .h5 file of weights; {} for 'imagenet' and 'random'."""
-    if not os.path.isfile(weights):
-        return {}
-    found = hashlib.sha256()
-    with open(weights, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return {"digest": found.hexdigest()}
-
-
-def record_extractor(features, made):
-    """Record which network fills this folder; refuse to mix two in one folder.
-
-    made: a dict for JSON. Returns the record's path if it is new, else None. A file of
-    weights is known by what is in it, not by its name.
-    """
-    path = record_path(features)
-    before = read_record(features)
-    if before is None:
-        atomic.write_json(path, made)
-        return path
-    if not same_network(before, made) or any(before.get(key) != made.get(key)
-                                             for key in ("dtype", "precision")):
-        raise cli.UserError(
-            f"{features}: holds features made with {describe_network(before)}; choose "
-            "another folder with --features, or delete this one")
-    return None

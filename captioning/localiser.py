@@ -24,7 +24,7 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from captioning.features import SHAPE, read_features
+from captioning.features import read_features
 from captioning.tokens import SPECIAL
 from runtime import atomic, cli, ranks
 from runtime.tf import Variable, log, tf
@@ -93,9 +93,9 @@ def fit_to(captions, size):
     for words, length, image in zip(tokens.words, tokens.lengths, tokens.image_of):
         if row[image] >= 0:
             mentions[row[image], words[1:length]] = True
-    means = np.zeros((len(images), SHAPE[-1]), np.float32)
-    for i, image in enumerate(tqdm(images, desc="evidence", unit="image")):
-        means[i] = read_features(captions.paths[image]).mean(axis=0, dtype=np.float32)
+    means = np.stack([
+        read_features(captions.paths[image]).mean(axis=0, dtype=np.float32)
+        for image in tqdm(images, desc="evidence", unit="image")])
     finite = np.isfinite(means).all(axis=1)  # training tells of the others
     return fit(means[finite], mentions[finite])
 
@@ -114,10 +114,10 @@ def prepare(folder, captions, size):
         found = read_localiser(folder)
     if ranks.size == 1:
         return found
-    row_of, relevance = ranks.from_first(found and (found.row_of.tolist(),
-                                                    found.relevance.tolist()))
+    row_of, relevance, channels = ranks.from_first(found and (
+        found.row_of.tolist(), found.relevance.tolist(), found.evidence.shape[1]))
     evidence = Variable(found.evidence if found else np.zeros(
-        (len(relevance), SHAPE[-1]), np.float32), name="evidence")
+        (len(relevance), channels), np.float32), name="evidence")
     ranks.copy_first([evidence])
     return Localiser(np.array(row_of, np.int32), evidence.numpy(),
                      np.array(relevance, np.float32))

@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.batches import read_ahead
-from captioning.features import SHAPE, find_features, read_features
-from captioning.inception import check_network
+from captioning.features import check_network, find_features, read_features
 from captioning.runs import read_split
 from captioning.tokens import read_images
 from runtime import cli, watchdog
@@ -50,12 +49,9 @@ def mean_vectors(paths, of):
     """The mean feature vector of each file, float32 (I, F). of: of what, in a word."""
     def mean(path):
         return read_features(path).mean(axis=0, dtype=np.float32)
-    found = np.empty((len(paths), SHAPE[-1]), np.float32)
-    for i, vector in enumerate(watchdog.watched(
-            tqdm(read_ahead(mean, paths), desc=f"features of {of}", unit="image",
-                 total=len(paths)), "file", of)):
-        found[i] = vector
-    return found
+    return np.stack(list(watchdog.watched(
+        tqdm(read_ahead(mean, paths), desc=f"features of {of}", unit="image",
+             total=len(paths)), "file", of)))
 
 
 def nearest(x, others, itself, count=COUNT):

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
-from captioning.inception import cells, check_network, read_record
+from captioning.features import check_network
 from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary, vocabulary_path,
                                write_vocabulary)
 from model import Captioner, Sizes, likeliest
@@ -100,15 +100,6 @@ def read_run(name, checkpoint="best"):
                  f"{settings.get('commit')}); it may give other captions")
     progress = load_checkpoint(checkpoint_path(folder, checkpoint), model)
     return Run(folder, settings, vocabulary, model, progress.history)
-
-
-def cells_of(run, locations):
-    """The Grid of the cells that a Run attends to; locations: L, a square number."""
-    side = int(round(locations ** .5))
-    made = run.settings.get("extractor")
-    if "extractor" not in run.settings:  # a run of the first releases
-        made = read_record(run.settings.get("features") or ".")
-    return cells(made, side)
 
 
 def read_split(folder):

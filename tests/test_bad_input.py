@@ -496,7 +496,7 @@ def test_picture_of_unusual_proportions_is_used(size, world):
     Image.new("RGB", size, "red").save(IMAGE)
     os.remove(FEATURES)
     assert world("extract_features.py", *COMMANDS["extract_features.py"]) == 0
-    assert is_sound(FEATURES)
+    assert is_sound(FEATURES, SHAPE)
 
 
 def test_first_frame_of_an_animation_is_used(world):
@@ -504,7 +504,7 @@ def test_first_frame_of_an_animation_is_used(world):
     frames[0].save(IMAGE, format="GIF", save_all=True, append_images=frames[1:])
     os.remove(FEATURES)
     assert world("extract_features.py", *COMMANDS["extract_features.py"]) == 0
-    assert is_sound(FEATURES)
+    assert is_sound(FEATURES, SHAPE)
 
 
 def test_captions_in_any_script_are_words(world):

@@ -97,9 +97,9 @@ def test_odd_picture_among_many_is_used_or_skipped(spoil, used, world, capsys):
 
 
 def test_nothing_that_escapes_while_pictures_are_read_hangs(world, capsys):
-    def fail(path):
+    def fail(path, side):
         raise RuntimeError("no such case was thought of")
-    world.monkeypatch.setattr(extract_features, "read_image", fail)
+    world.monkeypatch.setattr(extract_features, "read_square", fail)
     shutil.rmtree("data/features")
     line = refused(world, capsys, "extract_features.py")
     assert "lists" in line and "of 8 images of train" in line
@@ -109,7 +109,7 @@ def test_nothing_that_escapes_while_pictures_are_read_hangs(world, capsys):
 def test_missing_images_are_told_before_the_network_is_built(world, capsys):
     def never(*args):
         pytest.fail("the network was built")
-    world.monkeypatch.setattr(extract_features, "inception", never)
+    world.monkeypatch.setattr(extract_features, "build", never)
     shutil.rmtree("data/train")
     shutil.rmtree("data/features/train")
     line = refused(world, capsys, "extract_features.py")
@@ -119,7 +119,7 @@ def test_missing_images_are_told_before_the_network_is_built(world, capsys):
 
 def test_no_more_is_computed_when_too_many_images_are_bad(world):
     asked = []
-    world.monkeypatch.setattr(extract_features, "inception", lambda *args: (
+    world.monkeypatch.setattr(extract_features, "build", lambda *args: (
         lambda pixels: asked.append(1) or tf.zeros((1,) + SHAPE)))
     for i in range(1, 5):
         with open(f"data/train/scene_{i:06d}.png", "w") as file:

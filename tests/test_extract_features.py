@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import extract_features as ef
-from captioning import inception
-from captioning.features import SHAPE, is_sound, read_features
-from captioning.pictures import Unreadable
+from captioning import inception, networks
+from captioning.features import SHAPE, is_sound, read_features, read_record
+from captioning.pictures import Unreadable, read_square
 from commands import exit_status
 
 from runtime import cli
@@ -29,6 +29,10 @@ def blocks(count, seed, side=5):
 
 
 # --- pictures -------------------------------------------------------------------------
+
+def read_299(path):
+    return read_square(path, 299)
+
 
 def saved(tmp_path, image, name="a.png", **options):
     path = str(tmp_path / name)
@@ -54,19 +58,19 @@ def is_all(pixels, colour):
 @pytest.mark.parametrize("size", [(1, 1), (13, 7)])
 def test_png_of_any_mode_is_rgb_on_white(mode, colour, seen, size, tmp_path):
     path = saved(tmp_path, Image.new(mode, size, colour))
-    assert is_all(inception.read_image(path), seen)
+    assert is_all(read_299(path), seen)
 
 
 def test_cmyk_is_read_in_its_colours(tmp_path):
     image = Image.new("CMYK", (6, 4), (0, 255, 255, 0))
-    assert is_all(inception.read_image(saved(tmp_path, image, "a.tif")), RED)
+    assert is_all(read_299(saved(tmp_path, image, "a.tif")), RED)
 
 
 def test_palette_with_transparency_is_on_white_where_it_is_transparent(tmp_path):
     image = Image.new("P", (20, 10), 0)
     image.putpalette([0, 0, 0] + list(RED) + [0] * 762)
     image.paste(1, (10, 0, 20, 10))
-    pixels = inception.read_image(saved(tmp_path, image, transparency=0))
+    pixels = read_299(saved(tmp_path, image, transparency=0))
     assert corners(pixels) == [WHITE, RED, WHITE, RED]
 
 
@@ -76,7 +80,7 @@ def test_transparent_colour_of_a_png_without_alpha_is_white(mode, hidden, shown,
                                                             tmp_path):
     image = Image.new(mode, (20, 10), hidden)
     image.paste(shown, (10, 0, 20, 10))
-    pixels = inception.read_image(saved(tmp_path, image, transparency=hidden))
+    pixels = read_299(saved(tmp_path, image, transparency=hidden))
     assert corners(pixels) == [WHITE, seen, WHITE, seen]
 
 
@@ -84,7 +88,7 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     grey = np.zeros((10, 20), np.uint16)
     grey[:, 10:] = 65535
     grey[5:, 10:] = 128 * 256
-    pixels = inception.read_image(saved(tmp_path, Image.fromarray(grey)))
+    pixels = read_299(saved(tmp_path, Image.fromarray(grey)))
     assert corners(pixels) == [(0, 0, 0), WHITE, (0, 0, 0), (128, 128, 128)]
 
 
@@ -104,14 +108,14 @@ def test_picture_turned_by_exif_is_upright(orientation, upright, tmp_path):
         image.paste(colours[key], (x, y, x + 32, y + 16))
     path = saved(tmp_path, image, "a.jpg", quality=100, subsampling=0,
                  exif=exif(orientation))
-    seen = np.array(corners(inception.read_image(path)))
+    seen = np.array(corners(read_299(path)))
     assert abs(seen - [colours[key] for key in upright]).max() < 4
 
 
 def test_whole_picture_is_seen_and_not_only_its_middle(tmp_path):
     image = Image.new("RGB", (400, 30), RED)
     image.paste(BLUE, (40, 0, 400, 30))  # a tenth on the left stays red
-    pixels = inception.read_image(saved(tmp_path, image))
+    pixels = read_299(saved(tmp_path, image))
     assert (pixels[:, :25] == RED).all() and (pixels[:, 35:] == BLUE).all()
 
 
@@ -121,7 +125,7 @@ def test_what_is_no_picture_raises_what_the_callers_catch(content, tmp_path):
     with open(path, "wb") as file:
         file.write(content)
     with pytest.raises(Unreadable):
-        inception.read_image(path)
+        read_299(path)
 
 
 # --- the network ----------------------------------------------------------------------
@@ -173,7 +177,7 @@ def test_folded_network_is_the_network(network):
 
 
 def test_weights_of_a_file_give_the_features_of_the_model_that_saved_them(network):
-    forward = inception.inception(network.h5, None, None)
+    forward = inception.inception(network.h5)
     for pixels in (network.pictures, network.pictures[1:]):  # batches of two sizes
         features = forward(tf.constant(pixels)).numpy()
         assert same(features, network.features[-len(pixels):])
@@ -196,7 +200,8 @@ def test_random_network_is_standardised_and_comes_back_from_its_file(network):
     np.testing.assert_allclose(network.mean, raw.mean(0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(network.std, raw.std(0) / inception.SPREAD, rtol=1e-3,
                                atol=1e-3)
-    forward = inception.inception("random", never, network.calibration, seed=1)
+    forward = inception.inception("random", images=never, seed=1,
+                                  statistics=network.calibration)
     features = forward(tf.constant(network.sample)).numpy()
     assert same(features, (network.raw - network.mean) / network.std, 1e-3)
     flat = features.reshape(-1, SHAPE[-1])
@@ -249,7 +254,7 @@ UNSOUND = {
 def test_whole_file_is_sound(tmp_path):
     path = str(tmp_path / "a.npy")
     np.save(path, good())
-    assert is_sound(path, np.dtype("float16"))
+    assert is_sound(path, SHAPE, np.dtype("float16"))
     np.testing.assert_array_equal(read_features(path),
                                   good().reshape(64, 2048))
 
@@ -259,16 +264,16 @@ def test_damaged_file_is_not_sound(damage, tmp_path):
     path = str(tmp_path / "a.npy")
     with open(path, "wb") as file:
         file.write(UNSOUND[damage])
-    assert not is_sound(path, np.dtype("float16"))
+    assert not is_sound(path, SHAPE, np.dtype("float16"))
     if damage != "float32":  # which can be read, but is not what was asked for
         with pytest.raises(cli.UserError) as error:
-            read_features(path)
+            read_features(path, SHAPE)
         assert str(error.value).startswith(path)
 
 
 def test_missing_file_is_not_sound(tmp_path):
     path = str(tmp_path / "a.npy")
-    assert not is_sound(path, np.dtype("float16"))
+    assert not is_sound(path, SHAPE, np.dtype("float16"))
     with pytest.raises(cli.UserError, match="run extract_features.py"):
         read_features(path)
 
@@ -310,7 +315,7 @@ class Folder:
                                + values[:, None, None, None])
 
         if forward is None:
-            self.monkeypatch.setattr(ef, "inception", lambda *args: red)
+            self.monkeypatch.setattr(ef, "build", lambda *args: red)
         self.monkeypatch.setattr(sys, "argv", ["extract_features.py", "--data",
                                                str(self.path)] + list(flags))
         return (exit_status(ef.main),) + tuple(self.capsys.readouterr())
@@ -361,7 +366,8 @@ def test_real_network_of_a_weights_file_fills_the_folder(network, folder):
         made = json.load(file)
     assert len(made.pop("digest")) == 64
     assert made == {"dtype": "float32", "seed": 0, "weights": network.h5,
-                    "grid": list(inception.GRID)}
+                    "network": "inception-v3", "side": 299, "shape": [8, 8, 2048],
+                    "grid": [37.5, 32.]}
 
 
 def test_damaged_features_are_made_again_and_sound_ones_left_alone(folder):
@@ -433,7 +439,7 @@ def test_missing_image_is_a_bad_one(folder):
 
 def test_features_too_large_for_float16_are_not_written(folder):
     folder.fill(3)
-    folder.monkeypatch.setattr(ef, "inception", lambda *args: lambda pixels: tf.cast(
+    folder.monkeypatch.setattr(ef, "build", lambda *args: lambda pixels: tf.cast(
         pixels[:, :8, :8, :1], tf.float32) * 5000 + tf.zeros((1,) + SHAPE))
     assert folder.run("--max-bad", "1", forward=True)[0] == 0  # 0, 50 000, 100 000
     assert os.path.exists(folder.feature("1.png"))
@@ -558,8 +564,7 @@ def test_file_of_weights_is_known_by_what_is_in_it(folder):
 
 def extractor(features):
     """The network that made the features in a folder."""
-    return inception.extractor(inception.read_record(features),
-                               inception.calibration_path(features))
+    return networks.extractor(read_record(features), features)
 
 
 def test_extractor_is_the_network_that_filled_the_folder(network, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from captioning.figures import COLOURS, draw, lay_out, overlay, titles, upsample
-from captioning.grid import Grid
+from captioning.grid import Axis, Grid, even
 from captioning.names import boxes_of
 from captioning.pictures import load_picture, read_square, upright, upright_boxes
 from commands import ROOT
@@ -70,9 +70,14 @@ def test_map_of_another_grid_is_drawn_too():
     assert 11 <= y < 22 and 40 <= x < 60
 
 
-def test_locations_that_form_no_square_are_refused():
-    with pytest.raises(AssertionError):
-        upsample(np.ones(63), (9, 9))
+def test_grids_that_are_not_square_are_drawn():
+    alpha = np.zeros(15)
+    alpha[4] = 1  # of 3 rows and 5 columns: first row, last column
+    heat = upsample(alpha, (50, 30), even(3, 5))
+    y, x = np.unravel_index(heat.argmax(), heat.shape)
+    assert heat.shape == (30, 50) and y < 10 and x >= 40
+    with pytest.raises(ValueError):
+        upsample(alpha, (50, 30), even(5, 5))
 
 
 def test_picture_is_bright_where_the_model_looked_and_dark_elsewhere():
@@ -238,7 +243,7 @@ def test_no_two_pictures_share_a_figure():
 
 # --- where the cells are --------------------------------------------------------------
 
-INCEPTION = Grid(37.5 / 299, 32 / 299)
+INCEPTION = Grid(*[Axis(37.5 / 299, 32 / 299, 8)] * 2)
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (0, 7), (7, 3), (4, 4)])

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from captioning import inception
+from captioning import networks
 from captioning.decoded import read_source
-from captioning.inception import read_record, same_network
+from captioning.features import read_record, same_network
 from captioning.runs import read_run
-from worlds import QUICK, fake_inception, refused
+from worlds import QUICK, fake_build, refused
 
 
 def read(path):
@@ -139,7 +139,7 @@ def test_records_are_of_one_network_by_content():
 
 
 def test_picture_of_ones_own_needs_no_features(world):
-    world.monkeypatch.setattr(inception, "inception", fake_inception)
+    world.monkeypatch.setattr(networks, "build", fake_build)
     picture = "data/val/scene_000001.png"
     record = read_record("data/features")
     assert read_run("a").settings["extractor"] == record
@@ -209,7 +209,7 @@ def test_model_that_has_changed_since_is_told(world, capsys):
 
 
 def test_folder_of_pictures_is_captioned_for_the_server(world, capsys):
-    world.monkeypatch.setattr(inception, "inception", fake_inception)
+    world.monkeypatch.setattr(networks, "build", fake_build)
     with open("data/val/notes.txt", "w") as file:
         file.write("no picture")
     assert world("plot_attention.py", "--run", "a", "--picture", "data/val",

@@ -11,7 +11,7 @@ from commands import exit_status
 from analysis import pointing
 from analysis.pointing import box_coverage, gains, means, pointing_hits
 from captioning.decoded import Decoded, write_decoded
-from captioning.grid import Grid, even
+from captioning.grid import Axis, Grid, even
 from captioning.names import NAMES, named, plural, words_for
 from captioning.tokens import END, Vocabulary
 
@@ -53,7 +53,7 @@ def test_no_word_names_two_categories():
 
 def test_cells_inside_the_boxes():
     """A box over the left upper quarter, another over a half cell beside it."""
-    share, middles, centre = box_coverage([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60), 8,
+    share, middles, centre = box_coverage([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60),
                                           even(8))
     assert share[:4, :4].tolist() == [[1] * 4] * 4
     np.testing.assert_allclose(share[:4, 4], .5)
@@ -64,16 +64,16 @@ def test_cells_inside_the_boxes():
 
 def test_cells_of_inception_are_counted_where_they_look():
     """A box at the left rim, as wide as what the first column of cells covers."""
-    grid = Grid(37.5 / 299, 32 / 299)
-    share, middles, _ = box_coverage([(0, 0, 53, 299)], (299, 299), 8, grid)
+    grid = Grid(*[Axis(37.5 / 299, 32 / 299, 8)] * 2)
+    share, middles, _ = box_coverage([(0, 0, 53, 299)], (299, 299), grid)
     assert (share[:, 0] > .9).all() and share[:, 1:].max() == 0
     assert middles[:, 0].all() and not middles[:, 1:].any()
-    _, middles, _ = box_coverage([(0, 0, 37, 299)], (299, 299), 8, grid)
+    _, middles, _ = box_coverage([(0, 0, 37, 299)], (299, 299), grid)
     assert not middles.any()
 
 
 def test_boxes_that_overlap_count_once():
-    share, _, _ = box_coverage([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), 8, even(8))
+    share, _, _ = box_coverage([(0, 0, 40, 40), (20, 20, 40, 40)], (80, 80), even(8))
     assert share.max() == 1 and abs(share.sum() - (16 + 16 - 4)) < 1e-9
 
 
@@ -86,21 +86,21 @@ def test_pointing_by_hand():
     alphas[3, 0] = 1                   # inside, but the word names nothing here
     names = words_for(["ring", "cross"])
     rows = pointing_hits(["ring", "ring", "ring", "cross"], alphas,
-                         [("ring", (0, 0, 40, 40))], (80, 80), names)
+                         [("ring", (0, 0, 40, 40))], (80, 80), names, even(8))
     # Peak in the box, evenly, centre (its corner), a step later; mass, evenly, at the
     # centre, where four cells meet and one of them is inside, and a step later
     np.testing.assert_allclose(rows, [[1, .25, 1, 0, 1, .25, .25, 0],
                                       [0, .25, 1, 1, 0, .25, .25, .25],
                                       [1, .25, 1, 1, .25, .25, .25, 1]], rtol=1e-6)
     assert pointing_hits(["cross"], alphas, [("ring", (0, 0, 9, 9))], (80, 80),
-                         names).shape == (0, 8)
+                         names, even(8)).shape == (0, 8)
 
 
 def test_mass_of_a_name_is_that_of_its_best_word_and_its_peak_that_of_the_noun():
     alphas = np.zeros((3, 64))
     alphas[0, 0] = alphas[1, 63] = alphas[2, 63] = 1
     rows = pointing_hits(["hot", "dog", "runs"], alphas, [("hot dog", (0, 0, 40, 40))],
-                         (80, 80), words_for(["hot dog"]))
+                         (80, 80), words_for(["hot dog"]), even(8))
     assert rows[:, [0, 4]].tolist() == [[0, 1]]
 
 

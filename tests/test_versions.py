@@ -160,7 +160,7 @@ def write_features(weights, path):
     """The features of two pictures by the weights in a file, as an array."""
     small = np.random.RandomState(6).randint(0, 256, (2, 5, 5, 3))
     pixels = np.kron(small, np.ones((1, 60, 60, 1)))[:, :299, :299].astype(np.uint8)
-    np.save(path, inception.inception(weights, None, None)(tf.constant(pixels)).numpy())
+    np.save(path, inception.inception(weights)(tf.constant(pixels)).numpy())
 
 
 def answer(folder):

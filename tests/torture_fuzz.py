@@ -19,7 +19,7 @@ from captioning import runs
 from captioning.checkpoints import load_checkpoint
 from captioning.coco import read_boxes, read_captions, whole_text
 from captioning.decoded import read_decoded, read_scores
-from captioning.features import is_sound, read_features
+from captioning.features import SHAPE, is_sound, read_features
 from captioning.pictures import Unreadable, read_square
 from captioning.scores import plain, with_punctuation
 from captioning.tokens import (Vocabulary, read_references, read_tokens,
@@ -87,7 +87,7 @@ def features(folder):
     path = folder + "/data/features/val/scene_000002.png.npy"
 
     def read():
-        sound = is_sound(path)
+        sound = is_sound(path, SHAPE)
         try:
             read_features(path)
         except cli.UserError:

@@ -183,15 +183,15 @@ class World:
         return found
 
 
-def fake_inception(weights, *args):
+def fake_build(made, *args):
     """A network that is quick, for pictures of any content."""
-    if weights not in ("random", "imagenet"):
-        return inception.trained(weights)
-    return lambda pixels: tf.zeros((int(pixels.shape[0]),) + SHAPE) + .5
+    if made["weights"] not in ("random", "imagenet"):
+        return inception.trained(made["weights"])
+    return lambda pixels: tf.zeros([int(pixels.shape[0])] + list(made["shape"])) + .5
 
 
 def without_network(patch):
-    patch.setattr(extract_features, "inception", fake_inception)
+    patch.setattr(extract_features, "build", fake_build)
 
 
 def refused(world, capsys, script, *flags):

@@ -1,0 +1,96 @@
+"""The CNNs that can make the features, and what each of them needs.
+
+Another one is another row of NETWORKS, and a file of its own for its layers.
+"""
+import os
+import typing
+
+from captioning import inception, lite2
+from captioning.features import calibration_path, completed, digest
+from captioning.grid import through
+from captioning.pictures import read_square
+from runtime import cli
+
+
+class Network(typing.NamedTuple):
+    """A CNN without its classifier."""
+    title: str
+    side: int             # pixels of its square input, unless another is asked for
+    channels: int
+    layers: list          # what changes the size on the way, for `grid.through`
+    # The sides 32 k + offset are those whose cells lie evenly in the picture
+    offset: int
+    untrained: bool       # whether it can be had with random weights
+    # build(weights, side, images, statistics, seed): see inception.inception
+    build: typing.Callable
+
+
+NETWORKS = {
+    "inception-v3": Network(
+        "InceptionV3", inception.SIDE, inception.CHANNELS, inception.LAYERS, 11, True,
+        inception.inception),
+    "efficientnet-lite2": Network(
+        "EfficientNet-Lite2", 420, lite2.CHANNELS, lite2.LAYERS, 4, False,
+        lambda weights, *_: lite2.lite2(weights)),
+}
+STEP = 32  # pixels from one cell to the next, of all of them
+
+
+def record_of(name, weights, side=None, seed=0, **others):
+    """What extractor.json says of a network: a dict for JSON.
+
+    name: a key of NETWORKS. side: pixels of its input; None: the usual. others: of the
+    files. Raises cli.UserError for a side whose cells would lie unevenly, and for
+    weights that the network does not have.
+    """
+    network = NETWORKS[name]
+    side = side or network.side
+    smallest = network.offset + 2 * STEP
+    if (side - network.offset) % STEP or side < smallest:
+        near = max(smallest, network.offset + (side - network.offset) // STEP * STEP)
+        raise cli.UserError(f"--side {side}: the cells of {network.title} would not "
+                            f"lie evenly in the picture; give {near} or {near + STEP}")
+    if weights == "random" and not network.untrained:
+        raise cli.UserError(f"--weights random: not for {network.title}; leave it out, "
+                            "or choose another --network")
+    first, step, cells = through(network.layers, side)
+    return dict(digest(weights), network=name, weights=weights, side=side, seed=seed,
+                shape=[cells, cells, network.channels], grid=[first, step], **others)
+
+
+def build(made, images=None, statistics=None):
+    """The network of a record: a function uint8 (B, side, side, 3) -> float32 (B, rows,
+    columns, channels). The other arguments are those of `inception.inception`.
+    """
+    return NETWORKS[made["network"]].build(made["weights"], made["side"], images,
+                                           statistics, made["seed"])
+
+
+def read_image(path, made):
+    """Any picture as the network of a record sees it, uint8 (side, side, 3)."""
+    return read_square(path, made["side"])
+
+
+def extractor(made, folder):
+    """The network of a record, for one's own pictures: what `build` gives.
+
+    made: of `read_record`, or a run's. folder: where its statistics are, if it has any.
+    Raises cli.UserError where the network cannot be had.
+    """
+    statistics = calibration_path(folder)
+    if made is None:
+        raise cli.UserError(f"{folder}: no extractor.json says which network made "
+                            "these features; a picture of one's own needs "
+                            "extract_features.py's")
+    made = completed(made)
+    if made["network"] not in NETWORKS or made["weights"] in NETWORKS:
+        raise cli.UserError(f"{folder}: its features were made by another program "
+                            f"({made['weights']}), so pictures of one's own cannot be "
+                            "captioned; make the features with extract_features.py "
+                            "--network and train another run")
+    if made.get("digest", "") not in ("", digest(made["weights"]).get("digest", "")):
+        raise cli.UserError(f"{made['weights']}: missing, or no longer the file that "
+                            "made the features; put that file back")
+    if made["weights"] == "random" and not os.path.exists(statistics):
+        raise cli.UserError(f"{statistics}: missing; run extract_features.py again")
+    return build(made, None, statistics)
