@@ -76,6 +76,7 @@ def write_arrays(path, arrays, compress=False):
 
 def write_json(path, value):
     """Write `value` as indented JSON, complete or not at all."""
-    with writing(path, "w", encoding="utf-8") as file:
+    # Half a letter becomes \udXXX, as JSON itself spells it
+    with writing(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")

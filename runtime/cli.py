@@ -8,19 +8,17 @@ a bug that should be seen.
 import argparse
 import contextlib
 import errno
-import locale
 import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 import typing
 
-from runtime import atomic
+from runtime import atomic, letters
 
 try:
     import fcntl
@@ -67,6 +65,7 @@ def run(main):
     been kept.
     """
     _speak_utf8()
+    letters.print_any()
     for signum in STOPPING:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _interrupt)
@@ -207,7 +206,8 @@ def left_out(path, rows, of, most, what, advice):
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
         return
-    with atomic.writing(path, "w", encoding="utf-8") as file:
+    with atomic.writing(path, "w", encoding="utf-8",
+                        errors="backslashreplace") as file:
         file.writelines(row + "\n" for row in rows)
     found = f"{len(rows)} of {of} {what}"
     if len(rows) > most * of:
@@ -334,30 +334,13 @@ def _speak_utf8():
     """
     if sys.getfilesystemencoding() != "ascii":
         return
-    name = _utf8_locale()
+    name = letters.utf8_locale()
     if name is None or os.environ.get("LC_ALL") == name:  # tried already
         _stop(f"{os.path.basename(sys.argv[0])}: this system has no UTF-8 locale; "
               "install one (on Debian: apt-get install locales-all), or take Python "
               "3.7 or later", 2)
     os.execve(sys.executable, [sys.executable, *script(), *sys.argv[1:]],
               dict(os.environ, LC_ALL=name))
-
-
-def _utf8_locale():
-    """The name of a UTF-8 locale that this system has; None where it has none."""
-    try:
-        listed = subprocess.check_output(["locale", "-a"], stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        listed = b""
-    names = [name for name in listed.decode("ascii", "ignore").split()
-             if name.lower().replace("-", "").endswith("utf8")]
-    before = locale.setlocale(locale.LC_CTYPE)
-    for name in ["C.UTF-8", "en_US.UTF-8", *names]:
-        with contextlib.suppress(locale.Error):
-            locale.setlocale(locale.LC_CTYPE, name)
-            locale.setlocale(locale.LC_CTYPE, before)
-            return name
-    return None
 
 
 def _stop(message, status):

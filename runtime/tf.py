@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -20,8 +21,11 @@ OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT
                            r"|Dst tensor is not initialized", re.I)
 LOST = re.compile(r"\bcu(da|dnn|blas|rand|fft|solver)|\bGPU\b|\bBlas\b|device lost"
                   r"|stream|memcpy|memcopy|launch failed|launch failure", re.I)
+# Lines that TensorFlow 2.21 writes when it is imported, whatever the level of its log
+CHATTER = r"absl::InitializeLog\(\) is called|oneDNN custom operations are on"
 CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create -f "
-               "environment.yml); without a GPU install requirements/cpu.txt")
+               "environment.yml), and a card of 2017 or older; for others see "
+               "docs/versions.md, without a GPU install requirements/cpu.txt")
 
 
 def _load():
@@ -31,7 +35,8 @@ def _load():
     # of the time of an elementwise operation on the CPU. Make it keep the memory.
     os.environ.setdefault("JEMALLOC_MALLOC_CONF", "purge:ratio,lg_dirty_mult:-1")
     try:
-        import tensorflow
+        with _without_chatter():
+            import tensorflow
     except KeyboardInterrupt:  # it takes seconds to import: no traceback for Ctrl-C
         print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
         os._exit(130)
@@ -41,8 +46,8 @@ def _load():
             _refuse(f"TensorFlow cannot load a CUDA library ({text[-120:]}): "
                     + CUDA_ADVICE)
         _refuse(f"TensorFlow cannot be imported ({text[-120:]}): run `make env`, or "
-                "`pip install --no-deps -r requirements/cpu.txt` on Python 3.6 (for a "
-                "GPU or another Python: README.md, \"Versions\")")
+                "`pip install --no-deps -r` the list for this Python and card "
+                "(docs/versions.md)")
     complaint = unsupported(tensorflow.__version__)
     if complaint:
         _refuse(complaint)
@@ -50,6 +55,32 @@ def _load():
     tensorflow.keras.backend.set_image_data_format("channels_last")
     tensorflow.keras.backend.set_floatx("float32")
     return tensorflow
+
+
+@contextlib.contextmanager
+def _without_chatter():
+    """Inside, leave CHATTER out of what C code writes to stderr.
+
+    Another process does it: what TensorFlow says before it crashes must still be seen.
+    """
+    grep = None
+    with contextlib.suppress(OSError):  # no stderr, no grep
+        stderr = os.dup(2)
+        grep = subprocess.Popen(["grep", "--line-buffered", "-vE", CHATTER],
+                                stdin=subprocess.PIPE, stdout=stderr,
+                                start_new_session=True)  # no Ctrl-C for it
+    if grep is None:
+        yield
+        return
+    os.dup2(grep.stdin.fileno(), 2)
+    grep.stdin.close()
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            grep.wait(5)
 
 
 def unsupported(version):
@@ -61,8 +92,8 @@ def unsupported(version):
                 "requirements.txt)")
     if (major, minor) >= TOO_NEW:
         return (f"TensorFlow {version} is newer than this project supports (1.9 to "
-                "2.x): make env, or pip install --no-deps -r one of the lists in "
-                "README.md, \"Versions\"")
+                "2.x): make env, or pip install --no-deps -r one of the lists of "
+                "docs/versions.md")
     return None
 
 

@@ -1,4 +1,5 @@
 """A file has its name only when it is whole."""
+import json
 import os
 
 import numpy as np
@@ -79,3 +80,12 @@ def test_same_arrays_give_the_same_bytes(tmp_path):
     assert files[0] == files[1]
     with atomic.load_arrays(str(tmp_path / "a")) as arrays:
         assert arrays["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_half_a_letter_comes_back_from_json_as_it_was(tmp_path):
+    path = str(tmp_path / "a.json")
+    value = {"caf\u00e9 \udcff.jpg": "\ud83d"}
+    atomic.write_json(path, value)
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    assert json.loads(text) == value and "caf\u00e9 \\udcff" in text

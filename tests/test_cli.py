@@ -136,6 +136,26 @@ def test_names_beyond_ascii_are_no_trouble_in_the_locale_c(tmp_path):
     assert (status, out) == (0, "\u00e4 [] False\n"), errors
 
 
+@pytest.mark.parametrize("encoding, printed", [
+    ("latin-1", "\\u72d7 \\udcff\n"), ("ascii", "\\u72d7 \\udcff\n"),
+    ("utf-8", "\u72d7 \\udcff\n")])
+def test_letters_that_the_output_cannot_show_end_nothing(encoding, printed, tmp_path):
+    body = ("print('\u72d7', '\\udcff')\n"
+            "cli.left_out('list.txt', ['\u72d7', '\\udcff'], 9, 1, 'things', 'look')")
+    status, out, errors = run(tmp_path, body, PYTHONIOENCODING=encoding)
+    assert (status, out) == (0, printed) and "Traceback" not in errors
+    assert (tmp_path / "list.txt").read_text(encoding="utf-8") == "\u72d7\n\\udcff\n"
+
+
+def test_output_is_still_written_line_by_line_where_somebody_waits_for_it(tmp_path):
+    work = subprocess.Popen(
+        [sys.executable, "-u", script(tmp_path, "print('first')\ntime.sleep(60)")],
+        env=dict(os.environ, PYTHONIOENCODING="ascii"), stdout=subprocess.PIPE)
+    assert work.stdout.readline() == b"first\n"
+    work.kill()
+    work.wait()
+
+
 @pytest.mark.parametrize("name", ["train.py", "download_coco.py", "plot_attention.py"])
 def test_python_without_packages_is_told_in_one_line(name):
     done = subprocess.run([sys.executable, "-S", "-E", os.path.join(ROOT, name)],

@@ -10,7 +10,7 @@ import pytest
 from captioning import runs, scores
 from captioning.tokens import read_vocabulary, split_words
 from commands import ROOT, environment
-from runtime import cli, drawing
+from runtime import cli, drawing, letters
 from worlds import COMMANDS
 
 CAPTIONS = "data/annotations/captions_train.json"
@@ -163,23 +163,23 @@ def test_any_utf8_locale_that_the_system_has_will_do(listed, chosen, monkeypatch
 
     def setlocale(kind, name=None):
         if name is not None and name not in known | {"C"}:
-            raise cli.locale.Error("unsupported locale setting")
+            raise letters.locale.Error("unsupported locale setting")
         return "C"
-    monkeypatch.setattr(cli.locale, "setlocale", setlocale)
-    monkeypatch.setattr(cli.subprocess, "check_output",
+    monkeypatch.setattr(letters.locale, "setlocale", setlocale)
+    monkeypatch.setattr(letters.subprocess, "check_output",
                         lambda *args, **kwargs: listed.encode())
-    assert cli._utf8_locale() == chosen
+    assert letters.utf8_locale() == chosen
 
 
 def test_locale_that_only_the_list_names_is_found(monkeypatch):
     def setlocale(kind, name=None):
         if name not in (None, "C", "de_DE.utf8"):
-            raise cli.locale.Error("unsupported locale setting")
+            raise letters.locale.Error("unsupported locale setting")
         return "C"
-    monkeypatch.setattr(cli.locale, "setlocale", setlocale)
-    monkeypatch.setattr(cli.subprocess, "check_output",
+    monkeypatch.setattr(letters.locale, "setlocale", setlocale)
+    monkeypatch.setattr(letters.subprocess, "check_output",
                         lambda *args, **kwargs: b"C\nPOSIX\nde_DE.utf8\n")
-    assert cli._utf8_locale() == "de_DE.utf8"
+    assert letters.utf8_locale() == "de_DE.utf8"
 
 
 def test_numbers_of_a_caption_are_read_in_any_locale():

@@ -52,6 +52,50 @@ def test_scripts_say_what_is_wrong_with_tensorflow_in_one_line(module, words, sc
     assert done.stderr.startswith(script + ": ") and "Traceback" not in done.stderr
 
 
+def stderr_of_import(tmp_path, module):
+    """(status, stderr) of a step where TensorFlow is this module."""
+    (tmp_path / "tensorflow.py").write_text(module)
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "train.py"), "--help"], cwd=str(tmp_path),
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+    return done.returncode, done.stderr.splitlines()
+
+
+CHATTER = ("WARNING: All log messages before absl::InitializeLog() is called are "
+           "written to STDERR\nI0000 00:00:17 7 port.cc:153] oneDNN custom operations "
+           "are on. You may see slightly different numerical results\n")
+
+
+def test_chatter_of_the_import_is_left_out_and_all_else_is_seen(tmp_path):
+    status, lines = stderr_of_import(
+        tmp_path, f"import os\nos.write(2, {CHATTER.encode()!r} + b'E0000 no AVX\\n')\n"
+        "__version__ = '1.4.0'")
+    assert status == 2 and lines[0] == "E0000 no AVX" and len(lines) == 2
+    assert "TensorFlow 1.4.0 is too old" in lines[1]
+
+
+def test_what_tensorflow_says_before_it_crashes_is_seen(tmp_path):
+    status, lines = stderr_of_import(
+        tmp_path, f"import os\nos.write(2, {CHATTER.encode()!r} + b'F0000 no AVX\\n')\n"
+        "os.abort()")
+    assert status < 0 and lines == ["F0000 no AVX"]
+
+
+@pytest.mark.skipif(not hasattr(tf_runtime.tf, "function"), reason="1.x is silent")
+def test_real_tensorflow_is_imported_without_a_word(tmp_path):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), "--help"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_import_goes_on_where_nobody_can_filter(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with tf_runtime._without_chatter():
+        os.write(2, CHATTER.encode())
+    assert capfd.readouterr().err == CHATTER
+
+
 def test_device_is_named():
     assert tf_runtime.device_name().split(" ")[0] in ("GPU", "the")
 
