@@ -19,12 +19,23 @@ def environment(**variables):
     return dict(os.environ, PYTHONPATH=ROOT, **variables)
 
 
+def finished(command, **options):
+    """subprocess.run of a command line; its stdout and stderr are str.
+
+    They are printed as well: a test that fails shows them.
+    """
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          encoding="utf-8", errors="replace", **options)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done
+
+
 def command(folder, script, *flags, python=sys.executable):
     """Run a script in `folder`; returns its stdout. It must succeed."""
-    done = subprocess.run([python, *words(script), *flags], env=environment(),
-                          cwd=str(folder), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
-    assert done.returncode == 0, done.stderr
+    done = finished([python, *words(script), *flags], env=environment(),
+                    cwd=str(folder))
+    assert done.returncode == 0, f"{script} ended with {done.returncode}"
     return done.stdout
 
 
@@ -39,3 +50,16 @@ def exit_status(main):
         for signum, handler in before.items():
             signal.signal(signum, handler)
     return 0
+
+
+def printed(capsys, main):
+    """What `main` ends its process with, and prints: (status, stdout, stderr).
+
+    It stays printed as well: a test that fails shows it, and all that came before.
+    """
+    before = capsys.readouterr()
+    status = exit_status(main)
+    found = capsys.readouterr()
+    sys.stdout.write(before.out + found.out)
+    sys.stderr.write(before.err + found.err)
+    return status, found.out, found.err

@@ -17,7 +17,7 @@ from captioning import scores
 from captioning.features import SHAPE
 from captioning.pictures import Unreadable, load_picture, upright
 from captioning.tokens import read_tokens
-from commands import ROOT, environment
+from commands import ROOT, environment, finished
 from runtime import cli
 from runtime.tf import tf
 from worlds import COMMANDS, refused
@@ -176,10 +176,8 @@ def test_captions_of_one_file_are_joined_and_never_on_both_sides(tmp_path):
 
 
 def tokenize(folder, *flags):
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, "tokenize_captions.py"), "--data",
-         str(folder), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(), universal_newlines=True)
+    return finished([sys.executable, os.path.join(ROOT, "tokenize_captions.py"),
+                     "--data", str(folder), *flags], env=environment())
 
 
 def one_line(done):

@@ -2,13 +2,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from commands import exit_status
+from commands import ROOT, finished, printed
 
 import evaluate
 from captioning import runs, scores
@@ -18,15 +17,13 @@ from captioning.features import SHAPE, feature_path, read_features
 from captioning.tokens import END, Vocabulary
 from runtime import cli
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOUNS = ("cat", "dog", "bus", "cow", "pig", "hen")
 
 
 def command(folder, script, *flags):
     """Run a script of the project in `folder`: (exit status, stdout, stderr)."""
-    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *flags],
-                          cwd=str(folder), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
+    done = finished([sys.executable, os.path.join(ROOT, script), *flags],
+                    cwd=str(folder))
     return done.returncode, done.stdout, done.stderr
 
 
@@ -78,7 +75,7 @@ class Place:
     def __call__(self, *flags):
         """Evaluate `small`: (exit status, stdout, stderr)."""
         self.monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", "small", *flags])
-        return (exit_status(evaluate.main),) + tuple(self.capsys.readouterr())
+        return printed(self.capsys, evaluate.main)
 
 
 @pytest.fixture

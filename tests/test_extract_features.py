@@ -13,7 +13,7 @@ import extract_features as ef
 from captioning import inception, networks
 from captioning.features import SHAPE, is_sound, read_features, read_record
 from captioning.pictures import Unreadable, read_square
-from commands import exit_status
+from commands import printed
 
 from runtime import cli
 from runtime.tf import tf
@@ -318,7 +318,7 @@ class Folder:
             self.monkeypatch.setattr(ef, "build", lambda *args: red)
         self.monkeypatch.setattr(sys, "argv", ["extract_features.py", "--data",
                                                str(self.path)] + list(flags))
-        return (exit_status(ef.main),) + tuple(self.capsys.readouterr())
+        return printed(self.capsys, ef.main)
 
     def feature(self, name):
         return str(self.path / "features" / "val" / f"{name}.npy")

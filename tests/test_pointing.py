@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from commands import exit_status
+from commands import printed
 
 from analysis import pointing
 from analysis.pointing import box_coverage, gains, means, pointing_hits
@@ -149,7 +149,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def command(*flags):
         monkeypatch.setattr(sys, "argv", ["analysis.pointing", *flags])
-        return (exit_status(pointing.main),) + tuple(capsys.readouterr())
+        return printed(capsys, pointing.main)
     command.folder = tmp_path
     return command
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from captioning.batches import CaptionBatches
-from commands import ROOT, environment, words
+from commands import ROOT, environment, finished, words
 from runtime import cli, ranks
 from runtime.atomic import write_json
 from worlds import TRAIN, files_of, tokens_of, write_data
@@ -37,9 +37,8 @@ def mpirun(processes, *command):
 
 def finish(command, cwd, timeout=240):
     """(exit status, stdout, stderr) of a command."""
-    done = subprocess.run(command, cwd=str(cwd), stdout=subprocess.PIPE,
-                          env=environment(), stderr=subprocess.PIPE, timeout=timeout)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    done = finished(command, cwd=str(cwd), env=environment(), timeout=timeout)
+    return done.returncode, done.stdout, done.stderr
 
 
 # --- who has which image ------------------------------------------------------------

@@ -1,7 +1,6 @@
 """What step 3 promises: which words are kept, what the arrays hold, who is where."""
 import json
 import os
-import subprocess
 import sys
 import zipfile
 
@@ -14,10 +13,9 @@ from captioning.coco import Image
 from captioning.tokens import (END, PAD, SPECIAL, START, UNK, Vocabulary,
                                read_references, read_tokens, read_vocabulary,
                                split_words)
+from commands import ROOT, finished
 from runtime import cli
 from runtime.atomic import write_arrays
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def images_of(*captions, first=1):
@@ -44,10 +42,8 @@ def write_split(data, split, images):
 
 
 def command(data, *flags):
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, "tokenize_captions.py"), "--data",
-         str(data), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True)
+    return finished([sys.executable, os.path.join(ROOT, "tokenize_captions.py"),
+                     "--data", str(data), *flags])
 
 
 def refused(done):

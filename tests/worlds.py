@@ -16,10 +16,10 @@ import train
 from analysis import report
 from captioning import inception
 from captioning.batches import CaptionBatches
-from captioning.features import SHAPE, feature_path, find_features
+from captioning.features import SHAPE, feature_path, find_features, record_path
 from captioning.tokens import (END, START, Tokens, Vocabulary, references_path,
                                write_tokens, write_vocabulary)
-from commands import exit_status
+from commands import exit_status, printed
 from demo import draw_scenes
 from model import Sizes
 from runtime.atomic import write_json
@@ -45,17 +45,21 @@ def tokens_of(folder, captions):
                   VOCABULARY.digest(), np.ones(len(captions), bool))
 
 
+# The record of another network: its cells' middles are at 40 and 60 % of the height,
+# and at 50, 65 and 80 % of the width
+SMALL = {"network": "small", "side": 100, "shape": (2, 3, 5),
+         "grid": [[40, 20], [50, 15]]}
 TRAIN = tokens_of("train", [(5, 2, 3), (4,), (1, 5), (3, 3, 2), (7,), (2,)])
 VAL = tokens_of("val", [(4, 2), (6,), (3,), (1,)])
 
 
-def write_features(folder, tokens):
+def write_features(folder, tokens, shape=SHAPE):
     """Random float16 features of every image of some tokens."""
     random = np.random.RandomState(len(tokens.images))
     os.makedirs(os.path.join(folder, os.path.dirname(tokens.images[0])))
     for name in tokens.images:
         np.save(feature_path(folder, name),
-                random.uniform(0, 2, SHAPE).astype(np.float16))
+                random.uniform(0, 2, shape).astype(np.float16))
 
 
 def caption_batches(tokens, features):
@@ -63,27 +67,32 @@ def caption_batches(tokens, features):
     return CaptionBatches(tokens, *find_features(features, tokens.images, "these"))
 
 
-def write_data(tmp_path):
-    """Tokens and features of TRAIN and VAL in data/; returns the features' folder."""
+def write_data(tmp_path, shape=SHAPE):
+    """Tokens and features of TRAIN and VAL in data/; returns the features' folder.
+
+    shape: of the features, which another network has made unless it is SHAPE.
+    """
     features, tokens = str(tmp_path / "data" / "features"), tmp_path / "data" / "tokens"
     tokens.mkdir(parents=True)
     write_vocabulary(str(tokens), VOCABULARY)
     for split in (TRAIN, VAL):
         name = os.path.dirname(split.images[0])
         write_tokens(str(tokens), name, split)
-        write_features(features, split)
+        write_features(features, split, shape)
         write_json(references_path(str(tokens), name), {
             i: [VOCABULARY.decode(row[1:]) for row in
                 split.words[split.image_of == int(i)]] for i in split.image_ids})
+    if shape != SHAPE:
+        write_json(record_path(features), dict(SMALL, shape=shape))
     return features
 
 
 class Runs:
     """A tokenized data set on disk, and the command run on it inside this process."""
 
-    def __init__(self, tmp_path, monkeypatch, capsys):
+    def __init__(self, tmp_path, monkeypatch, capsys, shape=SHAPE):
         self.path, self.monkeypatch, self.capsys = tmp_path, monkeypatch, capsys
-        self.features = write_data(tmp_path)
+        self.features = write_data(tmp_path, shape)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(train, "start", lambda: None)
 
@@ -93,7 +102,7 @@ class Runs:
             "train.py", "--data", "data", "--run", run, "--epochs", str(epochs),
             "--embedding", "7", "--units", "11", "--batch-size", "4",
             *(() if "--select" in flags else ("--select", "loss")), *flags])
-        return (exit_status(train.main),) + tuple(self.capsys.readouterr())
+        return printed(self.capsys, train.main)
 
     def file(self, run, name):
         return os.path.join("checkpoints", run, name)
