@@ -80,8 +80,8 @@ def load_checkpoint(path, model, optimizer=None):
         if not np.isfinite(arrays[name]).all():
             raise cli.UserError(f"{path}: {name} is not finite; move the checkpoint "
                                 "away and start train.py again")
-    for name, variable in targets.items():
-        variable.assign(arrays[name])
+    for name, variable in targets.items():  # a run that ships has float16
+        variable.assign(arrays[name].astype(variable.dtype.base_dtype.as_numpy_dtype))
     return progress
 
 

@@ -218,6 +218,11 @@ def check_settings(folder, settings, images):
                             "unknown; put it back, or choose another --run")
     except (ValueError, AttributeError, TypeError):
         raise cli.UserError(f"{path}: damaged; choose another --run")
+    if before.get("shipped"):
+        name = os.path.basename(folder)
+        raise cli.UserError(f"{folder}: this run ships with the project and is not "
+                            "trained further; choose another --run, and --start-from "
+                            f"{name} to begin with its weights")
     if other:
         were = ", ".join(f"{key} {before.get(key)}" for key in other if key in FIXED)
         raise cli.UserError(

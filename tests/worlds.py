@@ -24,6 +24,7 @@ from demo import draw_scenes
 from model import Sizes
 from runtime.atomic import write_json
 from runtime.tf import tf
+from tools import ship_run
 
 WORDS = ["cat", "dog", "red", "on", "a"]
 VOCABULARY = Vocabulary(WORDS, [0, 9, 9, 0, 5, 4, 3, 2, 1])
@@ -147,7 +148,7 @@ MAIN = {"demo.draw_scenes": draw_scenes.main, "download_coco.py": download_coco.
         "extract_features.py": extract_features.main,
         "tokenize_captions.py": tokenize_captions.main, "train.py": train.main,
         "evaluate.py": evaluate.main, "plot_attention.py": plot_attention.main,
-        "analysis.report": report.main}
+        "analysis.report": report.main, "tools.ship_run": ship_run.main}
 QUICK = ("--epochs", "1", "--embedding", "3", "--units", "4", "--batch-size", "8",
          "--select", "loss")
 COMMANDS = {  # the command that a case runs, without the flags of the case
