@@ -19,22 +19,20 @@ Writes: checkpoints/<run>/attention/<image>.png, .pdf or .svg
 """
 import runtime  # noqa: F401  (first: it tells of missing packages)
 import os
-import re
 
 import numpy as np
 
+from captioning.captioner import BEAM, load
 from captioning.coco import read_objects
-from captioning.decode import beam_search
-from captioning.decoded import (read_decoded, read_scores, read_source, scores_path,
-                                write_results)
-from captioning.features import cells_of, read_record
+from captioning.decoded import read_decoded, read_scores, read_source, scores_path
+from captioning.features import cells_of
 from captioning.figures import (COLOURS, FORMATS, LONGEST_SIDE, draw, notes_of,
                                 titles)
 from captioning.names import boxes_of
-from captioning.networks import extractor, read_image
+from captioning.own import caption_own
 from captioning.pictures import load_picture
 from captioning.runs import read_run
-from runtime import atomic, cli
+from runtime import cli
 from runtime.tf import device_errors, start
 
 
@@ -84,86 +82,25 @@ def draw_split(run, args):
             lost.append(error)
             continue
         words = run.vocabulary.words(decoded.words[i, :decoded.steps[i]])
-        notes = notes_of(decoded.log_probs[i, :len(words)], decoded.betas[i],
-                         not run.settings["no_gate"])
+        notes = notes_of(decoded.log_probs[i, :len(words)],
+                         None if run.settings["no_gate"] else decoded.betas[i])
         drawn.append(_figure(run, args, title[i], picture, words,
                              decoded.alphas[i, :len(words)], notes,
                              boxes_of(words, *objects[n]) if args.boxes else None))
-    _tell_lost(lost, drawn)
-    return drawn
-
-
-def draw_own(run, args):
-    """Caption pictures of one's own and draw them; return the paths of the figures.
-
-    Folders are taken with all files in them. Pictures that cannot be read are skipped.
-    """
-    sources = [path for given in args.picture for path in (
-        sorted(os.path.join(given, name) for name in os.listdir(given)
-               if os.path.isfile(os.path.join(given, name)))
-        if os.path.isdir(given) else [given])]
-    if not sources:
-        raise cli.UserError(f"{args.picture[0]}: no files in that folder")
-    pictures, lost = [], []  # before the network
-    for source in sources:
-        try:
-            pictures.append((source, load_picture(source, LONGEST_SIDE)))
-        except cli.UserError as error:
-            lost.append(error)
-    _tell_lost(lost, pictures)
-    made, forward = network(run, args.features)
-    drawn, captions = [], {}
-    for (source, picture), title in zip(pictures, titles([s for s, _ in pictures])):
-        maps = forward(read_image(source, made)[None]).numpy()
-        maps = maps.reshape(1, -1, maps.shape[-1])
-        caption = beam_search(run.model, maps, args.beam)[0][0]
-        words = run.vocabulary.words(caption.words)
-        gate = caption.betas is not None
-        notes = notes_of(caption.log_probs[:len(words)],
-                         caption.betas if gate else np.ones(len(words)), gate)
-        captions[source] = " ".join(words)
-        if not args.captions_only:
-            drawn.append(_figure(run, args, "own_" + title, picture, words,
-                                 caption.alphas[:len(words)], notes))
-    write_own(run, captions)
-    return drawn
-
-
-def write_own(run, captions):
-    """Write captions of one's own pictures, {path: caption}; where all names end in a
-    number, as COCO's do, also as the COCO server takes them.
-    """
-    path = os.path.join(run.folder, "attention", "own_captions.json")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    atomic.write_json(path, captions)
-    print(f"captions: {path}")
-    ids = [re.search(r"(\d+)\.\w+$", source) for source in captions]
-    if all(ids):
-        print("for the COCO server: " + write_results(
-            run.folder, "own", os.path.basename(run.folder),
-            [(int(found.group(1)), caption)
-             for found, caption in zip(ids, captions.values())]))
-
-
-def network(run, features):
-    """The record of the network that made a run's features, and that network.
-
-    features: a folder of them, or None.
-    """
-    if features or "extractor" not in run.settings:  # as runs of the first releases
-        folder = features or run.settings["features"]
-        made = read_record(folder)
-    else:
-        folder, made = run.folder, run.settings["extractor"]
-    return made, extractor(made, folder)
-
-
-def _tell_lost(lost, found):
-    """Warn of pictures that were left out; raise cli.UserError where all were."""
-    if lost and not found:
+    if lost and not drawn:
         raise lost[0]
     for error in lost:
         cli.warn(f"left out: {error}")
+    return drawn
+
+
+def draw_own(args):
+    """Caption pictures of one's own and draw them; return the paths of the figures."""
+    captioner = load(args.run, args.features)
+    draw = None if args.captions_only else {
+        "format": args.format, "layout": args.layout, "colours": args.colours}
+    with cli.locked(captioner.run.folder), device_errors():
+        return caption_own(captioner, args.picture, args.beam, draw)[1]
 
 
 def _figure(run, args, title, picture, words, alphas, notes, boxes=None):
@@ -180,10 +117,13 @@ def main():
     if args.boxes and args.picture:
         raise cli.UserError("--boxes: a picture of one's own has none; leave it out")
     cli.print_heading(6, "plot attention")
-    start()
-    run = read_run(args.run)
-    with cli.locked(run.folder), device_errors():
-        drawn = draw_own(run, args) if args.picture else draw_split(run, args)
+    if args.picture:
+        drawn = draw_own(args)
+    else:
+        start()
+        run = read_run(args.run)
+        with cli.locked(run.folder), device_errors():
+            drawn = draw_split(run, args)
     if drawn:
         print(f"{len(drawn)} figures; open {drawn[0]}")
 
@@ -213,7 +153,8 @@ def arguments():
     parser.add_argument("--count", type=positive, default=8, help="images to draw")
     parser.add_argument("--seed", type=cli.seed, default=0,
                         help="of the choice of images")
-    parser.add_argument("--beam", type=positive, default=3, help="width, for --picture")
+    parser.add_argument("--beam", type=positive, default=BEAM,
+                        help="width, for --picture")
     parser.add_argument("--layout", choices=("grid", "strip"), default="grid",
                         help="rows of five, or all in one row")
     parser.add_argument("--colours", choices=COLOURS, default="light",

@@ -15,13 +15,15 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from captioning.grid import even
-from runtime import atomic, drawing
+from runtime import atomic, cli, drawing
 
 LONGEST_SIDE = 480   # pixels of the picture in the figure
 COLUMNS = 5          # pictures in a row, the whole picture among them
 TITLE = .3           # inches for the word above a picture
 NOTE = .16           # inches for its probability below
 FORMATS = ("png", "pdf", "svg")
+DPI = 130
+LONGEST = 65000      # pixels of a figure's side, at most: matplotlib's limit is 2 ** 16
 BOX = "#ffcc33"
 COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 
@@ -67,19 +69,24 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
     ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
     maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
     grid: see `upsample`. boxes: to be drawn over the picture and over each map, T + 1
-    lists of (x, y, w, h) as shares of the sides; None: none.
+    lists of (x, y, w, h) as shares of the sides; None: none. Raises cli.UserError for
+    another ending.
     """
+    kind = os.path.splitext(path)[1][1:].lower()
+    if kind not in FORMATS:
+        raise cli.UserError(f"{path}: a figure's name ends in ."
+                            + ", .".join(FORMATS[:-1]) + f" or .{FORMATS[-1]}")
     with drawing.defaults(**{"svg.hashsalt": "attention"}):
         figure = lay_out(picture, words, alphas, notes, layout, colours, grid,
                          boxes)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        kind = os.path.splitext(path)[1][1:]
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         # Without the time of day: the same figure is the same file.
         date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
         extra = {"metadata": {date: None}} if date else {}
         with atomic.writing(path) as file:
-            figure.canvas.print_figure(file, dpi=130, format=kind, facecolor="white",
-                                       **extra)
+            figure.canvas.print_figure(
+                file, dpi=min(DPI, int(LONGEST / max(figure.get_size_inches()))),
+                format=kind, facecolor="white", **extra)
 
 
 def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None):
@@ -126,10 +133,11 @@ def _plain(text):
     return text.replace("$", r"\$")
 
 
-def notes_of(log_probs, betas, gate):
+def notes_of(log_probs, betas=None):
     """What is written under each map: p(word), and beta where there is a gate."""
-    return [f"p {np.exp(p):.2f}" + (f"   \u03b2 {beta:.2f}" if gate else "")
-            for p, beta in zip(log_probs, betas)]
+    chances = [f"p {np.exp(p):.2f}" for p in log_probs]
+    return chances if betas is None else [
+        f"{p}   \u03b2 {beta:.2f}" for p, beta in zip(chances, betas)]
 
 
 def titles(paths):

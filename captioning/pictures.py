@@ -98,19 +98,29 @@ def read_square(path, side):
     return np.asarray(upright(path).resize((side, side), Image.BILINEAR))
 
 
+def load_square(path, side):
+    """`read_square`, of a picture of one's own: raises cli.UserError."""
+    return _or_refused(read_square, path, side)
+
+
 def load_picture(path, longest_side):
     """A picture in its own proportions, as large as may be: uint8 (H, W, 3).
 
     longest_side: of the result, in pixels. Raises cli.UserError where it cannot be
     read.
     """
-    if not os.path.exists(path):
-        raise cli.UserError(f"{path}: no such picture; check the name")
-    try:
-        image = upright(path)
-    except Unreadable as error:
-        raise cli.UserError(f"{path}: not a readable picture ({error}); convert it to "
-                            "JPEG or PNG")
+    image = _or_refused(upright, path)
     scale = longest_side / max(image.size)
     size = tuple(max(1, int(round(side * scale))) for side in image.size)
     return np.asarray(image.resize(size, Image.LANCZOS))
+
+
+def _or_refused(read, path, *args):
+    """What `read` makes of a picture; raises cli.UserError where it cannot."""
+    if not os.path.exists(path):
+        raise cli.UserError(f"{path}: no such picture; check the name")
+    try:
+        return read(path, *args)
+    except Unreadable as error:
+        raise cli.UserError(f"{path}: not a readable picture ({error}); convert it to "
+                            "JPEG or PNG")

@@ -73,13 +73,14 @@ def curves_path(folder):
     return os.path.join(folder, "loss.png")
 
 
-def read_run(name, checkpoint="best"):
+def read_run(name, checkpoint="best", folder=None):
     """A trained run: its settings, Vocabulary and Captioner with weights, its history.
 
-    checkpoint: 'best', 'newest' or 'previous'. Raises cli.UserError where the run does
-    not exist, is damaged, or its parts do not fit together.
+    checkpoint: 'best', 'newest' or 'previous'. folder: where it is, if not below RUNS.
+    Raises cli.UserError where the run does not exist, is damaged, or its parts do not
+    fit together.
     """
-    folder = os.path.join(RUNS, name)
+    folder = folder or os.path.join(RUNS, name)
     path = settings_path(folder)
     try:
         with open(path, encoding="utf-8") as file:

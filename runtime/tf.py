@@ -6,6 +6,7 @@ version of TensorFlow.
 """
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import subprocess
@@ -118,13 +119,21 @@ unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
                         or tf.unsorted_segment_sum)
 
 
+@functools.lru_cache(maxsize=None)  # once a process
 def start():
-    """Switch eager execution on, let GPU memory grow on demand, say what is used."""
+    """Switch eager execution on, let GPU memory grow on demand, say what is used.
+
+    Raises cli.UserError where TensorFlow 1 has already computed something without.
+    """
     keep_memory()
     # Not a warning for each shape of batch that a function is compiled for.
     v1.logging.set_verbosity(v1.logging.ERROR)
     # Nothing may ask TensorFlow for its mode before this: asking settles the config.
-    v1.enable_eager_execution(config=config())
+    try:
+        v1.enable_eager_execution(config=config())
+    except ValueError:
+        raise cli.UserError("TensorFlow was used before in this process, in its graph "
+                            "mode; start Python anew, and with this first")
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioning import figures
 from captioning.figures import COLOURS, draw, lay_out, overlay, titles, upsample
 from captioning.grid import Axis, Grid, even
 from captioning.names import boxes_of
@@ -209,6 +210,13 @@ def test_strip_is_one_row_and_notes_need_room(tmp_path):
         sizes.append(drawn(path).shape[:2])
     grid, strip, notes = sizes
     assert strip[0] < grid[0] < notes[0] and strip[1] == 2 * grid[1]
+
+
+def test_strip_of_any_length_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "LONGEST", 700)  # pixels, in place of matplotlib's
+    path = str(tmp_path / "a.png")
+    draw(noise(40, 40), ["a"] * 9, some_alphas(9), path, layout="strip")
+    assert 600 < drawn(path).shape[1] <= 700
 
 
 @pytest.mark.parametrize("colours", COLOURS)

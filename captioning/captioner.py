@@ -1,0 +1,154 @@
+"""Captions of one's own pictures, in five lines of Python:
+
+    from captioning.captioner import load
+
+    captioner = load("baseline")
+    caption = captioner("photo.jpg", beam=5)
+    print(caption.text, caption.alphas.shape)   # (words, rows, columns)
+    caption.draw("photo.png")
+"""
+import os
+import typing
+
+import numpy as np
+from tqdm import tqdm
+
+from captioning import figures
+from captioning.decode import beam_search
+from captioning.features import cells_of, completed, read_record
+from captioning.grid import Grid
+from captioning.networks import extractor
+from captioning.pictures import load_picture, load_square
+from captioning.runs import HERE, RUNS, read_run, settings_path
+from runtime import cli
+from runtime.tf import start
+
+BEAM = 5     # width of the beam search
+BATCH = 16   # pictures that go through the network together
+
+
+class OwnCaption(typing.NamedTuple):
+    """The caption of one picture, of T words, and where the model looked for each."""
+    path: str                # of the picture
+    words: typing.List[str]
+    log_probs: np.ndarray    # float32 (T,): log p of each word, given those before it
+    alphas: np.ndarray       # float32 (T, rows, columns): where the model looked
+    betas: typing.Optional[np.ndarray]  # float32 (T,): the gate, where there is one
+    grid: Grid               # where the cells lie in the picture
+
+    @property
+    def text(self):
+        """The words as a line."""
+        return " ".join(self.words)
+
+    def __str__(self):
+        return self.text
+
+    def picture(self, longest_side=figures.LONGEST_SIDE):
+        """The picture itself, uint8 (H, W, 3). Raises cli.UserError."""
+        return load_picture(self.path, longest_side)
+
+    def draw(self, path, layout="grid", colours="light"):
+        """Write a figure: the picture, then for each word where the model looked.
+
+        path: its ending, .png, .pdf or .svg, is the format. layout, colours: see
+        `figures.draw`. Raises cli.UserError where the picture is gone.
+        """
+        T, rows, columns = self.alphas.shape
+        figures.draw(self.picture(), self.words,
+                     self.alphas.reshape(T, rows * columns), path,
+                     figures.notes_of(self.log_probs, self.betas), layout, colours,
+                     self.grid)
+
+
+class PictureCaptioner:
+    """A trained run, and the network that made its features, to caption pictures."""
+
+    def __init__(self, run, features=None):
+        """run: a Run. features: the folder of those that it was trained on, in place of
+        the network that the run names.
+        """
+        self.run, self._network = run, None
+        if features or "extractor" not in run.settings:  # a run of the first releases
+            self.folder = features or run.settings["features"]
+            self.made = read_record(self.folder)
+        else:
+            self.folder, self.made = run.folder, run.settings["extractor"]
+        # Without a record `network` will tell what is missing
+        self.side = completed(self.made)["side"] if self.made else 1
+
+    @property
+    def network(self):
+        """A function uint8 (B, side, side, 3) -> float32 (B, rows, columns, channels).
+
+        Built when it is first needed. Raises cli.UserError where it cannot be had.
+        """
+        if self._network is None:
+            self._network = extractor(self.made, self.folder)
+        return self._network
+
+    def __call__(self, path, beam=BEAM):
+        """The OwnCaption of one picture. Raises cli.UserError where it is none."""
+        return self.many([path], beam)[0]
+
+    def many(self, paths, beam=BEAM, skip=False):
+        """The OwnCaptions of several pictures, in order.
+
+        paths: of the pictures. beam: width of the beam search. skip: leave out what
+        cannot be read, with a warning each, unless it is all of them. Raises
+        cli.UserError.
+        """
+        paths = [os.fspath(path) for path in paths]
+        found, lost = [], []
+        with tqdm(total=len(paths), desc="caption", unit="image",
+                  disable=len(paths) <= BATCH) as bar:
+            for i in range(0, len(paths), BATCH):
+                read = []
+                for path in paths[i:i + BATCH]:
+                    try:
+                        read.append((path, load_square(path, self.side)))
+                    except cli.UserError as error:
+                        if not skip:
+                            raise
+                        lost.append(error)
+                if read:
+                    found += self._captions(*zip(*read), beam=beam)
+                bar.update(len(paths[i:i + BATCH]))
+        if lost and not found:
+            raise lost[0]
+        for error in lost:
+            cli.warn(f"left out: {error}")
+        return found
+
+    def _captions(self, paths, squares, beam):
+        """The OwnCaptions of a batch; squares: B pictures, uint8 (side, side, 3)."""
+        maps = self.network(np.stack(squares)).numpy()
+        maps = maps.reshape(len(paths), -1, maps.shape[-1])
+        grid = cells_of(self.run.settings, maps.shape[1])
+        captions = []
+        for path, (best, *_) in zip(paths, beam_search(self.run.model, maps, beam)):
+            words = self.run.vocabulary.words(best.words)
+            T = len(words)
+            captions.append(OwnCaption(
+                path, words, best.log_probs[:T],
+                best.alphas[:T].reshape((T,) + grid.shape),
+                None if best.betas is None else best.betas[:T], grid))
+        return captions
+
+
+def load(run, features=None):
+    """A trained run as a function of pictures: see `PictureCaptioner`.
+
+    run: the path of its folder, or its name below checkpoints/ of the current folder,
+    else of this repository. features: see `PictureCaptioner`. Starts TensorFlow where
+    it has not been started. Raises cli.UserError where there is no such run.
+    """
+    run = os.fspath(run)
+    places = [run, os.path.join(RUNS, run), os.path.join(HERE, RUNS, run)]
+    folder = next((place for place in places if os.path.isfile(settings_path(place))),
+                  None)
+    if folder is None:
+        raise cli.UserError(f"{run}: no such run: neither a run's folder nor a name "
+                            f"below {' or '.join(map(os.path.dirname, places[1:]))}")
+    start()
+    return PictureCaptioner(read_run(os.path.basename(folder), folder=folder), features)

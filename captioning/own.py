@@ -1,0 +1,127 @@
+"""Pictures of one's own: which they are, and what a run has said of them.
+
+    checkpoints/<run>/attention/own_captions.json   {path: caption}, of all so far
+    checkpoints/<run>/attention/own_<picture>.png   a figure each, or .pdf or .svg
+"""
+import json
+import os
+import re
+
+from PIL import Image
+
+from captioning.decoded import write_results
+from captioning.figures import titles
+from runtime import atomic, cli
+
+PHONES = (".heic", ".heif", ".avif")  # pictures, whether or not they can be read here
+
+
+def pictures_in(given):
+    """The pictures that these are: paths, each once; folders with all pictures in them.
+
+    In a folder a picture is what has the ending of one, or begins like one. What is
+    none is passed over, hidden files silently, others with a warning for each folder.
+    Raises cli.UserError for a folder without pictures.
+    """
+    found = []
+    for path in given:
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        files = [os.path.join(path, name) for name in sorted(os.listdir(path))
+                 if not name.startswith(".")]
+        files = [file for file in files if os.path.isfile(file)]
+        pictures = [file for file in files if _is_picture(file)]
+        others = sorted(set(files) - set(pictures))
+        if not pictures:
+            raise cli.UserError(f"{path}: no pictures in that folder (folders in it "
+                                "are not looked into)")
+        if others:
+            cli.warn(f"{path}: passed over {len(others)} of {len(files)} files, which "
+                     "are no pictures: " + ", ".join(map(os.path.basename, others[:3]))
+                     + (", ..." if len(others) > 3 else ""))
+        found += pictures
+    return list(dict.fromkeys(found))
+
+
+def _is_picture(path):
+    Image.init()
+    ending = os.path.splitext(path)[1].lower()
+    if ending in PHONES or Image.EXTENSION.get(ending) in Image.OPEN:
+        return True
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # Pillow raises almost anything
+        return False
+
+
+def own_path(folder):
+    """Where a run's folder has the captions of pictures of one's own."""
+    return os.path.join(folder, "attention", "own_captions.json")
+
+
+def read_own(folder):
+    """{path: caption} of all pictures of one's own that a run has captioned.
+
+    folder: the run's. Raises cli.UserError where the file is damaged.
+    """
+    path = own_path(folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        if not all(isinstance(caption, str) for caption in found.values()):
+            raise ValueError
+        return found
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, RecursionError):
+        raise cli.UserError(f"{path}: damaged; delete it, and these captions with it")
+
+
+def write_own(folder, captions):
+    """Add OwnCaptions to those of `read_own`; later ones of a path take its place.
+
+    Where the names of all pictures of a folder end in a number, as COCO's do, also as
+    the COCO server takes them. folder: the run's. Returns a function from a picture's
+    path to the path of its figure, without ending.
+    """
+    new = {caption.path: caption.text for caption in captions}
+    known = dict(read_own(folder), **new)
+    os.makedirs(os.path.dirname(own_path(folder)), exist_ok=True)
+    atomic.write_json(own_path(folder), known)
+    print(f"captions: {own_path(folder)}")
+    ids = {path: re.search(r"(\d+)\.\w+$", path) for path in new}
+    places = list(dict.fromkeys(map(os.path.dirname, known)))
+    for place, title in zip(places, titles(places)):
+        there = [path for path in new if os.path.dirname(path) == place]
+        if there and all(ids[path] for path in there):
+            print("for the COCO server: " + write_results(
+                folder, f"own_{title}" if title else "own",
+                os.path.basename(os.path.abspath(folder)),
+                [(int(ids[path].group(1)), new[path]) for path in there]))
+    title_of = dict(zip(known, titles(list(known))))
+    return lambda path: os.path.join(folder, "attention", "own_" + title_of[path])
+
+
+def caption_own(captioner, given, beam, draw=None):
+    """Caption pictures of one's own, keep the captions and print them.
+
+    captioner: a PictureCaptioner. given: as for `pictures_in`. draw: None, or the
+    arguments of `OwnCaption.draw` after the path, and 'format', the figures' ending.
+    Pictures that cannot be read are left out with a warning each. Returns a list of
+    OwnCaptions and one of the figures' paths. Raises cli.UserError.
+    """
+    pictures = pictures_in(given)
+    read_own(captioner.run.folder)  # before the work
+    captions, figures = captioner.many(pictures, beam, skip=True), []
+    figure_of = write_own(captioner.run.folder, captions)
+    for caption in captions:
+        where = caption.path
+        if draw is not None:
+            options = dict(draw)
+            where = f"{figure_of(caption.path)}.{options.pop('format')}"
+            caption.draw(where, **options)
+            figures.append(where)
+        print(f"{where}: {caption.text}", flush=True)
+    return captions, figures
