@@ -34,7 +34,8 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from captioning.coco import read_captions, read_karpathy, splits
+from captioning.caption_files import read_caption_file
+from captioning.coco import advice, read_captions, splits
 from captioning.features import (calibration_path, feature_path, is_sound,
                                  record_extractor, write_features)
 from captioning.networks import NETWORKS, build, record_of
@@ -144,7 +145,7 @@ def sample_images(data, split, names, seed, side):
             break
     if not pictures:
         raise cli.UserError(f"{os.path.join(data, split)}: no readable image to "
-                            "calibrate random weights on; run download_coco.py again")
+                            f"calibrate random weights on; {advice(data, split)}")
     return np.stack(pictures)
 
 
@@ -165,7 +166,7 @@ def main():
     if args.features:
         print(f"train.py finds these features with: --features {args.features}")
     cli.next_step("tokenize_captions.py", "--data", args.data,
-                  *(("--karpathy", args.karpathy) if args.karpathy else ()))
+                  *(("--captions", args.captions) if args.captions else ()))
 
 
 def look_for_images(args, features, names):
@@ -181,7 +182,7 @@ def look_for_images(args, features, names):
             raise cli.UserError(
                 f"{os.path.join(args.data, missing[0])}: no such file, nor "
                 f"{len(missing) - 1} others of the {len(images)} images of {split}; "
-                "get them with download_coco.py, choose other --splits, or raise "
+                f"{advice(args.data, split)}, choose other --splits, or raise "
                 "--max-bad")
 
 
@@ -202,12 +203,12 @@ def share_of_process(shard):
 
 def images_of_splits(args):
     """{split: paths of its images below args.data}, in order. args: the command's."""
-    if args.karpathy:
-        groups = read_karpathy(args.karpathy, args.data)
+    if args.captions:
+        groups = read_caption_file(args.captions, args.data)
         wanted = args.splits or sorted(groups)
         lost = [split for split in wanted if split not in groups]
         if lost:
-            raise cli.UserError(f"{args.karpathy}: has no split {lost[0]} (it has "
+            raise cli.UserError(f"{args.captions}: has no split {lost[0]} (it has "
                                 f"{', '.join(sorted(groups))}); see --splits")
     else:
         wanted = args.splits or splits(args.data)
@@ -286,9 +287,9 @@ def arguments():
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
     parser.add_argument("--features", help="folder to write (default: <data>/features)")
     parser.add_argument("--splits", nargs="+", help="default: all that have captions")
-    parser.add_argument("--karpathy", metavar="FILE",
-                        help="take the images of Karpathy's split file, not those of "
-                             "<data>/annotations")
+    parser.add_argument("--captions", "--karpathy", metavar="FILE",
+                        help="take the images of a table of captions or of Karpathy's "
+                             "split file, not those of <data>/annotations")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="inception-v3",
                         help="the CNN")
     parser.add_argument("--side", type=cli.number(int, at_least=75, at_most=4096),

@@ -2,22 +2,23 @@
 
     python tokenize_captions.py --data data
     python tokenize_captions.py --data data --num-examples 30000    # the published set
-    python tokenize_captions.py --data data --karpathy dataset_coco.json
+    python tokenize_captions.py --data data --captions dataset_coco.json
+    python tokenize_captions.py --data flickr8k --captions flickr8k/captions.txt
     python tokenize_captions.py --data other --vocabulary data/tokens/vocabulary.tsv
 
 Captions are lower-cased, punctuation goes away and white space is folded. The
 vocabulary is counted on training captions only: the 5,000 most frequent words are kept
 (or those of --vocabulary), all others become UNK. An image, with all its captions, is
-either for training or for validation (or for the test, where Karpathy's split file says
-so).
+either for training or for validation (or for the test, where the file of --captions
+says so: captioning/caption_files.py).
 
-Reads:  <data>/annotations/captions_<split>.json, or the file of --karpathy
+Reads:  <data>/annotations/captions_<split>.json, or the file of --captions
 Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can read it
         <tokens>/train.npz, val.npz      see Tokens for what is inside
-        <tokens>/test.npz                only with --karpathy
+        <tokens>/test.npz                only with --captions
         <tokens>/references_<name>.json  the captions as written, for the scores
         <tokens>/skipped_<name>.txt      empty and too long captions, if any
-        <tokens>/strays_<name>.txt       captions of images that are not listed, if any
+        <tokens>/strays_<name>.txt       captions without an image, if any
 """
 import runtime  # noqa: F401  (first: it tells of missing packages)
 import collections
@@ -29,12 +30,13 @@ import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
 from tqdm import tqdm
 
-from captioning.coco import read_captions, read_karpathy, splits
+from captioning.caption_files import read_caption_file
+from captioning.coco import read_captions, splits
 from captioning.tokens import (END, LARGEST, PAD, SPECIAL, START, UNK, Tokens,
                                Vocabulary, read_words, references_path, split_words,
                                tokens_path, vocabulary_path, write_references,
                                write_tokens, write_vocabulary)
-from runtime import cli
+from runtime import atomic, cli
 
 
 NONE = "none"  # --val-split: cut the validation images off the training images
@@ -88,7 +90,7 @@ def split_by_image(images, fraction, seed):
     """Cut a seeded fraction of the images off for validation, whole images only."""
     if len(images) < 2:
         raise cli.UserError("one image cannot be split into training and validation; "
-                            "get more with download_coco.py")
+                            "there must be two at least")
     cut = GroupShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
     train, val = next(cut.split(images, groups=range(len(images))))
     return [images[i] for i in sorted(train)], [images[i] for i in sorted(val)]
@@ -197,15 +199,16 @@ def skipped_path(folder, name):
 def assign(args, strays):
     """Which images are for what: an ordered {'train', 'val' and perhaps 'test': list}.
 
-    By Karpathy's file (restval is for training), by COCO's splits, or by cutting a part
-    off for validation, of images with captions. strays: {'train', 'val': list}, for
-    read_captions.
+    By a file of captions (restval is for training), by COCO's splits, or by cutting a
+    part off for validation, of images with captions. strays: {'train', 'val': list}.
     """
     random = np.random.RandomState(args.seed)
-    if args.karpathy:
-        parts = read_karpathy(args.karpathy, args.data)
-        groups = {"train": parts.get("train", []) + parts.get("restval", []),
-                  "val": parts.get("val", []), "test": parts.get("test", [])}
+    if args.captions:
+        parts = read_caption_file(args.captions, args.data, strays["train"])
+        groups = {"train": parts.get("train", []) + parts.get("restval", [])}
+        if set(parts) != {"train"}:
+            groups.update(val=parts.get("val", []), test=parts.get("test", []))
+        train_split = args.captions
         told = f"it has {', '.join(sorted(parts))}; name them train, val and test"
     else:
         train_split, val_split = choose_splits(args.data, args.train_split,
@@ -234,7 +237,7 @@ def assign(args, strays):
               "serve as one")
     for name in ("train", "val"):
         if not groups[name]:
-            raise cli.UserError(f"{args.karpathy or args.data}: no images for {name}; "
+            raise cli.UserError(f"{args.captions or args.data}: no images for {name}; "
                                 + told)
     return collections.OrderedDict((name, groups[name]) for name in ("train", "val",
                                                                      "test")
@@ -283,14 +286,14 @@ def main():
     old = args.vocabulary and read_words(args.vocabulary)
     strays = {"train": [], "val": []}
     groups = assign(args, strays)
-    refuse_shared(groups, args.karpathy or args.data)
+    refuse_shared(groups, args.captions or args.data)
     split = {name: split_captions(images, name) for name, images in groups.items()}
     with cli.locked(tokens_folder):
         for name, lost in strays.items():
             cli.left_out(strays_path(tokens_folder, name), lost,
                          len(lost) + sum(len(i.captions) for i in groups[name]),
-                         args.max_bad, f"captions of {name}", "no image has their "
-                         "image_id: correct the annotations, or raise --max-bad")
+                         args.max_bad, f"captions of {name}", "no image is theirs: "
+                         "correct the annotations, or raise --max-bad")
         counter, captions = count_words(split["train"]), len(split["train"].lengths)
         vocabulary = (recount(old, counter, captions) if old else
                       build_vocabulary(counter, captions, args.vocab_size))
@@ -313,11 +316,12 @@ def write(tokens_folder, groups, vocabulary, done):
 
     groups: what `assign` returns. done: a list of (name, Tokens, skipped).
     """
-    write_vocabulary(tokens_folder, vocabulary)
-    for name, tokens, skipped in done:
-        write_tokens(tokens_folder, name, tokens)
-        write_references(tokens_folder, name, groups[name])
-        print(facts(name, tokens, len(skipped)))
+    with atomic.together():
+        write_vocabulary(tokens_folder, vocabulary)
+        for name, tokens, skipped in done:
+            write_tokens(tokens_folder, name, tokens)
+            write_references(tokens_folder, name, groups[name])
+            print(facts(name, tokens, len(skipped)))
     if "test" not in groups:  # of an earlier run with other splits
         for path in (tokens_path(tokens_folder, "test"),
                      references_path(tokens_folder, "test")):
@@ -339,9 +343,10 @@ def arguments():
                             "train.py --start-from")
     parser.add_argument("--num-examples", type=positive,
                         help="captions in all, whole images at a time (default: all)")
-    parser.add_argument("--karpathy", metavar="FILE",
-                        help="split file of Karpathy: dataset_coco.json, "
-                             "dataset_flickr8k.json or dataset_flickr30k.json")
+    parser.add_argument("--captions", "--karpathy", metavar="FILE",
+                        help="take the captions of this file: a table (Kaggle's "
+                             "captions.txt, any CSV, Flickr8k.token.txt) or Karpathy's "
+                             "splits (dataset_coco.json, dataset_flickr8k.json, ...)")
     parser.add_argument("--train-split", help="default: the one named train...")
     parser.add_argument("--val-split", help="default: the one named val..., else a "
                                             "part of the training images, as with "

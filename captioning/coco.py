@@ -3,20 +3,18 @@
     <data>/annotations/captions_<split>.json
     <data>/annotations/instances_<split>.json     boxes, where there are any
     <data>/<split>/<file name>
-
-Karpathy's split files (dataset_coco.json, dataset_flickr8k.json) are read here, too.
 """
 import json
 import math
 import os
+import posixpath
 import re
 import typing
 
 from captioning.pictures import upright_boxes
 from runtime import cli
 
-NO_PICTURES = ("annotations", "archives", "features", "tokens")  # folders of a data set
-AGAIN = "correct it, or make the data set again with download_coco.py or `make demo`"
+FAQ = 'docs/faq.md, "My own data"'
 
 
 class Image(typing.NamedTuple):
@@ -28,14 +26,33 @@ class Image(typing.NamedTuple):
 
     @property
     def path(self):
-        """Its path below the data set, e.g. train2014/COCO_1.jpg."""
-        return f"{self.folder}/{self.file_name}"
+        """Its path below the data set, e.g. train2014/COCO_1.jpg, in one spelling."""
+        return posixpath.normpath(f"{self.folder}/{self.file_name}")
 
 
 def is_inside(name):
     """Whether a relative file name stays inside the folder it is joined to."""
     return bool(name) and not re.match(r"[/\\]|\w:|.*\0", name) and (
         ".." not in re.split(r"[/\\]", name))
+
+
+def advice(data, of=""):
+    """How to get what a data set lacks, in words: step 1 can fetch only COCO's own.
+
+    of: the name of a split, or of a file. data: the folder, which may be missing.
+    """
+    if not os.path.isdir(data or "."):
+        return ("get COCO's with download_coco.py, or drawn ones with `make demo`; for "
+                f"your own see {FAQ}, and --data")
+    if (re.search(r"(train|val)20(14|17)\b", of)
+            or os.path.isdir(os.path.join(data, "archives"))):
+        return "run download_coco.py again"
+    return f"see {FAQ}"
+
+
+def again(path):
+    """What to do about a damaged file of annotations, in words."""
+    return f"correct it, or {advice(os.path.dirname(os.path.dirname(path)), path)}"
 
 
 def splits(data):
@@ -48,8 +65,7 @@ def splits(data):
     names = [re.fullmatch(r"captions_(.+)\.json", name) for name in found
              if not name.endswith("_results.json")]  # what a run has generated
     if not any(names):
-        raise cli.UserError(f"{folder}: no captions_SPLIT.json there; make a data set "
-                            "with download_coco.py or `make demo`, or see --data")
+        raise cli.UserError(f"{folder}: no captions_SPLIT.json there; {advice(data)}")
     return sorted(name.group(1) for name in names if name)
 
 
@@ -90,11 +106,12 @@ def images_of(content, path, split, strays=None):
     for image in items(content, path, "images", id=(int, str), file_name=(str,)):
         key = str(image["id"])  # 5 and "5" are one id
         if key in captions:
-            raise cli.UserError(f"{path}: two images with id {image['id']!r}; {AGAIN}")
+            raise cli.UserError(f"{path}: two images with id {image['id']!r}; "
+                                + again(path))
         if not is_inside(image["file_name"]):
             raise cli.UserError(f"{path}: file name {image['file_name']!r} leads out "
-                                f"of the split's folder; {AGAIN}")
-        name = whole_text(image["file_name"])
+                                f"of the split's folder; {again(path)}")
+        name = posixpath.normpath(image["file_name"])
         if name not in by_name:
             by_name[name] = Image(image["id"], name, [], split)
             images.append(by_name[name])
@@ -102,11 +119,10 @@ def images_of(content, path, split, strays=None):
     lost = [] if strays is None else strays
     for item in items(content, path, "annotations", image_id=(int, str),
                       caption=(str,)):
-        caption = whole_text(item["caption"])
         if str(item["image_id"]) in captions:
-            captions[str(item["image_id"])].append(caption)
+            captions[str(item["image_id"])].append(item["caption"])
         else:
-            lost.append(f"{item['image_id']}\t{cli.one_line(caption)}")
+            lost.append(f"{item['image_id']}\t{cli.one_line(item['caption'])}")
     if strays is None and lost:
         cli.warn(f"{path}: skipped {len(lost)} captions whose image_id no image has")
     if len(images) < len(captions):
@@ -118,61 +134,6 @@ def images_of(content, path, split, strays=None):
 def whole_text(text):
     """Text that can be written: halves of letters (lone surrogates) become U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-def read_karpathy(path, data):
-    """Karpathy's split file: {'train', 'val', 'test', maybe 'restval': list of Image}.
-
-    The file names an image's folder only for COCO (filepath); images of Flickr are
-    looked for in the folders of `data`. Raises UserError, naming the file, if it is not
-    such a file, if an image is in two folders, or if not one of them is there.
-    """
-    content = read_json(path)
-    listed = items(content, path, "images", filename=(str,), split=(str,),
-                   sentences=(list,))
-    folders = {}
-    for entry in sorted(os.scandir(data), key=lambda entry: entry.name):
-        if entry.is_dir() and entry.name not in NO_PICTURES:
-            for name in os.listdir(entry.path):
-                folders.setdefault(name, []).append(entry.name)
-    groups, taken = {}, {}
-    for number, image in enumerate(listed):
-        captions = [sentence.get("raw") if isinstance(sentence, dict) else None
-                    for sentence in image["sentences"]]
-        there = folders.get(image["filename"], [])
-        folder = image.get("filepath", there[0] if there else "images")
-        identity = image.get("cocoid", image.get("imgid", image.get("sentid", number)))
-        for fits, field in (
-                (all(isinstance(caption, str) for caption in captions),
-                 "'raw' text in its 'sentences'"),
-                (type(identity) in (int, str), "'cocoid' or 'imgid'"),
-                (isinstance(folder, str) and is_inside(folder), "'filepath'"),
-                (is_inside(image["filename"]), "'filename'")):
-            if not fits:
-                raise cli.UserError(f"{path}: item {number} of 'images' has no valid "
-                                    f"{field}; correct it")
-        if len(there) > 1 and "filepath" not in image:
-            raise cli.UserError(
-                f"{path}: {image['filename']} is in {' and in '.join(there)} below "
-                f"{data}, and the file does not say which; move the others away")
-        group = groups.setdefault(image["split"], [])
-        found = Image(identity, image["filename"], [], folder)
-        if found.path in taken:  # an image is one file: its captions are joined
-            split, found = taken[found.path]
-            if split != image["split"]:
-                raise cli.UserError(f"{path}: {found.path} is in {split} and in "
-                                    f"{image['split']}; leave one of them out")
-        else:
-            group.append(found)
-            taken[found.path] = image["split"], found
-        found.captions.extend(map(whole_text, captions))
-    for name, group in groups.items():
-        if len({str(image.id) for image in group}) < len(group):
-            raise cli.UserError(f"{path}: two images of {name} have one id; correct it")
-    if not any(image["filename"] in folders or "filepath" in image for image in listed):
-        raise cli.UserError(f"{data}: has none of the {len(listed)} images of {path}; "
-                            "put them into a folder there, or see --data")
-    return groups
 
 
 def read_boxes(data, split):
@@ -204,7 +165,8 @@ def read_boxes(data, split):
                 type(value) in (int, float) and math.isfinite(value) for value in box
                 ) or item["image_id"] not in sizes:
             raise cli.UserError(f"{path}: image {item['image_id']!r} has a bad box "
-                                f"{box} or category {item['category_id']!r}; {AGAIN}")
+                                f"{box} or category {item['category_id']!r}; "
+                                + again(path))
         _, found = boxes.setdefault(item["image_id"], (sizes[item["image_id"]], []))
         found.append((names[item["category_id"]], box))
     return boxes
@@ -228,7 +190,7 @@ def read_objects(data, images, ids):
         if found is None:
             raise cli.UserError(
                 f"{annotations_path(data, 'instances', split)}: missing, so the places "
-                "of the objects are unknown; get it with download_coco.py")
+                f"of the objects are unknown; {advice(data, split)}")
         of_split[split] = {str(i): objects for i, objects in found.items()}
     return [upright_boxes(os.path.join(data, image),
                           *of_split[split_of(image)].get(i, ((1, 1), [])))
@@ -238,8 +200,8 @@ def read_objects(data, images, ids):
 def read_json(path, keep=None):
     """The content of a JSON file, or UserError; `keep` as in load_json."""
     if not os.path.exists(path):
-        raise cli.UserError(f"{path}: no such file; make the data set with "
-                            "download_coco.py or `make demo`, or see --data")
+        data = os.path.dirname(os.path.dirname(path))
+        raise cli.UserError(f"{path}: no such file; {advice(data, path)}")
     with open(path, encoding="utf-8-sig") as file:
         return load_json(file, path, keep)
 
@@ -253,18 +215,23 @@ def load_json(file, path, keep=None):
     try:
         return json.load(file, object_hook=keep)
     except (ValueError, RecursionError) as error:
-        raise cli.UserError(f"{path}: not JSON, or cut off ({error}); {AGAIN}")
+        raise cli.UserError(f"{path}: not JSON, or cut off ({error}); {again(path)}")
 
 
 def items(content, path, key, **types):
-    """content[key], a list of objects with fields of the given types, or UserError."""
+    """content[key], a list of objects with fields of the given types, or UserError.
+
+    What is text among these fields becomes whole_text.
+    """
     listed = content.get(key) if isinstance(content, dict) else None
     if not isinstance(listed, list):
-        raise cli.UserError(f"{path}: has no list {key!r}; {AGAIN}")
+        raise cli.UserError(f"{path}: has no list {key!r}; {again(path)}")
     for number, item in enumerate(listed):
         for field, allowed in types.items():
             # type(), not isinstance(): true and false are no numbers here
             if not isinstance(item, dict) or type(item.get(field)) not in allowed:
                 raise cli.UserError(f"{path}: item {number} of {key!r} has no valid "
-                                    f"{field!r}; {AGAIN}")
+                                    f"{field!r}; {again(path)}")
+            if isinstance(item[field], str):
+                item[field] = whole_text(item[field])
     return listed

@@ -19,11 +19,12 @@ PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
 LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
 # A word of any script: letters and digits, with the marks that some scripts write their
-# vowels with, joiners (U+200C, U+200D) inside it, and apostrophes: man's is one word.
-MARKS = "".join(chr(i) for i in range(0x20000)
-                if unicodedata.category(chr(i)) in ("Mn", "Mc"))
+# vowels with and Hebrew's geresh (U+05F3); inside it joiners (U+200C, U+200D),
+# apostrophes (man's is one word), Catalan's middle dot (U+00B7) and Hebrew's gershayim.
+MARKS = "\u05f3" + "".join(chr(i) for i in range(0x20000)
+                           if unicodedata.category(chr(i)) in ("Mn", "Mc"))
 LETTER = rf"(?:[^\W_]|[{MARKS}])"
-WORD = re.compile(rf"[^\W_]{LETTER}*(?:['\u200c\u200d]{LETTER}+)*")
+WORD = re.compile(rf"[^\W_]{LETTER}*(?:['\u200c\u200d\u00b7\u05f4]{LETTER}+)*")
 ASCII_WORD = re.compile("[^\\W_]+(?:'[^\\W_]+)*")  # the same, five times as fast
 
 
@@ -85,9 +86,11 @@ def split_words(caption):
 
 
 def normalized(caption):
-    """Lower case, each letter spelled in one way (NFC), with straight apostrophes."""
+    """Lower case, each letter spelled in one way (NFC), with straight apostrophes and
+    without soft hyphens.
+    """
     lower = unicodedata.normalize("NFC", caption.lower())
-    return lower.replace("\u2019", "'")
+    return lower.replace("\u2019", "'").replace("\u00ad", "")
 
 
 def vocabulary_path(folder):

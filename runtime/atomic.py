@@ -18,6 +18,30 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError,
            tokenize.TokenError, AssertionError)
 
 
+_together = None  # (partial file, path) of what waits for the end of `together`
+
+
+@contextlib.contextmanager
+def together():
+    """Files that are written inside get their names when the block ends: all of them,
+    and none where it ends with an exception.
+    """
+    global _together
+    _together = waiting = []
+    try:
+        yield
+        _together = None
+        for partial, path in waiting:
+            os.replace(partial, path)
+    except BaseException:
+        for partial, _ in waiting:
+            with contextlib.suppress(OSError):
+                os.remove(partial)
+        raise
+    finally:
+        _together = None
+
+
 @contextlib.contextmanager
 def writing(path, mode="wb", **kwargs):
     """Open `path` + '.partial' for writing; rename it to `path` when all went well.
@@ -35,7 +59,10 @@ def writing(path, mode="wb", **kwargs):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if _together is None:
+            os.replace(partial, path)
+        else:
+            _together.append((partial, path))
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(partial)

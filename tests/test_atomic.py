@@ -89,3 +89,22 @@ def test_half_a_letter_comes_back_from_json_as_it_was(tmp_path):
     with open(path, encoding="utf-8") as file:
         text = file.read()
     assert json.loads(text) == value and "caf\u00e9 \\udcff" in text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_files_that_belong_together_get_their_names_together(fails, tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    atomic.write_json(paths[0], "old")
+    try:
+        with atomic.together():
+            for path in paths:
+                atomic.write_json(path, "new")
+            assert content(paths[0]) == '"old"\n' and not os.path.exists(paths[1])
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert content(paths[0]) == ('"old"\n' if fails else '"new"\n')
+    assert sorted(os.listdir(str(tmp_path))) == ["a.json", "b.json"][:1 if fails else 2]
+    atomic.write_json(paths[1], "later")
+    assert content(paths[1]) == '"later"\n'

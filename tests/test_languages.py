@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+import tokenize_captions
 from captioning import runs, scores
-from captioning.tokens import read_vocabulary, split_words
+from captioning.tokens import read_tokens, read_vocabulary, split_words
 from commands import ROOT, environment
 from runtime import cli, drawing, letters
 from worlds import COMMANDS
@@ -38,7 +39,12 @@ def replace_captions(change, path=CAPTIONS):
     ("un v\u00e9lo.", ["un", "v\u00e9lo"]), ("man\u2019s man's", ["man's", "man's"]),
     ("'quoted' rock'n'roll", ["quoted", "rock'n'roll"]),
     ("\u05e9\u05b8\u05dc\u05d5\u05b9\u05dd!", ["\u05e9\u05b8\u05dc\u05d5\u05b9\u05dd"]),
-    ("a_b 3rd - \u200d", ["a", "b", "3rd"])])
+    ("a_b 3rd - \u200d", ["a", "b", "3rd"]),
+    ("col\u00b7lecci\u00f3 \u00b7 a", ["col\u00b7lecci\u00f3", "a"]),   # Catalan
+    ("\u05e6\u05f3\u05d9\u05e4\u05e1 \u05e7\u05d9\u05d8\u05e9\u05f3",     # Hebrew
+     ["\u05e6\u05f3\u05d9\u05e4\u05e1", "\u05e7\u05d9\u05d8\u05e9\u05f3"]),
+    ("\u05e6\u05d4\u05f4\u05dc", ["\u05e6\u05d4\u05f4\u05dc"]),
+    ("Was\u00adser", ["wasser"])])
 def test_words_keep_their_marks_and_joiners(caption, words):
     assert split_words(caption) == words
     assert scores.with_punctuation(caption).split(" ")[0] == (words[0] if caption[0]
@@ -63,6 +69,35 @@ def test_half_a_letter_becomes_a_sign_that_can_be_written(world):
     assert world("tokenize_captions.py") == 0
     with open("data/tokens/references_train.json", encoding="utf-8") as file:
         assert "\ufffd dog" in json.load(file)["1"][0]
+
+
+def test_half_a_letter_in_an_image_s_id_or_name_becomes_the_same_sign(world):
+    with open(CAPTIONS, encoding="utf-8") as file:
+        content = json.load(file)
+    first = content["images"][0]["file_name"]
+    os.rename("data/train/" + first, "data/train/\ufffd.png")
+    content["images"][0].update(id="\ud83d", file_name="\ud83d.png")
+    for row in content["annotations"]:
+        if row["image_id"] == 1:
+            row["image_id"] = "\ud83d"
+    with open(CAPTIONS, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    assert world("tokenize_captions.py") == 0
+    tokens = read_tokens("data/tokens", "train")
+    assert tokens.image_ids[0] == "\ufffd" and tokens.images[0] == "train/\ufffd.png"
+    with open("data/tokens/references_train.json", encoding="utf-8") as file:
+        assert len(json.load(file)["\ufffd"]) == 5
+
+
+def test_tokens_are_written_as_a_whole_or_not_at_all(world):
+    def fail(*args):
+        raise OSError(28, "No space left on device", "somewhere")
+    before = world.files()
+    replace_captions(lambda caption: caption + " again")
+    world.monkeypatch.setattr(tokenize_captions, "write_references", fail)
+    assert world("tokenize_captions.py") == 2
+    before["./" + CAPTIONS] = world.files()["./" + CAPTIONS]
+    assert world.files() == before
 
 
 def test_byte_order_marks_are_passed_over(world):
