@@ -122,8 +122,8 @@ def main():
     for i, (split, count) in enumerate((("train", args.train), ("val", args.val))):
         write_split(args.data, split, count, (args.size, args.size),
                     np.random.RandomState([args.seed, i]))
-    cli.next_step("extract_features.py", "--data", args.data,
-                  "--weights", "random")
+    cli.next_step("extract_features.py", "--data", args.data, "--network",
+                  "efficientnet-lite2", "--side", 292)
 
 
 def arguments():
