@@ -37,7 +37,8 @@ from captioning.diversity import diversity
 from captioning.ensemble import Ensemble
 from captioning.features import check_network, find_features
 from captioning.neighbours import training_neighbours
-from captioning.runs import LOOKS, RUNS, how_it_looks, read_run, read_split
+from captioning.runs import (LOOKS, add_run_flag, find_run, how_it_looks, read_run,
+                             read_split, run_name)
 from captioning.tokens import (PAD, START, UNK, read_images, read_references,
                                read_tokens, references_path)
 from runtime import cli, watchdog
@@ -315,7 +316,7 @@ def read_theirs(other, data):
 
     Raises cli.UserError where they have no image in common, or are of other images.
     """
-    theirs = read_captions_of(os.path.join(RUNS, other), data.name)
+    theirs = read_captions_of(find_run(other), data.name)
     images = dict(zip(data.ids, data.images))
     both = set(images) & set(theirs)
     if not both:
@@ -369,7 +370,7 @@ def write_captions(args, run, data, beams):
 def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
-    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    add_run_flag(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="val",
                         help="which of the tokenized splits")
     parser.add_argument("--checkpoint", choices=("best", "newest", "previous"),
@@ -394,7 +395,7 @@ def arguments():
     parser.add_argument("--n-best", type=positive, metavar="N",
                         help="also write the N best captions of the beam and their "
                              "log probabilities")
-    parser.add_argument("--ensemble", nargs="+", metavar="RUN",
+    parser.add_argument("--ensemble", type=run_name, nargs="+", metavar="RUN",
                         help="these runs write together, with the mean of their "
                              "probabilities; the first one's folder gets the results, "
                              "under a name of their own")
@@ -413,7 +414,7 @@ def arguments():
                         help="score images that were trained on")
     parser.add_argument("--spice", action="store_true",
                         help="also SPICE: takes long, needs 8 GB and a download")
-    parser.add_argument("--compare", metavar="RUN",
+    parser.add_argument("--compare", type=run_name, metavar="RUN",
                         help="paired bootstrap against another run's captions")
     parser.add_argument("--batch-size", type=positive, default=64, help="images")
     parser.add_argument("--tokens", help="default: those of the run; of another data "

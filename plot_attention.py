@@ -31,7 +31,7 @@ from captioning.figures import (COLOURS, FORMATS, LONGEST_SIDE, draw, notes_of,
 from captioning.names import boxes_of
 from captioning.own import caption_own
 from captioning.pictures import load_picture
-from captioning.runs import read_run
+from captioning.runs import add_run_flag, read_run
 from runtime import cli
 from runtime.tf import device_errors, start
 
@@ -131,7 +131,7 @@ def main():
 def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
-    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    add_run_flag(parser)
     parser.add_argument("--split", type=cli.name, default="val",
                         help="which of the decoded splits: train, val, test, or the "
                              "name that evaluate.py gave to another data set's")

@@ -56,9 +56,9 @@ from captioning.decode import decode_files
 from captioning.features import keep_calibration, read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
 from captioning.localiser import Guide, prepare
-from captioning.runs import (FIXED, build, commit, curves_path, model_digest,
-                             run_folder, settings_to_resume, start_from, write_log,
-                             write_settings)
+from captioning.runs import (FIXED, add_run_flag, build, commit, curves_path,
+                             model_digest, run_folder, run_name, settings_to_resume,
+                             start_from, write_log, write_settings)
 from captioning.schedule import SELECT, epochs_since_best, learning_rate_at
 from captioning.scheduled_sampling import with_own_words
 from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
@@ -474,8 +474,8 @@ def arguments():
     parser.add_argument("--tokens", help="folder of step 3 (default: <data>/tokens)")
     parser.add_argument("--features",
                         help="folder of step 2 (default: <data>/features)")
-    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--start-from", metavar="RUN",
+    add_run_flag(parser)
+    parser.add_argument("--start-from", type=run_name, metavar="RUN",
                         help="begin with the weights of this run after its best epoch, "
                              "and a fresh optimizer; the words must be the same "
                              "(tokenize_captions.py --vocabulary)")

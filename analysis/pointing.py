@@ -28,7 +28,7 @@ from captioning.decoded import read_decoded, read_source
 from captioning.features import cells_of
 from captioning.maps import changes
 from captioning.names import named, words_for
-from captioning.runs import read_run
+from captioning.runs import add_run_flag, read_run
 from captioning.scores import resample
 from runtime import atomic, cli
 from runtime.tf import start
@@ -191,7 +191,7 @@ def main():
 def parser_of(doc):
     """The flags that say which decoded captions, and where their boxes are."""
     parser = cli.parser(doc)
-    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
+    add_run_flag(parser)
     parser.add_argument("--split", type=cli.name, default="val",
                         help="which of the decoded splits, as for plot_attention.py")
     parser.add_argument("--data", help="default: that of the decoded captions")

@@ -32,7 +32,7 @@ from captioning.decoded import read_decoded, read_nbest, read_scores, read_sourc
 from captioning.features import cells_of
 from captioning.names import boxes_of
 from captioning.pictures import load_picture
-from captioning.runs import curves_path, read_run
+from captioning.runs import add_run_flag, curves_path, read_run, run_name
 from captioning.tokens import read_references
 from runtime import atomic, cli
 from runtime.tf import start
@@ -203,8 +203,9 @@ def main():
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("--run", default="baseline", help="name below checkpoints/")
-    parser.add_argument("--compare", metavar="RUN", help="another run beside it")
+    add_run_flag(parser)
+    parser.add_argument("--compare", type=run_name, metavar="RUN",
+                        help="another run beside it")
     parser.add_argument("--split", type=cli.name, default="val",
                         help="which of the decoded splits, as for plot_attention.py")
     parser.add_argument("--count", type=cli.number(int, at_least=1), default=200,

@@ -33,7 +33,7 @@ from captioning.checkpoints import (begin_epoch, checkpoint_path,
 from captioning.coco import read_json
 from captioning.decode import decode_files
 from captioning.features import read_features
-from captioning.runs import run_folder, settings_path, write_log
+from captioning.runs import add_run_flag, run_folder, settings_path, write_log
 from captioning.schedule import epochs_since_best
 from captioning.tokens import END, PAD, START, read_references
 from evaluate import show
@@ -206,7 +206,7 @@ def arguments():
     parser = cli.parser(__doc__)
     positive = cli.number(int, at_least=1)
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
-    parser.add_argument("--run", default="published", help="name below checkpoints/")
+    add_run_flag(parser, "published")
     parser.add_argument("--epochs", type=positive, default=6, help="in all")
     parser.add_argument("--batch-size", type=positive, default=64, help="captions")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of weights and order")

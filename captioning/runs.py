@@ -5,6 +5,7 @@
     checkpoints/<run>/split.json         the images of training and validation
     checkpoints/<run>/log.csv, loss.png  a line an epoch, and its picture
 """
+import argparse
 import csv
 import hashlib
 import io
@@ -51,11 +52,39 @@ class Run(typing.NamedTuple):
     history: typing.List[dict]  # of each finished epoch, what log.csv says
 
 
+def run_name(text):
+    """An argparse type: the name of a run, be it given as the path of its folder.
+
+    d1, d1/ and checkpoints/d1 are one run.
+    """
+    folder, name = os.path.split(os.path.normpath(text))
+    if folder and os.path.abspath(folder) != os.path.abspath(RUNS) or name[0] == "-":
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder below "
+                                         f"{RUNS}")
+    return cli.name(name)
+
+
+def add_run_flag(parser, default="baseline"):
+    """--run, for the commands that work on one."""
+    parser.add_argument("--run", type=run_name, default=default,
+                        help=f"name below {RUNS}/")
+
+
 def run_folder(name):
-    """The folder of the run called so. Raises cli.UserError for what is no name."""
-    if os.path.basename(name) != name or name in ("", ".", "..") or name[0] == "-":
-        raise cli.UserError(f"--run {name}: give a plain name without folders")
+    """The folder of the run called so, be it there or not; name: a `run_name`."""
     return os.path.join(RUNS, name)
+
+
+def find_run(name, folder=None):
+    """The folder of a run that is there. Raises cli.UserError where there is none.
+
+    folder: where it should be, if not below RUNS.
+    """
+    folder = folder or run_folder(name)
+    if not os.path.exists(settings_path(folder)):
+        raise cli.UserError(f"{settings_path(folder)}: no such run; train it with: "
+                            f"python train.py --run {name}")
+    return folder
 
 
 def settings_path(folder):
@@ -80,15 +109,12 @@ def read_run(name, checkpoint="best", folder=None):
     Raises cli.UserError where the run does not exist, is damaged, or its parts do not
     fit together.
     """
-    folder = folder or os.path.join(RUNS, name)
+    folder = find_run(name, folder)
     path = settings_path(folder)
     try:
         with open(path, encoding="utf-8") as file:
             settings = json.load(file)
         model = build(settings)
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: no such run; train it with: python train.py "
-                            f"--run {name}")
     except (ValueError, KeyError, TypeError):
         raise cli.UserError(f"{path}: damaged; train the run again under another name")
     vocabulary = read_vocabulary(folder)
@@ -131,7 +157,7 @@ def build(settings):
     sizes = Sizes(**settings["sizes"])
     if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
         raise ValueError(f"bad sizes {sizes}")
-    settings = dict(EARLIER, **settings)
+    settings = completed(settings)
     model = Captioner(sizes, gate=not settings["no_gate"],
                       initial_state=settings["initial_state"],
                       recurrent=not settings["no_state"], seed=settings["seed"],
@@ -176,6 +202,14 @@ def start_from(name, model, vocabulary, features):
     print(f"starting from {run.folder}, epoch {len(run.history)}")
 
 
+def completed(settings):
+    """Settings with all that they need to have; see EARLIER."""
+    found = dict(EARLIER, **settings)
+    if found.get("start_from"):  # it may have been given as a path
+        found["start_from"] = os.path.basename(os.path.normpath(found["start_from"]))
+    return found
+
+
 def settings_to_resume(folder):
     """What a run that has begun goes on with where its flags are left out: a dict of
     FIXED and the epochs, empty for a new run. folder: the run's.
@@ -184,7 +218,7 @@ def settings_to_resume(folder):
     """
     try:
         with open(settings_path(folder), encoding="utf-8") as file:
-            settings = dict(EARLIER, **json.load(file))
+            settings = completed(json.load(file))
         return {key: settings[key] for key in FIXED + ("epochs",)
                 if is_begun(folder) and key in settings}
     except (OSError, ValueError, TypeError):  # check_settings will tell
@@ -211,7 +245,7 @@ def check_settings(folder, settings, images):
     path = settings_path(folder)
     try:
         with open(path, encoding="utf-8") as file:
-            before = dict(EARLIER, **json.load(file))
+            before = completed(json.load(file))
         other = [key for key in FIXED + ("sizes", "vocabulary_digest")
                  if before.get(key) != settings[key]]
     except FileNotFoundError:

@@ -16,7 +16,7 @@ import numpy as np
 
 from captioning.coco import annotations_path
 from captioning.decoded import read_decoded
-from captioning.runs import read_run
+from captioning.runs import add_run_flag, read_run
 from demo.draw_scenes import COLOURS, SHAPES
 from runtime import atomic, cli
 from runtime.tf import start
@@ -70,7 +70,7 @@ def main():
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("--run", default="demo", help="name below checkpoints/")
+    add_run_flag(parser, "demo")
     return parser.parse_args()
 
 

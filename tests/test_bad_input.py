@@ -337,7 +337,7 @@ CASES = {
     "features a text": training(spoil=put(FEATURES, "text"), words="1 of 8 features"),
     "run in a folder": training("--run", "../b", words="--run ../b"),
     "run without a name": training("--run", "", words="--run"),
-    "run like a flag": training("--run=-b", words="--run -b"),
+    "run like a flag": training("--run=-b", words="--run: '-b'"),
     "settings damaged": training(spoil=put(RUN + "settings.json", "{"),
                                  words="settings.json"),
     "record of the images damaged": training(spoil=put(RUN + "split.json", "{}"),

@@ -150,6 +150,39 @@ def test_picture_of_ones_own_needs_no_features(world):
 
 # --- names and ids --------------------------------------------------------------------
 
+@pytest.mark.parametrize("name", ["a/", "checkpoints/a", "./checkpoints//a/"])
+def test_folder_of_a_run_is_its_name(name, world, capsys):
+    before = set(world.files())
+    assert world("evaluate.py", "--run", name, "--compare", name) == 0
+    assert "plot_attention.py --run a\n" in capsys.readouterr().out
+    for script in ("plot_attention.py", "analysis.report"):
+        assert world(script, "--run", name, *(
+            ("--count", "1") if "plot" in script else ("--compare", name))) == 0
+    assert set(world.files()) - before == {"./checkpoints/a/report_val.html"}
+    assert world("train.py", "--run", "b", *QUICK, "--start-from", name) == 0
+    assert read_run("b").settings["start_from"] == "a"
+    assert world("evaluate.py", "--ensemble", name, "checkpoints/b") == 0
+    assert "attention_val_with_b.npz" in results_of()
+
+
+def test_run_that_started_from_a_folder_is_resumed(world):
+    flags = ("train.py", "--run", "b", *QUICK, "--start-from", "a", "--epochs")
+    assert world(*flags, "1") == 0
+    settings = read("checkpoints/b/settings.json")
+    with open("checkpoints/b/settings.json", "w") as file:
+        json.dump(dict(settings, start_from="a/"), file)  # as earlier releases did
+    assert world(*flags, "2") == 0
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/..", "x/a", "/", "/a", "-a",
+                                  "checkpoints/x/a"])
+@pytest.mark.parametrize("flag", ["--run", "--compare", "--ensemble"])
+def test_what_is_no_name_of_a_run_is_refused_before_anything(flag, name, world, capsys):
+    before = world.files()
+    assert flag in refused(world, capsys, "evaluate.py", f"{flag}={name}")
+    assert world.files() == before
+
+
 def karpathy(tmp, ids):
     """A split file whose val and test images lie in one folder, as COCO's do."""
     os.makedirs("k/photos")
