@@ -24,6 +24,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import stat
 import time
 import urllib.parse
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from captioning.coco import (annotations_path, image_path, images_of, is_inside,
                              load_json, read_captions, read_json)
-from captioning.pictures import Unreadable, upright
+from captioning.pictures import is_whole
 from runtime import atomic, cli
 
 MIRROR = "http://images.cocodataset.org"  # its https certificate is for another name
@@ -83,11 +84,13 @@ def fetch(url, path, md5=None, size=None, progress=False):
             if arrived > furthest:
                 furthest, pauses = arrived, iter(PAUSES)
             pause = next(pauses, None)
-            if pause is None or isinstance(error, ValueError):  # not a URL
-                raise cli.UserError(f"{url}: {error}; what has come is kept, run the "
+            why, offline = reason(error)
+            if (pause is None or isinstance(error, ValueError)  # not a URL
+                    or offline and progress and not arrived):
+                raise cli.UserError(f"{url}: {why}; what has come is kept, run the "
                                     "same command again to continue")
             if progress:
-                cli.warn(f"{url}: {error}; trying again in {pause} s")
+                cli.warn(f"{url}: {why}; trying again in {pause} s")
             time.sleep(pause)
     if md5 not in (None, found):
         os.replace(partial, path + ".bad")
@@ -95,6 +98,16 @@ def fetch(url, path, md5=None, size=None, progress=False):
                             "and not used; the same command downloads it anew")
     os.replace(partial, path)
     return True
+
+
+def reason(error):
+    """Why a transfer failed, in a few words, and whether the name has no address."""
+    while not isinstance(error, ValueError) and (error.__cause__
+                                                 or error.__context__):
+        error = error.__cause__ or error.__context__  # through urllib3's layers
+    if isinstance(error, socket.gaierror):
+        return f"no such server, or no connection to the net ({error.strerror})", True
+    return getattr(error, "strerror", None) or cli.one_line(error), False
 
 
 def receive(url, partial, size, progress):
@@ -274,26 +287,6 @@ def check_picture(path):
     if not is_whole(path):
         os.replace(path, path + ".bad")
         raise cli.UserError(f"{path}: not a picture that Pillow can read")
-
-
-def is_whole(path):
-    """Whether a file is a picture, and not cut short. Raises OSError of the disk.
-
-    The end of a JPEG or PNG file is enough; what ends otherwise is decoded.
-    """
-    if not os.path.isfile(path) or not os.path.getsize(path):
-        return False
-    with open(path, "rb") as file:
-        start = file.read(4)
-        file.seek(max(0, os.path.getsize(path) - 2))
-        if (start[:2], file.read()) in ((b"\xff\xd8", b"\xff\xd9"),
-                                        (b"\x89P", b"\x60\x82")):
-            return True
-    try:
-        upright(path)
-        return True
-    except Unreadable:
-        return False
 
 
 def load_member(archive, name, keep=None):

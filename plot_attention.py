@@ -60,7 +60,8 @@ def choose_images(decoded, args, folder):
                                 "run evaluate.py again")
         ranked = sorted(zip(found["of_each_image"]["CIDEr"], found["image_ids"]))
         order = [row[i] for _, i in reversed(ranked)]
-        return order[:args.best or 0] + order[len(order) - (args.worst or 0):]
+        worst = order[::-1][:args.worst or 0]
+        return list(dict.fromkeys(order[:args.best or 0] + worst[::-1]))
     chosen = np.random.RandomState(args.seed).permutation(len(decoded.images))
     return sorted(int(i) for i in chosen[:args.count])
 

@@ -10,6 +10,8 @@ from runtime import cli
 UPRIGHT = {2: (Image.FLIP_LEFT_RIGHT,), 3: (Image.ROTATE_180,),
            4: (Image.FLIP_TOP_BOTTOM,), 5: (Image.TRANSPOSE,), 6: (Image.ROTATE_270,),
            7: (Image.TRANSVERSE,), 8: (Image.ROTATE_90,)}
+# Kinds of HEIF, as a phone's pictures are
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SIDEWAYS = (Image.TRANSPOSE, Image.TRANSVERSE, Image.ROTATE_90, Image.ROTATE_270)
 
 
@@ -20,16 +22,29 @@ class Unreadable(Exception):
 def upright(path):
     """Any picture as a Pillow image in RGB, upright, on white where it is transparent.
 
-    16-bit grey is scaled to what is there: X-rays have 12 bits in 16. Raises Unreadable
-    where Pillow cannot read it.
+    16-bit grey is scaled to what is there: X-rays have 12 bits in 16; numbers from 0 to
+    1 are scaled, too. Raises Unreadable where Pillow cannot read it.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             image.load()
             return _rgb(_turned(image))
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise Unreadable(getattr(error, "strerror", None) or cli.one_line(error)
                          or type(error).__name__) from error
+
+
+def _opened(path):
+    """Image.open, which reads HEIC where pillow-heif is installed."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:] in HEIF:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise Unreadable("HEIC is read where the package pillow-heif is installed")
+        pillow_heif.register_heif_opener()
+    return Image.open(path)
 
 
 def _orientation(image):
@@ -53,7 +68,7 @@ def upright_boxes(path, size, objects):
     picture as it lies in the file; where its sides are others, upright already.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             how = _orientation(image) if image.size == tuple(size) else ()
     except Exception:  # whoever needs the picture will tell
         how = ()
@@ -77,6 +92,9 @@ def _turned_box(box, size, turn):
 def _rgb(image):
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, grey
         grey = np.asarray(image, np.float32)
+        grey = np.where(np.isfinite(grey), grey, 0)
+        if image.mode == "F" and grey.max() <= 1:  # shares of white
+            grey = grey * 255
         highest = grey.max()
         if highest > 255:
             # All 16 bits, or as many as there are: 12 in an X-ray
@@ -122,5 +140,25 @@ def _or_refused(read, path, *args):
     try:
         return read(path, *args)
     except Unreadable as error:
-        raise cli.UserError(f"{path}: not a readable picture ({error}); convert it to "
-                            "JPEG or PNG")
+        raise cli.UserError(f"{path}: not a readable picture ({error}); if it is one, "
+                            "convert it to JPEG or PNG")
+
+
+def is_whole(path):
+    """Whether a file is a picture, and not cut short. Raises OSError of the disk.
+
+    The end of a JPEG or PNG file is enough; what ends otherwise is decoded.
+    """
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return False
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(max(0, os.path.getsize(path) - 2))
+        if (start[:2], file.read()) in ((b"\xff\xd8", b"\xff\xd9"),
+                                        (b"\x89P", b"\x60\x82")):
+            return True
+    try:
+        upright(path)
+        return True
+    except Unreadable:
+        return False

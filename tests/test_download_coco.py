@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -494,6 +495,33 @@ def test_a_refusal_is_not_tried_again(server, tmp_path, status):
 def test_no_server_is_a_user_error(server, tmp_path, url):
     with pytest.raises(cli.UserError, match=url):
         download_coco.fetch(url, str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("progress, tries", [(True, 1), (False, 3)])
+def test_no_connection_to_the_net_is_told_at_once_in_a_few_words(
+        progress, tries, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def offline(*args):
+        asked.append(args)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(download_coco, "PAUSES", (0, 0))
+    monkeypatch.setenv("NO_PROXY", "*")
+    with pytest.raises(cli.UserError) as found:
+        download_coco.fetch("http://images.example/f", str(tmp_path / "f"),
+                            progress=progress)
+    assert str(found.value).startswith(
+        "http://images.example/f: no such server, or no connection to the net "
+        "(Temporary failure in name resolution); what has come")
+    assert len(asked) == tries and capsys.readouterr().err == ""
+
+
+def test_attempts_are_told_without_the_layers_of_the_library(server, tmp_path, capsys):
+    with pytest.raises(cli.UserError) as found:
+        download_coco.fetch("http://127.0.0.1:1/f", str(tmp_path / "f"), progress=True)
+    lines = capsys.readouterr().err.splitlines() + [str(found.value)]
+    assert len(lines) == 3 and all("/f: Connection refused; " in line for line in lines)
 
 
 # The readers

@@ -49,7 +49,9 @@ def chosen(tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, expected", [
     (("--images", "c.jpg", "a.jpg"), [2, 0]), (("--ids", "2", "1"), [1, 0]),
     (("--best", "1"), [2]), (("--worst", "1"), [1]), (("--best", "2"), [2, 0]),
-    (("--best", "1", "--worst", "2"), [2, 0, 1]), ((), [0, 1, 2])])
+    (("--best", "1", "--worst", "2"), [2, 0, 1]), ((), [0, 1, 2]),
+    (("--worst", "5"), [2, 0, 1]), (("--best", "5"), [2, 0, 1]),
+    (("--best", "2", "--worst", "2"), [2, 0, 1])])
 def test_images_are_chosen_as_the_flags_say(flags, expected, chosen):
     assert chosen(*flags) == expected
 
