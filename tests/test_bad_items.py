@@ -114,7 +114,7 @@ def test_missing_images_are_told_before_the_network_is_built(world, capsys):
     shutil.rmtree("data/features/train")
     line = refused(world, capsys, "extract_features.py")
     assert "data/train/scene_000001.png: no such file, nor 7 others" in line
-    assert "--splits" in line
+    assert "--splits" in line and "docs/faq.md" in line and "download" not in line
 
 
 def test_no_more_is_computed_when_too_many_images_are_bad(world):

@@ -13,6 +13,7 @@ from captioning.coco import FAQ, advice, images_of
 from captioning.tokens import read_tokens
 from commands import ROOT, exit_status
 from runtime import cli
+from test_house import sources, strings
 
 QUOTED = 'A "big" dog, and a man.'
 TABLES = {
@@ -225,6 +226,13 @@ def test_only_cocos_data_are_to_be_had_from_step_1(folder, of, step_1, data):
     words = advice(where, of)
     assert ("download_coco.py" in words) == step_1
     assert (FAQ in words) == (of != "val2014" and folder != "archives")
+
+
+def test_no_other_message_sends_anybody_to_step_1():
+    naming = {path: [text for text in strings(tree) if "download_coco" in text]
+              for path, tree in sources().items() if path != "download_coco.py"}
+    assert [path for path, found in naming.items() if found] == ["captioning/coco.py"]
+    assert len(naming["captioning/coco.py"]) == 2  # those of `advice`
 
 
 @pytest.mark.parametrize("name, words", [
