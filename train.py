@@ -53,9 +53,10 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint)
 from captioning.decode import decode_files
-from captioning.features import keep_calibration, read_record, shape_of
+from captioning.features import read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
 from captioning.localiser import Guide, prepare
+from captioning.own import keep_for_pictures
 from captioning.runs import (FIXED, add_run_flag, build, commit, curves_path,
                              model_digest, run_folder, run_name, settings_to_resume,
                              start_from, write_log, write_settings)
@@ -377,10 +378,9 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     """
     settings, events = settings_of(args, vocabulary), None
     if ranks.rank == 0:
-        write_settings(folder, settings, {name: captions.tokens.images.tolist()
-                                          for name, captions in splits.items()},
-                       vocabulary)
-        keep_calibration(args.features, folder)
+        images = {name: some.tokens.images.tolist() for name, some in splits.items()}
+        write_settings(folder, settings, images, vocabulary)
+        keep_for_pictures(folder, args.features, splits)
         events = event_writer(folder)
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from captioning import figures
 from captioning.decode import beam_search
+from captioning.familiarity import LIMIT, REMARK, read_familiarity
 from captioning.features import cells_of, completed, read_record
 from captioning.grid import Grid
 from captioning.networks import extractor
@@ -35,11 +36,21 @@ class OwnCaption(typing.NamedTuple):
     alphas: np.ndarray       # float32 (T, rows, columns): where the model looked
     betas: typing.Optional[np.ndarray]  # float32 (T,): the gate, where there is one
     grid: Grid               # where the cells lie in the picture
+    # The share of the run's own validation images that are less strange than it; None
+    # where the run cannot tell
+    strangeness: typing.Optional[float] = None
 
     @property
     def text(self):
         """The words as a line."""
         return " ".join(self.words)
+
+    @property
+    def remark(self):
+        """What to say beside the caption of a picture unlike the training images; else
+        nothing.
+        """
+        return REMARK if (self.strangeness or 0) > LIMIT else ""
 
     def __str__(self):
         return self.text
@@ -58,7 +69,7 @@ class OwnCaption(typing.NamedTuple):
         figures.draw(self.picture(), self.words,
                      self.alphas.reshape(T, rows * columns), path,
                      figures.notes_of(self.log_probs, self.betas), layout, colours,
-                     self.grid)
+                     self.grid, remark=self.remark)
 
 
 class PictureCaptioner:
@@ -69,6 +80,7 @@ class PictureCaptioner:
         the network that the run names.
         """
         self.run, self._network = run, None
+        self.familiarity = read_familiarity(run.folder)
         if features or "extractor" not in run.settings:  # a run of the first releases
             self.folder = features or run.settings["features"]
             self.made = read_record(self.folder)
@@ -125,14 +137,17 @@ class PictureCaptioner:
         maps = self.network(np.stack(squares)).numpy()
         maps = maps.reshape(len(paths), -1, maps.shape[-1])
         grid = cells_of(self.run.settings, maps.shape[1])
+        strange = [None] * len(paths) if self.familiarity is None else (
+            self.familiarity.strangeness(maps.mean(axis=1)).tolist())
         captions = []
-        for path, (best, *_) in zip(paths, beam_search(self.run.model, maps, beam)):
+        for path, strangeness, (best, *_) in zip(
+                paths, strange, beam_search(self.run.model, maps, beam)):
             words = self.run.vocabulary.words(best.words)
             T = len(words)
             captions.append(OwnCaption(
                 path, words, best.log_probs[:T],
                 best.alphas[:T].reshape((T,) + grid.shape),
-                None if best.betas is None else best.betas[:T], grid))
+                None if best.betas is None else best.betas[:T], grid, strangeness))
         return captions
 
 

@@ -25,6 +25,7 @@ FORMATS = ("png", "pdf", "svg")
 DPI = 130
 LONGEST = 65000      # pixels of a figure's side, at most: matplotlib's limit is 2 ** 16
 BOX = "#ffcc33"
+WARNING = "#b02a1a"
 COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 
 
@@ -62,23 +63,23 @@ def overlay(picture, heat, colours="light"):
 
 
 def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light",
-         grid=None, boxes=None):
+         grid=None, boxes=None, remark=""):
     """Write one figure: the picture with its caption, then a map for every word.
 
     picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
     ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
     maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
     grid: see `upsample`. boxes: to be drawn over the picture and over each map, T + 1
-    lists of (x, y, w, h) as shares of the sides; None: none. Raises cli.UserError for
-    another ending.
+    lists of (x, y, w, h) as shares of the sides; None: none. remark: to be written
+    below the caption. Raises cli.UserError for another ending.
     """
     kind = os.path.splitext(path)[1][1:].lower()
     if kind not in FORMATS:
         raise cli.UserError(f"{path}: a figure's name ends in ."
                             + ", .".join(FORMATS[:-1]) + f" or .{FORMATS[-1]}")
     with drawing.defaults(**{"svg.hashsalt": "attention"}):
-        figure = lay_out(picture, words, alphas, notes, layout, colours, grid,
-                         boxes)
+        figure = lay_out(picture, words, alphas, notes, layout, colours, grid, boxes,
+                         remark)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         # Without the time of day: the same figure is the same file.
         date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
@@ -89,7 +90,8 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
                 format=kind, facecolor="white", **extra)
 
 
-def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None):
+def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None,
+            remark=""):
     """The Figure of `draw`, with the same arguments."""
     height, width = picture.shape[:2]
     columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
@@ -97,8 +99,9 @@ def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None):
     cell = 2.2 * np.array([1, height / width]) / max(1, (height / width) ** .5)
     cell = np.maximum(cell, .6)
     caption = " ".join(words) or "(an empty caption)"
-    lines = -(-len(caption) // int(9 * columns * cell[0]))  # 9 letters an inch
-    heading, footing = .15 + .2 * lines, NOTE if notes else 0
+    letters = int(9 * columns * cell[0])  # of a line: 9 an inch
+    lines, more = -(-len(caption) // letters), -(-len(remark) // letters)
+    heading, footing = .15 + .2 * (lines + more), NOTE if notes else 0
     row = cell[1] + TITLE + footing
     font = {"fontfamily": drawing.font_for(caption) or "DejaVu Sans"}
     figure = Figure(figsize=(columns * cell[0], rows * row + heading))
@@ -123,8 +126,12 @@ def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None):
         if note:
             axes.text(.5, -.03 / cell[1], _plain(note), fontsize=7.5, color="#555555",
                       ha="center", va="top", transform=axes.transAxes)
-    figure.text(.012, 1 - .5 * heading / figure.get_figheight(), _plain(caption),
-                fontsize=12, va="center", ha="left", wrap=True, **font)
+    for text, above, count, style in (
+            (caption, 0, lines, {"fontsize": 12, **font}),
+            (remark, lines, more, {"fontsize": 10.5, "color": WARNING})):
+        middle = heading / 2 + .2 * (above + (count - lines - more) / 2)
+        figure.text(.012, 1 - middle / figure.get_figheight(), _plain(text),
+                    va="center", ha="left", wrap=True, **style)
     return figure
 
 

@@ -9,18 +9,30 @@ import re
 
 from PIL import Image
 
+from captioning import familiarity
 from captioning.decoded import write_results
+from captioning.features import keep_calibration
 from captioning.figures import titles
 from runtime import atomic, cli
 
 PHONES = (".heic", ".heif", ".avif")  # pictures, whether or not they can be read here
 
 
+def keep_for_pictures(folder, features, splits):
+    """Keep beside a run all that it needs to caption pictures of one's own, but for the
+    weights of an existing network.
+
+    folder: the run's. features: of step 2. splits: {'train', 'val': CaptionBatches}.
+    """
+    keep_calibration(features, folder)
+    familiarity.prepare(folder, splits)
+
+
 def pictures_in(given):
     """The pictures that these are: paths, each once; folders with all pictures in them.
 
     In a folder a picture is what has the ending of one, or begins like one. What is
-    none is passed over, hidden files silently, others with a warning for each folder.
+    none is passed over, hidden files silently, others with a line for each folder.
     Raises cli.UserError for a folder without pictures.
     """
     found = []
@@ -37,9 +49,9 @@ def pictures_in(given):
             raise cli.UserError(f"{path}: no pictures in that folder (folders in it "
                                 "are not looked into)")
         if others:
-            cli.warn(f"{path}: passed over {len(others)} of {len(files)} files, which "
-                     "are no pictures: " + ", ".join(map(os.path.basename, others[:3]))
-                     + (", ..." if len(others) > 3 else ""))
+            print(f"{path}: passed over {len(others)} of {len(files)} files, which are "
+                  "no pictures: " + ", ".join(map(os.path.basename, others[:3]))
+                  + (", ..." if len(others) > 3 else ""))
         found += pictures
     return list(dict.fromkeys(found))
 
@@ -123,5 +135,6 @@ def caption_own(captioner, given, beam, draw=None):
             where = f"{figure_of(caption.path)}.{options.pop('format')}"
             caption.draw(where, **options)
             figures.append(where)
-        print(f"{where}: {caption.text}", flush=True)
+        print(f"{where}: {caption.text}"
+              + (f" ({caption.remark})" if caption.remark else ""), flush=True)
     return captions, figures

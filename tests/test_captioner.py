@@ -142,8 +142,8 @@ def test_files_of_a_folder_that_are_no_pictures_are_passed_over(tmp_path, monkey
         (tmp_path / "own" / name).write_bytes(b"\0\1")
     assert pictures_in(["own", "own/b.png", "x.jpg"]) == [
         "own/b.png", "own/cut.jpg", "own/phone.HEIC", "own/without_ending", "x.jpg"]
-    assert capsys.readouterr().err == (
-        "warning: own: passed over 2 of 6 files, which are no pictures: a.mov, "
+    assert capsys.readouterr().out == (
+        "own: passed over 2 of 6 files, which are no pictures: a.mov, "
         "notes.txt\n")
 
 
@@ -155,7 +155,7 @@ def test_folder_without_pictures_is_refused(names, tmp_path, capsys):
         (folder / name).write_text("x")
     with pytest.raises(cli.UserError, match="own: no pictures in that folder"):
         pictures_in([str(folder)])
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_captions_and_figures_of_a_second_folder_take_the_place_of_none(seen):

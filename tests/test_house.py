@@ -23,7 +23,7 @@ ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv
              "log.csv", "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
              "samples_", "captions_{}_{}_results.json", "own_captions.json",
              "failed_images_", "pointing_", "deletion_", "localiser.npz",
-             "scenes_val.json", "report_")
+             "familiarity.npz", "scenes_val.json", "report_")
 
 
 @functools.lru_cache()
