@@ -34,8 +34,8 @@ demo: env
 	$(PY) -m demo.draw_scenes --data demo/data
 	$(PY) extract_features.py --data demo/data --network efficientnet-lite2 --side 292
 	$(PY) tokenize_captions.py --data demo/data
-	$(PY) train.py --data demo/data --run demo --epochs 5 --batch-size 32 --units 256 \
-		--embedding 256 --dropout 0.5 --decay 1 --guidance 0.05 --no-word-query
+	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256 \
+		--embedding 256 --dropout 0.5 --decay 1 --guidance 0.05 --no-word-query --average 0.99
 	$(PY) evaluate.py --run demo
 	$(PY) -m demo.score_scenes --run demo
 	$(PY) -m analysis.pointing --run demo

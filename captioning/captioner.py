@@ -25,6 +25,7 @@ from runtime import cli
 from runtime.tf import start
 
 BEAM = 5     # width of the beam search
+LENGTH_POWER = 1.  # as in all published scores: the most probable caption is too short
 BATCH = 16   # pictures that go through the network together
 
 
@@ -140,8 +141,8 @@ class PictureCaptioner:
         strange = [None] * len(paths) if self.familiarity is None else (
             self.familiarity.strangeness(maps.mean(axis=1)).tolist())
         captions = []
-        for path, strangeness, (best, *_) in zip(
-                paths, strange, beam_search(self.run.model, maps, beam)):
+        beams = beam_search(self.run.model, maps, beam, length_power=LENGTH_POWER)
+        for path, strangeness, (best, *_) in zip(paths, strange, beams):
             words = self.run.vocabulary.words(best.words)
             T = len(words)
             captions.append(OwnCaption(
