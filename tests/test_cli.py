@@ -8,6 +8,7 @@ import pytest
 
 from commands import ROOT
 from runtime import cli
+from test_house import sources, strings
 
 
 HURRYING = (signal.SIGINT, signal.SIGTERM)  # the second of them does not wait
@@ -162,3 +163,13 @@ def test_python_without_packages_is_told_in_one_line(name):
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(name + ": ") and "make env" in done.stderr
+
+
+def test_every_command_is_run_by_cli():
+    mains = {path: tree for path, tree in sources().items()
+             if any("__main__" in text for text in strings(tree))
+             and path != "runtime/cli.py"}
+    assert len(mains) > 10
+    for path, tree in mains.items():
+        last = tree.body[-1].body[-1].value  # of `if __name__ == "__main__":`
+        assert (last.func.value.id, last.func.attr) == ("cli", "run"), path

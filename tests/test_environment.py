@@ -111,6 +111,8 @@ def test_first_lines_of_a_list_say_for_which_python_and_where_the_others_are(nam
     assert "docs/versions.md" in head
     if name == "requirements.txt":
         assert "requirements/2.txt" in head and "requirements/2-gpu.txt" in head
+        assert ("which list of packages for which Python and card](docs/versions.md)"
+                in " ".join(read("README.md").split()))
     elif name.endswith("txt"):
         assert name in read("docs/versions.md")
 
