@@ -22,8 +22,10 @@ OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT
                            r"|Dst tensor is not initialized", re.I)
 LOST = re.compile(r"\bcu(da|dnn|blas|rand|fft|solver)|\bGPU\b|\bBlas\b|device lost"
                   r"|stream|memcpy|memcopy|launch failed|launch failure", re.I)
-# Lines that TensorFlow 2.21 writes when it is imported, whatever the level of its log
-CHATTER = r"absl::InitializeLog\(\) is called|oneDNN custom operations are on"
+# What TensorFlow 2.21 writes where nothing is wrong: the first two when it is imported,
+# whatever the level of its log
+CHATTER = (r"absl::InitializeLog\(\) is called|oneDNN custom operations are on"
+           r"|oneDNN supports DT_HALF only on platforms")
 CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create -f "
                "environment.yml), and a card of 2017 or older; for others see "
                "docs/versions.md, without a GPU install requirements/cpu.txt")
@@ -134,6 +136,9 @@ def start():
     except ValueError:
         raise cli.UserError("TensorFlow was used before in this process, in its graph "
                             "mode; start Python anew, and with this first")
+    if hasattr(tf, "function"):
+        with _without_chatter():  # it is said once, of the first function of float16
+            tf.function(lambda half: tf.cast(half, tf.float32))(tf.zeros(1, tf.float16))
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
 
 
