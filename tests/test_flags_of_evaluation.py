@@ -11,13 +11,14 @@ from PIL import Image
 
 import evaluate
 import plot_attention
-from analysis import deletion, pointing
-from analysis.deletion import log_probs
-from captioning import decode, figures
+from analysis import deletion, pointing, report
+from analysis.deletion import Name, kept_cells, log_probs
+from captioning import decode, figures, scores
 from captioning.consensus import training_rewards
 from captioning.decode import Caption, sample_files
 from captioning.decoded import read_decoded
 from captioning.features import feature_path, read_features, write_features
+from captioning.maps import entropy
 from captioning.neighbours import training_neighbours
 from captioning.rewards import Rewards
 from captioning.runs import read_run
@@ -26,6 +27,7 @@ from commands import printed
 from model import Captioner, likeliest
 from runtime.atomic import write_json
 from test_neighbours import cosine
+from test_report import data_of
 from test_rewards import naive_f_mean
 from test_wiring import write_chain
 from worlds import SIZES, SMALL, TRAIN, VAL, VOCABULARY, Runs
@@ -68,10 +70,10 @@ def read_json(name):
         return json.load(file)
 
 
-def decoded_of(name="val"):
+def decoded_of(name="val", features="data/features"):
     """The Decoded of the run a, and each image's features and words."""
     decoded = read_decoded("checkpoints/a", name, VOCABULARY)
-    return decoded, [(read_features(feature_path("data/features", str(image))),
+    return decoded, [(read_features(feature_path(features, str(image))),
                       words[:steps]) for image, words, steps in
                      zip(decoded.images, decoded.words, decoded.steps)]
 
@@ -125,11 +127,18 @@ def test_flags_of_samples_shape_what_is_drawn(flags, logits, temperature, runs):
 
 def test_samples_are_as_many_and_as_long_as_was_asked_for(runs):
     write_chain("checkpoints/a/best.npz")
+    references = read_references("data/tokens", "train")
+    references["0"].append("cat red")
+    write_json("data/tokens/references_train.json", references)
     run_command(runs, evaluate, "--run", "a", "--sample", "50", "--max-steps", "3")
-    groups = read_json("samples_val.json")["captions"]
-    assert [len(group) for group in groups.values()] == [50] * 4
-    assert max(len(caption.split()) for group in groups.values()
-               for caption in group) == 3
+    found = read_json("samples_val.json")
+    assert [len(group) for group in found["captions"].values()] == [50] * 4
+    captions = [caption for group in found["captions"].values() for caption in group]
+    assert max(len(caption.split()) for caption in captions) == 3
+    seen = {caption for group in references.values() for caption in group}
+    assert "cat red" in captions
+    assert found["diversity"]["captions never seen in training, %"] == pytest.approx(
+        np.mean([100 * (caption not in seen) for caption in captions]))
 
 
 def test_images_that_look_the_same_get_samples_of_their_own(tmp_path):
@@ -152,11 +161,10 @@ def test_images_that_look_the_same_get_samples_of_their_own(tmp_path):
 
 def write_these(runs, captions, *flags):
     """Have evaluate.py decode these Captions of every image."""
-    runs.monkeypatch.setattr(decode, "beam_search", lambda model, features, **_: [
-        list(captions) for _ in features])
-    run_command(runs, evaluate, "--run", "a", *flags)
-    runs.monkeypatch.undo()
-    runs.monkeypatch.chdir(runs.path)
+    with runs.monkeypatch.context() as patch:
+        patch.setattr(decode, "beam_search", lambda model, features, **_: [
+            list(captions) for _ in features])
+        run_command(runs, evaluate, "--run", "a", *flags)
 
 
 def caption(words, log_prob, alphas=None):
@@ -178,7 +186,8 @@ def test_length_power_counts_in_the_consensus(power, consensus, short, long, run
                 "--consensus", consensus, "--length-power", str(power), "--n-best", "1")
     for _, words in decoded_of()[1]:
         assert words.tolist() == (long if power else short)
-    assert [len(beam) for beam in read_json("nbest_val.json").values()] == [1] * 4
+    for beam in read_json("nbest_val.json").values():
+        assert [found["log_prob"] for found in beam] == [-3 if power else -2]
 
 
 def test_consensus_pays_thrice_the_f_mean_beside_cider_d(runs):
@@ -216,6 +225,29 @@ def test_neighbours_are_numbered_as_in_the_tokens_where_features_are_missing(run
         assert row[share > 0].tolist() == sorted(cosines, key=cosines.get)[::-1]
 
 
+# --- scores ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags", [(), ("--spice",)])
+def test_spice_is_scored_where_it_is_asked_for(flags, runs):
+    asked, real = [], scores.score
+    runs.monkeypatch.setattr(scores, "score", lambda made, true, spice=False, **how: (
+        asked.append(spice), real(made, true, **how))[1])
+    run_command(runs, evaluate, "--run", "a", *flags)
+    assert asked == [bool(flags)]
+
+
+def test_features_that_are_not_finite_are_not_captioned(runs):
+    array = np.load(feature_path(runs.features, VAL.images[2]))
+    array[1, 0, 3] = np.nan
+    np.save(feature_path(runs.features, VAL.images[2]), array)
+    for flags in ((), ("--sample", "2")):
+        runs.monkeypatch.setattr(evaluate, "start", lambda: None)
+        runs.monkeypatch.setattr("sys.argv", ["evaluate.py", "--run", "a", *flags])
+        status, _, errors = printed(runs.capsys, evaluate.main)
+        line = errors.splitlines()[-1]
+        assert status == 2 and "val/2.jpg" in line and "not finite" in line
+
+
 # --- where the cells lie --------------------------------------------------------------
 
 WORDS = [A, DOG, END]
@@ -223,12 +255,18 @@ WORDS = [A, DOG, END]
 
 @pytest.fixture
 def looked(runs):
-    """Captions "a dog": the second word looks at the first cell most, whose middle
-    alone is in the dog's box. It would not be if the cells tiled the picture.
+    """Captions "a dog" of other features than the run was trained on: the second word
+    looks at the first cell most, whose middle alone is in the dog's box. It would not
+    be if the cells tiled the picture.
     """
     alphas = np.array([[.1, .1, .1, .1, .1, .5], [.4, .05, .3, .15, .06, .04],
                        [.2, .2, .2, .2, .1, .1]], np.float32)
-    write_these(runs, [caption(WORDS, -2, alphas)])
+    shutil.copytree("data/features", "other")
+    for image in VAL.images:
+        np.save(feature_path("other", image), 3 - np.load(feature_path("other", image)))
+    shutil.copytree("data/tokens", "elsewhere/tokens")
+    write_these(runs, [caption(WORDS, -2, alphas)], "--features", "other", "--tokens",
+                "elsewhere/tokens", "--data", "data")
     os.mkdir("data/annotations")
     write_json("data/annotations/instances_val.json", {
         "images": [{"id": i, "width": 100, "height": 50} for i in range(4)],
@@ -238,42 +276,71 @@ def looked(runs):
     return runs, alphas
 
 
-def test_pointing_counts_the_cells_where_the_network_looks(looked):
+@pytest.fixture
+def seeds(monkeypatch):
+    """Those of all bootstraps."""
+    found, real = set(), pointing.resample
+    monkeypatch.setattr(pointing, "resample", lambda count, seed: (
+        found.add(seed), real(count, seed))[1])
+    return found
+
+
+def test_pointing_counts_the_cells_where_the_network_looks(looked, seeds):
     runs, _ = looked
-    run_command(runs, pointing, "--run", "a")
+    run_command(runs, pointing, "--run", "a", "--seed", "7")
     found = read_json("pointing_val.json")
-    assert found["peak"][0] == 1
+    assert found["peak"][0] == 1 and seeds == {7}
     assert found["peak_uniform"][0] == pytest.approx(1 / 6, abs=1e-4)
 
 
 @pytest.mark.parametrize("cells", [1, 3])
-def test_deletion_takes_as_many_cells_and_those_where_the_network_looks(cells, looked):
+def test_deletion_takes_so_many_cells_where_the_network_looks(cells, looked, seeds):
     runs, alphas = looked
-    run_command(runs, deletion, "--run", "a", "--cells", str(cells))
+    run_command(runs, deletion, "--run", "a", "--cells", str(cells), "--seed", "7")
     found, model = read_json("deletion_val.json"), read_run("a").model
-    falls = {"most": [], "boxes": [], "outside": []}
-    for features, words in decoded_of()[1]:
-        def log_p(deleted):
+    falls, random = collections.defaultdict(list), np.random.RandomState(7)
+    first = Name(0, 1, np.arange(6) == 0)
+    for features, words in decoded_of(features="other")[1]:
+        def log_p(kept):
             keep = np.ones((1, 3, 6))
-            keep[0, 1, deleted] = 0
+            keep[0, 1] = kept
             return log_probs(model, features[None], words[None], keep)[0, 1]
-        for what, deleted in (("most", np.argsort(-alphas[1])[:cells]), ("boxes", [0]),
-                              ("outside", [1, 2, 3, 4, 5])):
-            falls[what].append(log_p([]) - log_p(deleted))
+        kept = {"most": [~np.isin(np.arange(6), np.argsort(-alphas[1])[:cells])],
+                "boxes": [np.arange(6) > 0], "outside": [np.arange(6) == 0],
+                "random": kept_cells(first, alphas[1], cells, random)["random"]}
+        for what, each in kept.items():
+            falls[what].append(log_p(1) - np.mean([log_p(keep) for keep in each]))
     for what, values in falls.items():
         assert found["at_the_word"][what][0] == pytest.approx(np.mean(values), abs=1e-3)
     each = [entry["drops"]["1"] for entry in found["of_each_word"].values()]
-    assert each == pytest.approx(falls["most"], abs=2e-3)
+    assert each == pytest.approx(falls["most"], abs=2e-3) and seeds == {7}
     assert abs(np.subtract(falls["most"], falls["boxes"])).max() > 1e-2 or cells == 1
+
+
+def test_report_knows_where_the_network_looks(looked):
+    runs, alphas = looked
+    draw_pictures()
+    run_command(runs, report, "--run", "a")
+    with open("checkpoints/a/report_val.html", encoding="utf-8") as file:
+        for card in data_of(file.read()):
+            found, = card["runs"]
+            assert found["grid"] == [[.4, .2, 2], [.5, .15, 3]]
+            assert found["entropies"] == [round(100 * value) for value in entropy(
+                alphas[:2])]
+
+
+def draw_pictures():
+    """The images of validation, black."""
+    os.makedirs("data/val")
+    for image in VAL.images:
+        Image.new("RGB", (200, 100)).save(os.path.join("data", str(image)))
 
 
 def test_figure_is_brightest_where_the_network_looked(runs):
     alphas = np.zeros((3, 6), np.float32)
     alphas[:, 1] = 1  # the middle column's middle is at 65 % of the width
     write_these(runs, [caption(WORDS, -2, alphas)])
-    os.makedirs("data/val")
-    for image in VAL.images:
-        Image.new("RGB", (200, 100)).save(os.path.join("data", str(image)))
+    draw_pictures()
     heats, real = [], figures.overlay
     runs.monkeypatch.setattr(figures, "overlay", lambda picture, heat, *rest: (
         heats.append(heat), real(picture, heat, *rest))[1])

@@ -1,13 +1,15 @@
 """What each flag of train.py does to the steps of a run: measured, and by hand."""
 import argparse
+import json
 import os
 
 import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
 
 import train
-from captioning import localiser, scheduled_sampling, self_critical
+from captioning import decode, localiser, scheduled_sampling, self_critical
 from captioning.decode import Caption, decode_files
 from captioning.features import feature_path, read_features
 from captioning.localiser import Localiser, fit, localiser_path, read_localiser
@@ -147,7 +149,8 @@ def test_evidence_is_sought_in_the_training_images(runs, steps, monkeypatch):
     (("--reinforce", "3", "--entropy", ".5"), 3., .5), ((), 1., .002)])
 def test_drawn_locations_earn_and_spread_as_their_flags_say(flags, reinforce, entropy,
                                                             runs, steps):
-    ends_well(runs("a", 1, *HARD, "--dropout", "0", "--expected", "0", *flags))
+    ends_well(runs("a", 1, *HARD, "--dropout", "0", *flags))
+    soft = 0
     for trainer, batch, N, _ in steps:
         trainer.hard.baseline.assign(-1.5)
         logits, targets, alphas = trainer.model.teacher_forcing(batch)
@@ -155,6 +158,9 @@ def test_drawn_locations_earn_and_spread_as_their_flags_say(flags, reinforce, en
         log_p = log_softmax(logits)[np.arange(N), np.array(targets.numpy())]
         expected = 0.
         for _, places in captions_of(batch):
+            if batch.draws[places[0]] < 0:  # the expected context
+                soft += 1
+                continue
             for t, place in enumerate(places):
                 earned = sum(log_p[later] + 1.5 for later in places[t:])
                 alpha = alphas[place].astype(float)
@@ -162,6 +168,7 @@ def test_drawn_locations_earn_and_spread_as_their_flags_say(flags, reinforce, en
                 expected -= (reinforce * earned * np.log(alpha[s])
                              - entropy * (alpha * np.log(alpha)).sum())
         assert added(trainer, batch, N) == pytest.approx(expected, rel=1e-4)
+    assert 0 < soft < 11
 
 
 # --- what is drawn --------------------------------------------------------------------
@@ -191,6 +198,10 @@ def test_so_many_captions_have_the_expected_context_and_others_in_each_epoch(
     assert any(0 < sum(each) < 5 for each in expected)  # not the same in each epoch
     drawn = [draws for each in found.values() for draws in each if draws]
     assert len(set(drawn)) == len(drawn) == 55 - np.sum(expected)
+    count = len(steps)
+    ends_well(runs("b", 1, *HARD, *flags, "--seed", "1"))
+    others = [draws for each in draws_of(steps[count:]).values() for draws in each]
+    assert not set(drawn) & set(filter(None, others))
 
 
 def test_share_of_own_words_rises_from_none_and_they_are_drawn_anew(runs, steps,
@@ -282,6 +293,48 @@ def test_weights_that_are_kept_are_those_that_were_validated(flags, runs):
     assert row["val_change"] == pytest.approx(attention["change"], abs=.01)
 
 
+def assert_captions_per_second(run, captions):
+    """The log's, by the seconds that the epoch had taken before it was validated."""
+    with np.load(f"checkpoints/{run}/previous.npz") as file:
+        seconds = json.loads(str(file["progress"]))["seconds"]
+    found = read_run(run, "newest").history[-1]["captions_per_second"]
+    assert found == pytest.approx(captions / seconds, rel=1e-3, abs=.1)
+
+
+# --- validation -----------------------------------------------------------------------
+
+def test_so_many_validation_images_drawn_by_the_seed_are_captioned_and_scored(
+        runs, steps, monkeypatch):
+    """Each with the first of its captions; the model looks everywhere alike."""
+    images = {read_features(feature_path(runs.features, image)).tobytes(): i
+              for i, image in enumerate(VAL.images)}
+    references = read_references("data/tokens", "val")
+    seen = []
+
+    def search(model, features, **_):
+        seen.append([images[each.tobytes()] for each in features])
+        words = [VAL.words[list(VAL.image_of).index(i)] for i in seen[-1]]
+        words = [row[1:row.tolist().index(END) + 1].tolist() for row in words]
+        return [[Caption(row, None, np.full((len(row), L), 1 / L), None)]
+                for row in words]
+    monkeypatch.setattr(decode, "beam_search", search)
+    for seed in "0123":
+        result = runs("run" + seed, 1, *PLAIN, "--select", "cider", "--val-images", "3",
+                      "--seed", seed)
+        ends_well(result)
+        assert "attention maps are flat (100 %" in result[2]
+        row = read_run("run" + seed).history[0]
+        true = {i: references[str(i)] for i in seen[-1]}
+        made = {i: group[:1] for i, group in true.items()}
+        assert row["val_bleu4"] == pytest.approx(100 * Bleu(4).compute_score(
+            true, made, verbose=0)[0][3], abs=.01)
+        assert row["val_cider"] == pytest.approx(100 * Cider().compute_score(
+            true, made)[0], abs=.01)
+        assert row["val_cider"] > row["val_bleu4"] + 1
+    assert [len(set(group)) for group in seen] == [3] * 4
+    assert len(set(map(frozenset, seen))) > 1
+
+
 # --- self-critical training -----------------------------------------------------------
 
 SELF_CRITICAL = ("--start-from", "first", "--guidance", "0", "--self-critical", "3")
@@ -292,6 +345,8 @@ def test_step_divides_by_the_samples(runs, steps):
     ends_well(runs("a", 1, *SELF_CRITICAL))
     trainer, batch, N, _ = steps[3]
     assert len(steps) == 3 + 2 and len(batch.lengths) == 3 * 4
+    assert_captions_per_second("first", 11)
+    assert_captions_per_second("a", 3 * 6)
     features, model = batch.features.numpy(), trainer.model
     value = 0.
     for weight, image, words, length in zip(batch.weights, batch.image_of, batch.words,

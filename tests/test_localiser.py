@@ -3,11 +3,13 @@ import numpy as np
 import pytest
 
 from captioning import localiser
+from captioning.batches import CaptionBatches
+from captioning.features import feature_path
 from captioning.localiser import Guide, Localiser, fit, localiser_path
 from model import loss
 from runtime.tf import tf
 from test_model import LENGTHS, SIDE, SIZES, batch_of, model_of, tensors
-from worlds import Runs, refusal
+from worlds import TRAIN, Runs, refusal, write_features
 
 DOG, ALWAYS, NOISE = 4, 5, 6  # words
 
@@ -30,6 +32,12 @@ def images_of(count=400, cells=9, channels=8, seed=0):
     mentions[:, DOG], mentions[:, ALWAYS] = where >= 0, True
     mentions[:, NOISE] = random.uniform(size=count) < .5
     return maps.astype(np.float32), where, mentions
+
+
+def caption_batches_of(tokens, features):
+    """CaptionBatches of sound files, whatever their shape."""
+    paths = [feature_path(features, image) for image in tokens.images]
+    return CaptionBatches(tokens, paths, np.ones(len(paths), bool))
 
 
 def evidence_of(found, word, maps):
@@ -61,7 +69,7 @@ def test_relevance_is_the_correlation_on_images_left_out(monkeypatch):
     centred = means - means.mean(axis=0)
     y = mentions[:, DOG] - mentions[:, DOG].mean()
     variance = centred.T.dot(centred) / 40
-    ridge = localiser.RIDGE * np.trace(variance) / 8 * np.eye(8)
+    ridge = 10 * np.trace(variance) / 8 * np.eye(8)
     said = []
     for i in range(40):
         rest = np.arange(40) != i
@@ -70,6 +78,37 @@ def test_relevance_is_the_correlation_on_images_left_out(monkeypatch):
         said.append(centred[i].dot(c))
     assert found.relevance[found.row_of[DOG]] == pytest.approx(
         np.corrcoef(said, y)[0, 1], abs=1e-3)
+
+
+def test_evidence_of_whole_images_spreads_by_four():
+    maps, _, mentions = images_of()
+    means = maps.mean(axis=1)
+    found = fit(means, mentions)
+    assert evidence_of(found, DOG, means).std() == pytest.approx(4, rel=1e-3)
+
+
+def test_word_that_images_tell_little_of_has_evidence():
+    """It says what DOG does for a third of the images; for the others, chance does."""
+    maps, _, mentions = images_of()
+    chance = np.random.RandomState(5).uniform(size=(2, len(maps)))
+    mentions[:, NOISE] = np.where(chance[0] < .65, chance[1] < .5, mentions[:, DOG])
+    found = fit(maps.mean(axis=1), mentions)
+    assert .15 < found.relevance[found.row_of[NOISE]] < .45
+
+
+def test_image_that_is_not_finite_is_left_out_of_the_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(localiser, "EVIDENT", -1)  # a few random images tell little
+    write_features(str(tmp_path), TRAIN, (2, 3, 5))
+    captions = caption_batches_of(TRAIN, str(tmp_path))
+    path = captions.paths[3]
+    array = np.load(path)
+    array[1, 2, 3] = np.inf
+    np.save(path, array)
+    found = localiser.fit_to(captions, 9)
+    captions.captions = np.flatnonzero(TRAIN.image_of != 3)
+    for one, other in zip(found, localiser.fit_to(captions, 9)):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(found.evidence).all()
 
 
 def test_images_that_are_all_the_same_tell_of_nothing():

@@ -30,6 +30,13 @@ def test_nearest_are_those_of_a_plain_loop(count, piece, monkeypatch):
         np.testing.assert_allclose(shares[i], expected / expected.sum(), rtol=1e-4)
 
 
+def test_sixty_are_neighbours_where_there_are_more():
+    random = np.random.RandomState(4)
+    near, shares = nearest(random.normal(size=(2, 5)), random.normal(size=(70, 5)),
+                           [None] * 2)
+    assert near.shape == shares.shape == (2, 60)
+
+
 def test_image_is_no_neighbour_of_its_own():
     others = np.random.RandomState(1).normal(size=(6, 5)).astype(np.float32)
     near, shares = nearest(others[[4, 2]], others, [4, None], 3)

@@ -184,6 +184,15 @@ def test_expectation_over_images_is_that_of_a_plain_loop():
     assert max(expected) > 1 and min(expected) == 0
 
 
+@pytest.mark.parametrize("word", ["is", "are", "a", "of", "there", "which", "her",
+                                  "behind", "not"])
+def test_words_without_content_count_a_third_in_the_f_mean(word):
+    words = Vocabulary([word, "dog"], [0] * 6)
+    plain, more = (Rewards(words, [[f"{word} dog"], ["dog"]], meteor=weight)(
+        [[4, END]], [0])[0] for weight in (0., 1.))
+    assert more - plain == pytest.approx(.25 / (.85 * 1 + .15 * .25))
+
+
 def test_f_mean_pays_for_what_a_reference_says_more():
     """By hand: of "a dog runs on grass", 2.75 in all, 2 are found, or 1."""
     found = f_means([indices("dog runs on a"), indices("a dog")], [0, 0],

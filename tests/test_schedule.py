@@ -9,7 +9,8 @@ import train
 from captioning import checkpoints
 from captioning.averaging import Averaging, better
 from captioning.runs import read_run
-from captioning.schedule import epochs_since_best, learning_rate_at, worse_epochs
+from captioning.schedule import (SELECT, epochs_since_best, learning_rate_at,
+                                 worse_epochs)
 from model import Captioner, loss
 from runtime.tf import AdamOptimizer, tf
 from worlds import SIZES, TRAIN, Runs, caption_batches, refusal, write_features
@@ -82,11 +83,14 @@ def test_cosine_falls_to_zero_at_the_end_of_the_run(runs, rates):
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_plateau_waits_for_an_epoch_that_is_no_better():
+@pytest.mark.parametrize("select, sign", [("loss", 1), ("cider", -1)])
+def test_plateau_waits_for_an_epoch_that_is_no_better(select, sign):
     args = argparse.Namespace(learning_rate=.1, schedule="plateau", decay=.5,
-                              warm_up=None, base_batch_size=None, select="loss",
+                              warm_up=None, base_batch_size=None, select=select,
                               epochs=9)
-    history = [{"val_loss": x} for x in (3, 2, 2.5, 1, 1.5)]
+    # The other figure gets better all the time
+    history = [{"val_loss": -i, "val_cider": i, SELECT[select][0]: sign * x}
+               for i, x in enumerate((3, 2, 2.5, 1, 1.5))]
     assert [learning_rate_at(args, history[:n], .3) for n in range(6)] == pytest.approx(
         [.1, .1, .1, .05, .05, .025])
 

@@ -10,6 +10,7 @@ from captioning.decode import beam_search, draw, sample
 from captioning.diversity import distinct, diversity
 from captioning.ensemble import Ensemble
 from captioning.tokens import END, PAD, START, UNK, Vocabulary, write_vocabulary
+from runtime.tf import tf
 from test_decode import SIZES, Walker, features_of, model_of
 from worlds import refused
 
@@ -48,6 +49,22 @@ def test_ensemble_writes_with_the_mean_of_the_probabilities(width, models):
                 if width == 1:
                     assert word == p.argmax()
                 before = word
+
+
+def test_gate_of_an_ensemble_is_the_mean_of_those_that_have_one(models):
+    features, words = tf.constant(features_of()), np.full(8, 5, np.int32)
+    betas = []
+    for model in models:
+        context = model.encode(features)
+        h, (_, gates) = model.h_0(context.a), model.embed(words)
+        betas.append(model.step(context, h, gates)[3])
+    together = Ensemble(models)
+    context = together.encode(features)
+    Ey, gates = together.embed(words)
+    beta = together.step(context, together.h_0(context.a), gates)[3]
+    first, second, none = betas
+    assert none is None and abs(first - second).numpy().max() > .1
+    np.testing.assert_allclose(beta.numpy(), (first + second).numpy() / 2, rtol=1e-5)
 
 
 def test_ensemble_of_one_model_twice_is_that_model(models):
