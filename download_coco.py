@@ -372,21 +372,21 @@ def download(args):
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("--data", default="data", help="folder of the data set")
-    parser.add_argument("--year", type=int, choices=(2014, 2017), default=2014,
-                        help="release; the paper's is 2014")
-    parser.add_argument("--splits", nargs="+", choices=("train", "val"),
-                        default=["train", "val"], help="which parts to download")
-    parser.add_argument("--num-images", type=cli.number(int, at_least=1),
-                        help="images of each split; all if not given")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of the shuffle that chooses --num-images")
-    parser.add_argument("--workers", type=cli.number(int, at_least=1), default=16,
-                        help="single images downloaded at the same time")
-    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
-                        default=.05, help="share of single images that may fail")
-    parser.add_argument("--mirror", default=MIRROR,
-                        help="server, or folder on one, laid out like COCO's")
+    parser.always("--data", default="data", help="folder of the data set")
+    parser.always("--year", type=int, choices=(2014, 2017), default=2014,
+                  help="release; the paper's is 2014")
+    parser.always("--splits", nargs="+", choices=("train", "val"),
+                  default=["train", "val"], help="which parts to download")
+    parser.always("--num-images", type=cli.positive, otherwise="all",
+                  help="images of each split")
+    parser.add_argument("--seed", needs="--num-images", type=int, default=0,
+                        help="of the shuffle that chooses the images")
+    parser.add_argument("--workers", needs="--num-images", type=cli.positive,
+                        default=16, help="single images downloaded at the same time")
+    parser.add_argument("--max-bad", needs="--num-images", type=cli.share, default=.05,
+                        help="share of single images that may fail")
+    parser.always("--mirror", default=MIRROR,
+                  help="server, or folder on one, laid out like COCO's")
     return parser.parse_args()
 
 

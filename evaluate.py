@@ -26,7 +26,7 @@ import os
 import time
 import typing
 
-from captioning import maps, scores
+from captioning import decode, maps, scores
 from captioning.coco import split_of
 from captioning.consensus import by_consensus, by_neighbours, training_rewards
 from captioning.decode import decode_files, sample_files
@@ -101,12 +101,6 @@ def compare(run, other, texts, theirs, references):
 
 def main():
     args = arguments()
-    if args.consensus and args.beam == 1:
-        raise cli.UserError("--consensus: chooses among the captions of a beam; give "
-                            "--beam 20, say")
-    if args.sample and (args.beam > 1 or args.compare or args.ensemble):
-        raise cli.UserError("--sample: draws captions of one run; leave out --beam, "
-                            "--compare and --ensemble")
     if (args.n_best or 1) > args.beam:
         raise cli.UserError(f"--n-best {args.n_best}: the beam keeps {args.beam}; give "
                             f"--beam {args.n_best} or more")
@@ -369,59 +363,42 @@ def write_captions(args, run, data, beams):
 
 def arguments():
     parser = cli.parser(__doc__)
-    positive = cli.number(int, at_least=1)
-    add_run_flag(parser)
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
-                        help="which of the tokenized splits")
-    parser.add_argument("--checkpoint", choices=("best", "newest", "previous"),
-                        default="best", help="which weights of the run")
-    parser.add_argument("--beam", type=positive, default=1,
-                        help="width of the beam search; 1 is greedy")
-    parser.add_argument("--look", choices=sorted(LOOKS),
-                        help="a word is told the mean of all locations, weighted by "
-                             "attention, or the one likeliest location (default: "
-                             "expected; likeliest after --attention hard)")
-    parser.add_argument("--length-power", type=cli.number(float, at_least=0),
-                        default=0., help="hypotheses are compared by their log "
-                        "probability / words ** this; 0: by the probability itself")
-    parser.add_argument("--consensus", choices=("beam", "neighbours"), nargs="?",
-                        const="beam", help="keep the caption that is most like the "
-                        "others of the beam, or most like people's captions of the "
-                        "training images that look most like the image, not the most "
-                        "probable (captioning/consensus.py); --beam 20 --length-power "
-                        "1, for example")
-    parser.add_argument("--max-steps", type=positive, default=50,
-                        help="words after which a caption is cut")
-    parser.add_argument("--n-best", type=positive, metavar="N",
-                        help="also write the N best captions of the beam and their "
-                             "log probabilities")
-    parser.add_argument("--ensemble", type=run_name, nargs="+", metavar="RUN",
+    add_run_flag(parser, without="--ensemble")
+    parser.always("--split", choices=("train", "val", "test"), default="val",
+                  help="which of the tokenized splits")
+    parser.always("--checkpoint", choices=("best", "newest", "previous"),
+                  default="best", help="which weights of the run")
+    decode.add_flags(parser)
+    parser.always("--look", choices=sorted(LOOKS),
+                  otherwise="expected; likeliest after --attention hard",
+                  help="a word is told the mean of all locations, weighted by "
+                       "attention, or the one likeliest location")
+    parser.add_argument("--consensus", needs="--beam", without="--sample",
+                        choices=("beam", "neighbours"), nargs="?", const="beam",
+                        help="keep the caption that is most like the others of the "
+                             "beam, or most like people's captions of the training "
+                             "images that look most like the image, not the most "
+                             "probable (captioning/consensus.py); --beam 20 "
+                             "--length-power 1, for example")
+    parser.add_argument("--ensemble", without="--sample", type=run_name, nargs="+",
+                        metavar="RUN",
                         help="these runs write together, with the mean of their "
                              "probabilities; the first one's folder gets the results, "
                              "under a name of their own")
-    parser.add_argument("--sample", type=positive, metavar="N",
-                        help="draw N captions of each image by their probability, and "
-                             "tell how different they are")
-    parser.add_argument("--temperature", type=cli.number(float, above=0), default=1.,
-                        help="of --sample: divides the logits")
-    parser.add_argument("--top-p", type=cli.number(float, above=0, at_most=1),
-                        default=1., help="of --sample: draw among the most probable "
-                        "words that have this share together")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of --sample")
-    parser.add_argument("--allow-unk", action="store_true",
-                        help="let the model write UNK")
-    parser.add_argument("--allow-seen", action="store_true",
-                        help="score images that were trained on")
-    parser.add_argument("--spice", action="store_true",
+    parser.always("--allow-seen", action="store_true",
+                  help="score images that were trained on")
+    parser.add_argument("--spice", without="--sample", action="store_true",
                         help="also SPICE: takes long, needs 8 GB and a download")
-    parser.add_argument("--compare", type=run_name, metavar="RUN",
+    parser.add_argument("--compare", without="--sample", type=run_name, metavar="RUN",
                         help="paired bootstrap against another run's captions")
-    parser.add_argument("--batch-size", type=positive, default=64, help="images")
-    parser.add_argument("--tokens", help="default: those of the run; of another data "
-                                         "set, results get a name of their own")
-    parser.add_argument("--features", help="default: those of the run")
-    parser.add_argument("--data", help="the data set of --tokens (default: the folder "
-                                       "that holds it)")
+    parser.always("--batch-size", type=cli.positive, default=64, help="images")
+    parser.always("--tokens", otherwise="those of the run",
+                  help="folder of step 3; of another data set, results get a name of "
+                       "their own")
+    parser.always("--features", otherwise="those of the run", help="folder of step 2")
+    parser.add_argument("--data", needs="--tokens",
+                        otherwise="the folder that holds --tokens",
+                        help="the data set that they are of")
     watchdog.add_flag(parser)
     return parser.parse_args()
 

@@ -284,33 +284,35 @@ def shard(text):
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("--data", default="data", help="data set in COCO's layout")
-    parser.add_argument("--features", help="folder to write (default: <data>/features)")
-    parser.add_argument("--splits", nargs="+", help="default: all that have captions")
-    parser.add_argument("--captions", "--karpathy", metavar="FILE",
-                        help="take the images of a table of captions or of Karpathy's "
-                             "split file, not those of <data>/annotations")
-    parser.add_argument("--network", choices=sorted(NETWORKS), default="inception-v3",
-                        help="the CNN")
-    parser.add_argument("--side", type=cli.number(int, at_least=75, at_most=4096),
-                        help="pixels of the network's input, and so how many cells its "
-                             "output has (default: 299 for 8 x 8 of inception-v3, 420 "
-                             "for 14 x 14 of efficientnet-lite2)")
-    parser.add_argument("--weights", default="imagenet",
-                        help="imagenet, random (inception-v3 alone), or the path of a "
-                             "file: .h5 for inception-v3, .pth for efficientnet-lite2")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16",
-                        help="on disk; float16 takes half the space (256 KB an image "
-                             "at 8 x 8 x 2,048)")
-    parser.add_argument("--batch-size", type=cli.number(int, at_least=1), default=16,
-                        help="images a forward pass")
-    parser.add_argument("--shard", type=shard, metavar="I/N",
-                        help="only the I-th of N shares of the images; other machines "
-                             "make the others (default: all images)")
-    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
-                        default=.05, help="share of unreadable images tolerated")
-    parser.add_argument("--seed", type=cli.seed, default=0,
-                        help="of --weights random")
+    parser.always("--data", default="data", help="data set in COCO's layout")
+    parser.always("--features", otherwise="<data>/features", help="folder to write")
+    parser.always("--splits", nargs="+", otherwise="all that have captions",
+                  help="which splits")
+    parser.always("--captions", "--karpathy", metavar="FILE",
+                  help="take the images of a table of captions or of Karpathy's split "
+                       "file, not those of <data>/annotations")
+    parser.always("--network", choices=sorted(NETWORKS), default="inception-v3",
+                  help="the CNN")
+    parser.always("--side", type=cli.number(int, at_least=75, at_most=4096),
+                  otherwise="299 for 8 x 8 of inception-v3, 420 for 14 x 14 of "
+                            "efficientnet-lite2",
+                  help="pixels of the network's input, and so how many cells its "
+                       "output has")
+    parser.always("--weights", default="imagenet",
+                  help="imagenet, random (inception-v3 alone), or the path of a file: "
+                       ".h5 for inception-v3, .pth for efficientnet-lite2")
+    parser.always("--dtype", choices=("float16", "float32"), default="float16",
+                  help="on disk; float16 takes half the space (256 KB an image at 8 x "
+                       "8 x 2,048)")
+    parser.always("--batch-size", type=cli.positive, default=16,
+                  help="images a forward pass")
+    parser.always("--shard", type=shard, metavar="I/N",
+                  help="only the I-th of N shares of the images; other machines make "
+                       "the others")
+    parser.always("--max-bad", type=cli.share, default=.05,
+                  help="share of unreadable images tolerated")
+    parser.add_argument("--seed", needs="--weights random", type=cli.seed, default=0,
+                        help="of the weights")
     add_precision_flag(parser)
     watchdog.add_flag(parser)
     return parser.parse_args()

@@ -115,8 +115,6 @@ def _figure(run, args, title, picture, words, alphas, notes, boxes=None):
 
 def main():
     args = arguments()
-    if args.boxes and args.picture:
-        raise cli.UserError("--boxes: a picture of one's own has none; leave it out")
     cli.print_heading(6, "plot attention")
     if args.picture:
         drawn = draw_own(args)
@@ -131,39 +129,46 @@ def main():
 
 def arguments():
     parser = cli.parser(__doc__)
-    positive = cli.number(int, at_least=1)
+    chosen = ("--picture", "--images", "--ids", "--best", "--worst")
     add_run_flag(parser)
-    parser.add_argument("--split", type=cli.name, default="val",
+    parser.add_argument("--split", without="--picture", type=cli.name, default="val",
                         help="which of the decoded splits: train, val, test, or the "
                              "name that evaluate.py gave to another data set's")
-    parser.add_argument("--images", nargs="+", metavar="NAME",
-                        help="file names of the split (default: --count at random)")
-    parser.add_argument("--ids", nargs="+", metavar="ID", help="COCO's image ids")
-    parser.add_argument("--best", type=positive, metavar="N",
+    parser.add_argument("--images", without="--picture", nargs="+", metavar="NAME",
+                        otherwise="--count at random", help="file names of the split")
+    parser.add_argument("--ids", without=chosen[:2], nargs="+", metavar="ID",
+                        help="COCO's image ids")
+    parser.add_argument("--best", without=chosen[:3], type=cli.positive, metavar="N",
                         help="the N images of the highest CIDEr; also with --worst")
-    parser.add_argument("--worst", type=positive, metavar="N",
+    parser.add_argument("--worst", without=chosen[:3], type=cli.positive, metavar="N",
                         help="the N images of the lowest CIDEr")
-    parser.add_argument("--picture", nargs="+", metavar="FILE",
-                        help="any image files, or folders of them, instead: captioned "
-                             "and drawn")
-    parser.add_argument("--boxes", action="store_true",
-                        help="draw the annotated boxes: all over the picture, those of "
-                             "a named thing over the map of its word")
-    parser.add_argument("--captions-only", action="store_true",
-                        help="with --picture: caption, and draw nothing")
-    parser.add_argument("--count", type=positive, default=8, help="images to draw")
-    parser.add_argument("--seed", type=cli.seed, default=0,
+    parser.always("--picture", nargs="+", metavar="FILE",
+                  help="any image files, or folders of them, instead: captioned and "
+                       "drawn")
+    parser.add_argument("--boxes", without="--picture", action="store_true",
+                        help="draw the annotated boxes: all over the picture, those "
+                             "of a named thing over the map of its word")
+    parser.add_argument("--captions-only", needs="--picture", action="store_true",
+                        help="caption, and draw nothing")
+    parser.add_argument("--count", without=chosen, type=cli.positive, default=8,
+                        help="images to draw")
+    parser.add_argument("--seed", without=chosen, type=cli.seed, default=0,
                         help="of the choice of images")
-    parser.add_argument("--beam", type=positive, default=BEAM,
-                        help="width, for --picture")
-    parser.add_argument("--layout", choices=("grid", "strip"), default="grid",
+    parser.add_argument("--beam", needs="--picture", type=cli.positive, default=BEAM,
+                        help="width of the beam search")
+    parser.add_argument("--layout", without="--captions-only",
+                        choices=("grid", "strip"), default="grid",
                         help="rows of five, or all in one row")
-    parser.add_argument("--colours", choices=COLOURS, default="light",
+    parser.add_argument("--colours", without="--captions-only", choices=COLOURS,
+                        default="light",
                         help="light over dark as in the paper, or a colour map")
-    parser.add_argument("--format", choices=FORMATS, default="png",
-                        help="of the figures")
-    parser.add_argument("--data", help="default: that of the decoded captions")
-    parser.add_argument("--features", help="of --picture's network; default: the run's")
+    parser.add_argument("--format", without="--captions-only", choices=FORMATS,
+                        default="png", help="of the figures")
+    parser.add_argument("--data", without="--picture",
+                        otherwise="that of the decoded captions",
+                        help="data set with the images")
+    parser.add_argument("--features", needs="--picture", otherwise="the run's",
+                        help="folder of step 2 that says which network")
     return parser.parse_args()
 
 

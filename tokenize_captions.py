@@ -202,7 +202,8 @@ def assign(args, strays):
     By a file of captions (restval is for training), by COCO's splits, or by cutting a
     part off for validation, of images with captions. strays: {'train', 'val': list}.
     """
-    random = np.random.RandomState(args.seed)
+    share, seed = args.val_fraction or .2, args.seed or 0
+    random = np.random.RandomState(seed)
     if args.captions:
         parts = read_caption_file(args.captions, args.data, strays["train"])
         groups = {"train": parts.get("train", []) + parts.get("restval", [])}
@@ -218,8 +219,11 @@ def assign(args, strays):
             look_for_pictures(args.data, train_split, val_split)
             groups["val"] = read_captions(args.data, val_split, strays["val"])
         told = "take more --num-examples, or choose other splits"
-    share = args.val_fraction
     if "val" in groups:
+        for flag in ("val_fraction", "seed"):
+            if vars(args)[flag] is not None and not args.num_examples:
+                cli.warn(f"--{flag.replace('_', '-')}: has no effect on images that "
+                         "are split already, but with --num-examples")
         if args.num_examples:
             groups["train"] = limit(groups["train"],
                                     round(args.num_examples * (1 - share)), random)
@@ -232,7 +236,7 @@ def assign(args, strays):
                   "have no captions and are left out")
         if args.num_examples:
             described = limit(described, args.num_examples, random)
-        groups["train"], groups["val"] = split_by_image(described, share, args.seed)
+        groups["train"], groups["val"] = split_by_image(described, share, seed)
         print(f"no validation split: {len(groups['val'])} images of {train_split} "
               "serve as one")
     for name in ("train", "val"):
@@ -331,34 +335,35 @@ def write(tokens_folder, groups, vocabulary, done):
 
 def arguments():
     parser = cli.parser(__doc__)
-    positive = cli.number(int, at_least=1)
-    parser.add_argument("--data", default="data", help="data set in COCO's layout")
-    parser.add_argument("--tokens", help="folder to write (default: <data>/tokens)")
-    words = parser.add_mutually_exclusive_group()
-    words.add_argument("--vocab-size", default=5000,
-                       type=cli.number(int, at_least=1, below=LARGEST - len(SPECIAL)),
-                       help="words kept, special tokens not counted")
-    words.add_argument("--vocabulary", metavar="FILE",
-                       help="keep the words of this vocabulary.tsv, for a run with "
-                            "train.py --start-from")
-    parser.add_argument("--num-examples", type=positive,
-                        help="captions in all, whole images at a time (default: all)")
-    parser.add_argument("--captions", "--karpathy", metavar="FILE",
-                        help="take the captions of this file: a table (Kaggle's "
-                             "captions.txt, any CSV, Flickr8k.token.txt) or Karpathy's "
-                             "splits (dataset_coco.json, dataset_flickr8k.json, ...)")
-    parser.add_argument("--train-split", help="default: the one named train...")
-    parser.add_argument("--val-split", help="default: the one named val..., else a "
-                                            "part of the training images, as with "
-                                            "'none'")
-    parser.add_argument("--val-fraction", type=cli.number(float, above=0, below=1),
-                        default=.2, help="share of the images kept for validation "
-                        "where there is no split of its own, or of --num-examples")
-    parser.add_argument("--max-words", type=positive, default=100,
-                        help="longer captions are skipped")
-    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
-                        default=.05, help="share of skipped captions tolerated")
-    parser.add_argument("--seed", type=cli.seed, default=0,
+    parser.always("--data", default="data", help="data set in COCO's layout")
+    parser.always("--tokens", otherwise="<data>/tokens", help="folder to write")
+    parser.add_argument("--vocab-size", without="--vocabulary", default=5000,
+                        type=cli.number(int, at_least=1, below=LARGEST - len(SPECIAL)),
+                        help="words kept, special tokens not counted")
+    parser.always("--vocabulary", metavar="FILE",
+                  help="keep the words of this vocabulary.tsv, for a run with "
+                       "train.py --start-from")
+    parser.always("--num-examples", type=cli.positive, otherwise="all",
+                  help="captions in all, whole images at a time")
+    parser.always("--captions", "--karpathy", metavar="FILE",
+                  help="take the captions of this file: a table (Kaggle's "
+                       "captions.txt, any CSV, Flickr8k.token.txt) or Karpathy's "
+                       "splits (dataset_coco.json, dataset_flickr8k.json, ...)")
+    parser.add_argument("--train-split", without="--captions",
+                        otherwise="the one named train...", help="split to train on")
+    parser.add_argument("--val-split", without="--captions",
+                        otherwise="the one named val..., else 'none'",
+                        help="split to validate on; 'none': a part of the training "
+                             "images")
+    parser.add_argument("--val-fraction", by_data=True, otherwise="0.2",
+                        type=cli.number(float, above=0, below=1),
+                        help="share of the images kept for validation where there is "
+                             "no split of its own, or of --num-examples")
+    parser.always("--max-words", type=cli.positive, default=100,
+                  help="longer captions are skipped")
+    parser.always("--max-bad", type=cli.share, default=.05,
+                  help="share of skipped captions tolerated")
+    parser.add_argument("--seed", by_data=True, type=cli.seed, otherwise="0",
                         help="of the choice of images")
     return parser.parse_args()
 

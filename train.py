@@ -46,7 +46,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning import hard_attention, maps, schedule, scores
+from captioning import maps, scores
 from captioning.averaging import Averaging, better
 from captioning.batches import read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
@@ -56,26 +56,18 @@ from captioning.decode import decode_files
 from captioning.features import read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
 from captioning.localiser import Guide, prepare
+from captioning.options import OPTIMIZERS, arguments, fixed
 from captioning.own import keep_for_pictures
-from captioning.runs import (FIXED, add_run_flag, build, commit, curves_path,
-                             model_digest, run_folder, run_name, settings_to_resume,
+from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
                              start_from, write_log, write_settings)
-from captioning.schedule import SELECT, epochs_since_best, learning_rate_at
+from captioning.schedule import epochs_since_best, learning_rate_at
 from captioning.scheduled_sampling import with_own_words
-from captioning.self_critical import (LEARNING_RATE, SelfCritical, add_flags,
-                                      read_rewards)
-from captioning.tokens import LARGEST, read_references
+from captioning.self_critical import SelfCritical, read_rewards
+from captioning.tokens import read_references
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks, watchdog
-from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, add_precision_flag,
-                        compiled, device_errors, device_name, event_writer, start, tf,
-                        unsorted_segment_sum, use_precision)
-
-# Those of the recipe (docs/recipe-coco.md): with cross-entropy, and self-critical
-DEFAULTS = {"epochs": (8, 3), "learning_rate": (1e-3, LEARNING_RATE),
-            "decay": (.75, 1.), "dropout": (.4, 0.), "guidance": (1., .05),
-            "bleu_reward": (None, 2.), "start_share": (0., .6)}
-OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
+from runtime.tf import (Variable, compiled, device_errors, device_name, event_writer,
+                        start, tf, unsorted_segment_sum, use_precision)
 
 
 class Trainer:
@@ -306,7 +298,7 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
 
 def main():
     ranks.start()
-    args = arguments()
+    args = arguments(__doc__)
     with watchdog.watching(args.hang_minutes):
         run(args)
 
@@ -314,11 +306,7 @@ def main():
 def run(args):
     """Do what the command says. args: its own."""
     cli.print_heading(4, "train")
-    args.tokens = args.tokens or os.path.join(args.data, "tokens")
-    args.features = args.features or os.path.join(args.data, "features")
     folder = run_folder(args.run)
-    if args.start_share and not (args.start_from or args.self_critical):
-        raise cli.UserError("--start-share: is for --start-from")
     if args.start_from == args.run:
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
                             "choose another --run")
@@ -331,7 +319,7 @@ def run(args):
     start()
     use_precision(args.precision)
     ranks.same_devices(device_name())
-    settings = {key: vars(args)[key] for key in FIXED}
+    settings = {key: vars(args)[key] for key in fixed(vars(args))}
     if ranks.from_first(settings) != settings:
         raise cli.UserError(f"{folder}: not all processes find the run there, so they "
                             "do not know its settings; give them all of its flags")
@@ -379,7 +367,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     settings, events = settings_of(args, vocabulary), None
     if ranks.rank == 0:
         images = {name: some.tokens.images.tolist() for name, some in splits.items()}
-        write_settings(folder, settings, images, vocabulary)
+        write_settings(folder, settings, images, vocabulary, fixed)
         keep_for_pictures(folder, args.features, splits)
         events = event_writer(folder)
     model = build(settings)
@@ -465,120 +453,6 @@ def tell(row):
         "val_entropy" in row) else None
     if complaint and ranks.rank == 0:
         cli.warn(complaint + "; see docs/attention.md")
-
-
-def arguments():
-    parser = cli.parser(__doc__)
-    positive = cli.number(int, at_least=1)
-    parser.add_argument("--data", default="data", help="data set in COCO's layout")
-    parser.add_argument("--tokens", help="folder of step 3 (default: <data>/tokens)")
-    parser.add_argument("--features",
-                        help="folder of step 2 (default: <data>/features)")
-    add_run_flag(parser)
-    parser.add_argument("--start-from", type=run_name, metavar="RUN",
-                        help="begin with the weights of this run after its best epoch, "
-                             "and a fresh optimizer; the words must be the same "
-                             "(tokenize_captions.py --vocabulary)")
-    parser.add_argument("--epochs", type=positive,
-                        help="in all (default: 8; 3 with --self-critical)")
-    parser.add_argument("--batch-size", type=positive, default=64,
-                        help="captions of a step, of all processes together")
-    add_flags(parser)
-    add_model_flags(parser)
-    parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam",
-                        help="the paper takes rmsprop for Flickr8k, adam for COCO")
-    schedule.add_flags(parser)
-    hard_attention.add_flags(parser)
-    parser.add_argument("--average", type=cli.number(float, above=0, below=1),
-                        metavar="DECAY", help="validate, and keep as the best, a "
-                        "running average of the weights (captioning/averaging.py); "
-                        "0.999, for example")
-    parser.add_argument("--start-share", type=cli.number(float, at_least=0, below=1),
-                        metavar="SHARE", help="validate, and keep as the best, weights "
-                        "that have this share of those of --start-from in them "
-                        "(captioning/averaging.py; default: 0; 0.6 with "
-                        "--self-critical)")
-    parser.add_argument("--clip", type=cli.number(float, above=0), default=5.,
-                        help="largest global norm of the gradients")
-    parser.add_argument("--select", choices=sorted(SELECT), default="cider",
-                        help="the best epoch is that of the lowest validation loss or "
-                             "the highest score of validation captions")
-    parser.add_argument("--val-images", type=positive, default=1000,
-                        help="validation images captioned after each epoch")
-    parser.add_argument("--patience", type=positive,
-                        help="stop after so many epochs without a better one "
-                             "(default: never)")
-    parser.add_argument("--seed", type=cli.seed, default=0,
-                        help="of first weights, order and dropout")
-    parser.add_argument("--save-minutes", type=cli.number(float, above=0), default=10.,
-                        help="between two checkpoints inside an epoch")
-    parser.add_argument("--max-bad", type=cli.number(float, at_least=0, at_most=1),
-                        default=.05, help="share of damaged features files tolerated")
-    add_precision_flag(parser)
-    watchdog.add_flag(parser)
-    folder = run_folder(parser.parse_args().run)
-    own = settings_to_resume(folder)
-    parser.set_defaults(**own)
-    args = parser.parse_args()
-    settle(args, own)
-    return args
-
-
-def settle(args, own):
-    """Give flags that were left out their defaults; own: `settings_to_resume`.
-
-    Raises cli.UserError where flags do not go together.
-    """
-    hard_attention.settle(args)
-    for flag in ("label_smoothing", "scheduled_sampling"):
-        if args.self_critical and vars(args)[flag]:
-            raise cli.UserError(f"--{flag.replace('_', '-')}: self-critical training "
-                                "follows no true words; leave it out")
-    if args.schedule == "cosine":
-        if (args.decay or 1) < 1:
-            raise cli.UserError("--decay: a cosine falls by itself; leave it out or "
-                                "choose another --schedule")
-        args.decay = 1.
-    for name, (usual, self_critical) in DEFAULTS.items():
-        if vars(args)[name] is None and name not in own:
-            setattr(args, name, self_critical if args.self_critical else usual)
-
-
-def add_model_flags(parser):
-    """What makes another model, or another loss."""
-    size = cli.number(int, at_least=1, below=LARGEST)
-    share = cli.number(float, at_least=0, below=1)
-    parser.add_argument("--embedding", type=size, default=512,
-                        help="m, and D: size of word embeddings and annotation vectors")
-    parser.add_argument("--units", type=size, default=512,
-                        help="n, and A: size of the GRU and of the attention")
-    parser.add_argument("--dropout", type=share,
-                        help="share of annotation channels, of embeddings and of the "
-                             "deep output left out (section 4.3; default: 0.4; none "
-                             "with --self-critical)")
-    parser.add_argument("--penalty", type=cli.number(float, at_least=0), default=0.,
-                        help="lambda of the doubly stochastic loss (eq. 14)")
-    parser.add_argument("--label-smoothing", type=share, default=0.,
-                        metavar="SHARE", help="share of each target that all words of "
-                        "the vocabulary get (Szegedy et al. 2016)")
-    parser.add_argument("--scheduled-sampling", type=share, default=0.,
-                        metavar="SHARE", help="share of the previous words that are "
-                        "the model's own at the end of --epochs; it rises from 0 "
-                        "(Bengio et al. 2015)")
-    parser.add_argument("--guidance", type=cli.number(float, at_least=0),
-                        help="lambda_g: how strongly the evidence for a word pulls its "
-                             "attention (captioning/localiser.py; default: 1; 0.05 "
-                             "with --self-critical)")
-    parser.add_argument("--no-word-query", action="store_true",
-                        help="keep the previous word from the attention, as the paper "
-                             "does")
-    parser.add_argument("--no-gate", action="store_true",
-                        help="leave out beta (section 4.2.1)")
-    parser.add_argument("--no-state", action="store_true",
-                        help="keep the state from the GRU, as the published tutorial "
-                             "does, to see what that costs")
-    parser.add_argument("--initial-state", choices=("mean", "zeros"), default="mean",
-                        help="h_0 from the mean annotation vector (3.1.2), or zeros")
 
 
 if __name__ == "__main__":

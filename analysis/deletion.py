@@ -235,10 +235,10 @@ def main():
 
 def arguments():
     parser = parser_of(__doc__)
-    parser.add_argument("--cells", type=cli.number(int, at_least=1),
-                        default=8, help="how many of the cells looked at most")
-    parser.add_argument("--seed", type=cli.seed, default=0,
-                        help="of the random cells and of the bootstrap")
+    parser.always("--cells", type=cli.positive, default=8,
+                  help="how many of the cells looked at most")
+    parser.always("--seed", type=cli.seed, default=0,
+                  help="of the random cells and of the bootstrap")
     return parser.parse_args()
 
 

@@ -192,16 +192,16 @@ def parser_of(doc):
     """The flags that say which decoded captions, and where their boxes are."""
     parser = cli.parser(doc)
     add_run_flag(parser)
-    parser.add_argument("--split", type=cli.name, default="val",
-                        help="which of the decoded splits, as for plot_attention.py")
-    parser.add_argument("--data", help="default: that of the decoded captions")
+    parser.always("--split", type=cli.name, default="val",
+                  help="which of the decoded splits, as for plot_attention.py")
+    parser.always("--data", otherwise="that of the decoded captions",
+                  help="data set in COCO's layout")
     return parser
 
 
 def arguments():
     parser = parser_of(__doc__)
-    parser.add_argument("--seed", type=cli.seed, default=0,
-                        help="of the bootstrap")
+    parser.always("--seed", type=cli.seed, default=0, help="of the bootstrap")
     return parser.parse_args()
 
 

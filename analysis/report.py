@@ -204,16 +204,17 @@ def main():
 def arguments():
     parser = cli.parser(__doc__)
     add_run_flag(parser)
-    parser.add_argument("--compare", type=run_name, metavar="RUN",
-                        help="another run beside it")
-    parser.add_argument("--split", type=cli.name, default="val",
-                        help="which of the decoded splits, as for plot_attention.py")
-    parser.add_argument("--count", type=cli.number(int, at_least=1), default=200,
-                        help="images, drawn at random where there are more")
-    parser.add_argument("--seed", type=cli.seed, default=0,
-                        help="of the choice of images")
-    parser.add_argument("--data", help="default: that of the decoded captions")
-    parser.add_argument("--tokens", help="default: those of the decoded captions")
+    parser.always("--compare", type=run_name, metavar="RUN",
+                  help="another run beside it")
+    parser.always("--split", type=cli.name, default="val",
+                  help="which of the decoded splits, as for plot_attention.py")
+    parser.always("--count", type=cli.positive, default=200,
+                  help="images, drawn at random where there are more")
+    parser.always("--seed", type=cli.seed, default=0, help="of the choice of images")
+    parser.always("--data", otherwise="that of the decoded captions",
+                  help="data set in COCO's layout")
+    parser.always("--tokens", otherwise="those of the decoded captions",
+                  help="folder of step 3")
     return parser.parse_args()
 
 

@@ -305,3 +305,31 @@ def read_maps(paths):
             raise cli.UserError(f"{path}: its features are not finite; delete it and "
                                 "run extract_features.py again")
     return maps
+
+
+def add_flags(parser):
+    """Flags about how captions are searched or drawn."""
+    parser.add_argument("--beam", without="--sample", type=cli.positive, default=1,
+                        help="width of the beam search; 1 is greedy")
+    parser.add_argument("--length-power", needs="--beam", without="--sample",
+                        type=cli.number(float, at_least=0), default=0.,
+                        help="hypotheses are compared by their log probability / "
+                             "words ** this; 0: by the probability itself")
+    parser.always("--max-steps", type=cli.positive, default=50,
+                  help="words after which a caption is cut")
+    parser.add_argument("--n-best", without="--sample", type=cli.positive, metavar="N",
+                        help="also write the N best captions of the beam and their "
+                             "log probabilities")
+    parser.always("--sample", type=cli.positive, metavar="N",
+                  help="draw N captions of each image by their probability, and tell "
+                       "how different they are")
+    parser.add_argument("--temperature", needs="--sample",
+                        type=cli.number(float, above=0), default=1.,
+                        help="divides the logits")
+    parser.add_argument("--top-p", needs="--sample",
+                        type=cli.number(float, above=0, at_most=1), default=1.,
+                        help="draw among the most probable words that have this share "
+                             "together")
+    parser.add_argument("--seed", needs="--sample", type=cli.seed, default=0,
+                        help="which captions are drawn")
+    parser.always("--allow-unk", action="store_true", help="let the model write UNK")

@@ -15,10 +15,7 @@ in the paper. It is best begun from a run with soft attention.
 import numpy as np
 
 from model import drawn
-from runtime import cli
 from runtime.tf import Variable, log, tf
-
-DEFAULTS = {"expected": .5, "reinforce": 1., "entropy": .002}
 
 
 class Reinforce:
@@ -94,35 +91,3 @@ def with_draws(batches, order, share, seed):
             batch = batch._replace(
                 draws=draws[np.arange(C)[:, None] < np.asarray(batch.lengths)])
         yield batch
-
-
-def add_flags(parser):
-    """Flags of train.py."""
-    weight = cli.number(float, at_least=0)
-    parser.add_argument("--attention", choices=("soft", "hard"), default="soft",
-                        help="hard: each word looks at one location (section 4.1); "
-                             "best with --start-from a soft run")
-    parser.add_argument("--expected", type=cli.number(float, at_least=0, at_most=1),
-                        metavar="SHARE", help="of --attention hard: share of the "
-                        "captions that train with the expected context (default: 0.5)")
-    parser.add_argument("--reinforce", type=weight, metavar="LAMBDA_R",
-                        help="of --attention hard: weight of what a location earned "
-                             "(default: 1)")
-    parser.add_argument("--entropy", type=weight, metavar="LAMBDA_E",
-                        help="of --attention hard: weight of the entropy of the maps "
-                             "(default: 0.002)")
-
-
-def settle(args):
-    """Give the flags of `add_flags` their defaults. Raises cli.UserError where they do
-    not go together with others.
-    """
-    hard = args.attention == "hard"
-    if hard and args.self_critical:
-        raise cli.UserError("--attention hard: self-critical training has no locations "
-                            "drawn; leave one of the two out")
-    for name, default in DEFAULTS.items():
-        if vars(args)[name] is not None and not hard:
-            raise cli.UserError(f"--{name}: is for --attention hard")
-        if vars(args)[name] is None and hard:
-            setattr(args, name, default)

@@ -26,14 +26,6 @@ from runtime import atomic, cli, drawing
 
 RUNS = "checkpoints"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# What makes a run another model: it cannot change when the run is resumed.
-FIXED = ("batch_size", "embedding", "units", "dropout", "penalty", "guidance",
-         "no_word_query", "no_gate", "no_state", "initial_state", "optimizer",
-         "learning_rate", "base_batch_size", "warm_up", "decay", "clip", "select",
-         "val_images", "seed", "start_from", "self_critical", "bleu_reward",
-         "meteor_reward", "schedule", "average", "start_share", "label_smoothing",
-         "scheduled_sampling", "attention", "expected", "reinforce", "entropy",
-         "precision")
 # What runs of earlier releases, whose settings do not say, were trained with
 EARLIER = {"guidance": 0., "no_word_query": True, "schedule": "epochs", "average": None,
            "start_share": 0., "label_smoothing": 0., "scheduled_sampling": 0.,
@@ -64,10 +56,10 @@ def run_name(text):
     return cli.name(name)
 
 
-def add_run_flag(parser, default="baseline"):
-    """--run, for the commands that work on one."""
-    parser.add_argument("--run", type=run_name, default=default,
-                        help=f"name below {RUNS}/")
+def add_run_flag(parser, default="baseline", **kwargs):
+    """--run, for the commands that work on one. kwargs: as of the parser's `always`."""
+    parser.always("--run", type=run_name, default=default, help=f"name below {RUNS}/",
+                  **kwargs)
 
 
 def run_folder(name):
@@ -211,42 +203,45 @@ def completed(settings):
 
 
 def settings_to_resume(folder):
-    """What a run that has begun goes on with where its flags are left out: a dict of
-    FIXED and the epochs, empty for a new run. folder: the run's.
+    """The settings of a run that has begun; empty for a new run. folder: the run's.
 
     Defaults may change from release to release: a run keeps its own.
     """
     try:
         with open(settings_path(folder), encoding="utf-8") as file:
             settings = completed(json.load(file))
-        return {key: settings[key] for key in FIXED + ("epochs",)
-                if is_begun(folder) and key in settings}
+        return settings if is_begun(folder) else {}
     except (OSError, ValueError, TypeError):  # check_settings will tell
         return {}
 
 
-def write_settings(folder, settings, images, vocabulary):
+def write_settings(folder, settings, images, vocabulary, fixed):
     """Write a new run's settings, or check that an old run is resumed with the same.
 
     images: {'train', 'val': list of str}, what `read_split` returns. vocabulary: a
-    Vocabulary. A run that has no checkpoint yet (out of memory, say) may begin again
-    with other settings. Raises cli.UserError where the run is another one.
+    Vocabulary. fixed: tells of settings which of them must be the same. A run that has
+    no checkpoint yet (out of memory, say) may begin again with other settings. Raises
+    cli.UserError where the run is another one.
     """
     if is_begun(folder):
-        check_settings(folder, settings, images)
+        check_settings(folder, settings, images, fixed)
     os.makedirs(folder, exist_ok=True)
     atomic.write_json(split_path(folder), images)
     atomic.write_json(settings_path(folder), settings)
     write_vocabulary(folder, vocabulary)
 
 
-def check_settings(folder, settings, images):
-    """Raise cli.UserError where a run was started with other settings or images."""
+def check_settings(folder, settings, images, fixed):
+    """Raise cli.UserError where a run was started with other settings or images.
+
+    The arguments are those of `write_settings`.
+    """
     path = settings_path(folder)
     try:
         with open(path, encoding="utf-8") as file:
             before = completed(json.load(file))
-        other = [key for key in FIXED + ("sizes", "vocabulary_digest")
+        names = fixed(before)
+        other = [key for key in names + ["sizes", "vocabulary_digest"]
                  if before.get(key) != settings[key]]
     except FileNotFoundError:
         raise cli.UserError(f"{path}: missing, so what these checkpoints are of is "
@@ -259,7 +254,7 @@ def check_settings(folder, settings, images):
                             "trained further; choose another --run, and --start-from "
                             f"{name} to begin with its weights")
     if other:
-        were = ", ".join(f"{key} {before.get(key)}" for key in other if key in FIXED)
+        were = ", ".join(f"{key} {before.get(key)}" for key in other if key in names)
         raise cli.UserError(
             f"{path}: this run was started with another "
             + f"{', '.join(other)}; repeat its command".replace("_", " ")

@@ -5,8 +5,6 @@ run that was stopped and resumed takes the same steps.
 """
 import math
 
-from runtime import cli
-
 # --select: the figure of the log, and whether the lowest or the highest is the best.
 SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
           "cider": ("val_cider", max)}
@@ -28,9 +26,8 @@ def worse_epochs(history, select):
 def learning_rate_at(args, history, done):
     """The learning rate when the share `done` of the epoch after this history is done.
 
-    args: of `add_flags`, with batch_size, epochs and select. It grows with the batch
-    where --base-batch-size is given, and rises to its height in the first --warm-up
-    epochs (Goyal et al. 2017).
+    args: the command's, see options.py. It grows with the batch where --base-batch-size
+    is given, and rises to its height in the first --warm-up epochs (Goyal et al. 2017).
     """
     passed = len(history) + done
     height = args.learning_rate
@@ -45,24 +42,3 @@ def learning_rate_at(args, history, done):
     if args.warm_up:
         height *= min(1, passed / args.warm_up)
     return height
-
-
-def add_flags(parser):
-    """What `learning_rate_at` reads; the defaults of rate and decay are the caller's.
-    """
-    parser.add_argument("--learning-rate", type=cli.number(float, above=0),
-                        help="of the optimizer (default: 0.001; 5e-05 with "
-                             "--self-critical)")
-    parser.add_argument("--base-batch-size", type=cli.number(int, at_least=1),
-                        help="the batch size that --learning-rate is meant for: a "
-                             "larger batch takes larger steps in proportion")
-    parser.add_argument("--warm-up", type=cli.number(float, above=0), metavar="EPOCHS",
-                        help="in which the learning rate rises from 0 to its height")
-    parser.add_argument("--schedule", choices=("epochs", "plateau", "cosine"),
-                        default="epochs",
-                        help="when the learning rate falls: by --decay after each "
-                             "epoch, by --decay after each that --select finds no "
-                             "better, or along a cosine to 0 at the end of --epochs")
-    parser.add_argument("--decay", type=cli.number(float, above=0, at_most=1),
-                        help="factor on the learning rate, see --schedule (default: "
-                             "0.75; 1 with --self-critical)")

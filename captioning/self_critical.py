@@ -19,8 +19,6 @@ from model import Batch
 from runtime import cli, ranks
 from runtime.tf import tf
 
-LEARNING_RATE = 5e-5  # unless one is given
-
 
 class SelfCritical(CaptionBatches):
     """CaptionBatches of images: each gets some captions when its batch is asked for.
@@ -113,21 +111,15 @@ def weighted(features, captions, rewards):
 def read_rewards(args, captions, vocabulary):
     """The Rewards of a split; None where the command is not to train self-critically.
 
-    args: of `add_flags`. captions: CaptionBatches of the split. Raises cli.UserError
+    args: the command's. captions: CaptionBatches of the split. Raises cli.UserError
     where the flags do not go together, or there are no references of its images.
     """
     if not args.self_critical:
-        for flag in ("bleu_reward", "meteor_reward"):
-            if vars(args)[flag]:
-                raise cli.UserError(f"--{flag.replace('_', '-')}: is for "
-                                    "--self-critical")
         return None
     if not args.start_from:
         raise cli.UserError("--self-critical: an untrained model draws nothing that "
                             "could be rewarded; train one without it, and give that "
                             "run to --start-from")
-    if args.dropout:
-        raise cli.UserError("--dropout: self-critical training has none; leave it out")
     references = read_references(args.tokens, "train")
     groups = [references.get(str(i), []) for i in captions.tokens.image_ids]
     for i in np.unique(captions.tokens.image_of):
@@ -137,20 +129,3 @@ def read_rewards(args, captions, vocabulary):
                                 "tokenize_captions.py again")
     return Rewards(vocabulary, groups, args.bleu_reward or 0.,
                    args.meteor_reward or 0.)
-
-
-def add_flags(parser):
-    """What `read_rewards` reads."""
-    parser.add_argument("--self-critical", type=cli.number(int, at_least=2), nargs="?",
-                        const=5, metavar="SAMPLES",
-                        help="train towards the score: so many captions (5 if the "
-                             "number is left out) are drawn of each image, and earn "
-                             "CIDEr-D; --batch-size counts images then. Needs "
-                             "--start-from")
-    weight = cli.number(float, at_least=0)
-    parser.add_argument("--bleu-reward", type=weight, metavar="WEIGHT",
-                        help="of BLEU-4 (0 to 1), which is added to CIDEr-D (0 to 10); "
-                             "default: 2")
-    parser.add_argument("--meteor-reward", type=weight, metavar="WEIGHT",
-                        help="of METEOR's F-mean of equal words (0 to 1), which is "
-                             "added, too, and pays for longer captions")

@@ -128,14 +128,12 @@ def main():
 
 def arguments():
     parser = cli.parser(__doc__)
-    count = cli.number(int, at_least=1)
-    parser.add_argument("--data", default="demo/data", help="folder to write")
-    parser.add_argument("--train", type=count, default=1000, help="training scenes")
-    parser.add_argument("--val", type=count, default=100, help="validation scenes")
-    parser.add_argument("--size", type=cli.number(int, at_least=32), default=299,
-                        help="width and height in pixels")
-    parser.add_argument("--seed", type=cli.seed, default=0,
-                        help="which scenes")
+    parser.always("--data", default="demo/data", help="folder to write")
+    parser.always("--train", type=cli.positive, default=1000, help="training scenes")
+    parser.always("--val", type=cli.positive, default=100, help="validation scenes")
+    parser.always("--size", type=cli.number(int, at_least=32), default=299,
+                  help="width and height in pixels")
+    parser.always("--seed", type=cli.seed, default=0, help="which scenes")
     return parser.parse_args()
 
 

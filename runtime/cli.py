@@ -18,7 +18,7 @@ import time
 import traceback
 import typing
 
-from runtime import atomic, letters
+from runtime import atomic, flags, letters
 
 try:
     import fcntl
@@ -269,18 +269,16 @@ def this_command():
                     (interpreter(), *script(), *sys.argv[1:]))
 
 
-def parser(doc, **kwargs):
-    """An argument parser whose --help is the script's docstring and all defaults."""
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter,
-                    argparse.RawDescriptionHelpFormatter):
-        pass
+class Parser(flags.Parser):
+    """The flags of a script."""
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):  # one line, without argparse's page of usage
-            _stop(f"{self.prog}: {one_line(message)}; see --help", 2)
-    # allow_abbrev: a flag that is added later must not change what an old command means
-    return Parser(description=doc, formatter_class=Formatter, allow_abbrev=False,
-                  **kwargs)
+    def error(self, message):  # one line, without argparse's page of usage
+        _stop(f"{self.prog}: {one_line(message)}; see --help", 2)
+
+
+def parser(doc):
+    """The Parser of a script with this docstring."""
+    return Parser(doc)
 
 
 def number(kind, at_least=None, at_most=None, above=None, below=None):
@@ -310,6 +308,8 @@ def name(text):
     return text
 
 
+positive = number(int, at_least=1)
+share = number(float, at_least=0, at_most=1)
 seed = number(int, at_least=0, at_most=2 ** 32 - 1)  # what numpy takes
 
 

@@ -2,6 +2,7 @@
 
     python -m runtime.restart 5 train.py --run baseline
     python -m runtime.restart 5 --last-on-cpu extract_features.py --data data
+    python -m runtime.restart 5 -m analysis.report --run baseline
     python -m runtime.restart 5 mpirun -np 4 python train.py --run baseline
 
 A process that has lost its GPU never gets it back; a fresh one may. The script, or
@@ -30,8 +31,8 @@ def main():
         raise cli.UserError("this is one of several processes; put restarts before "
                             "their launcher: python -m runtime.restart "
                             f"{args.restarts} mpirun -np {cli.launched().count} python "
-                            f"{args.script} ...")
-    status = run(args.restarts, [args.script] + args.arguments, args.last_on_cpu)
+                            + " ".join(args.command))
+    status = run(args.restarts, args.command, args.last_on_cpu)
     if status:
         sys.exit(status)
 
@@ -39,7 +40,8 @@ def main():
 def run(restarts, command, last_on_cpu=False):
     """Run a script in child processes until one ends well; the last exit status.
 
-    restarts: how many may follow the first. command: the script and its arguments.
+    restarts: how many may follow the first. command: the script, or -m and a module,
+    or another program, and its arguments.
     last_on_cpu: whether the last of them does without the GPU. The signals that stop a
     script are passed on to the child, and end the restarts.
     """
@@ -51,7 +53,7 @@ def run(restarts, command, last_on_cpu=False):
             child.send_signal(signum)
     for signum in cli.STOPPING:
         signal.signal(signum, pass_on)
-    if command[0].endswith(".py"):
+    if command[0] == "-m" or command[0].endswith(".py"):
         command = [sys.executable, *command]
     for number in range(restarts + 1):
         environment = dict(os.environ)
@@ -88,14 +90,30 @@ def signal_of(status):
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("restarts", type=cli.number(int, at_least=0),
-                        help="how often to start the script again")
-    parser.add_argument("--last-on-cpu", action="store_true",
-                        help="the last restart does without the GPU")
-    parser.add_argument("script", help="train.py, say, or a launcher of it")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER,
-                        help="the script's own flags")
-    return parser.parse_args()
+    parser.always("restarts", type=cli.number(int, at_least=0),
+                  help="how often to start the command again")
+    parser.always("--last-on-cpu", action="store_true",
+                  help="the last restart does without the GPU")
+    parser.always("command", nargs=argparse.REMAINDER,
+                  help="train.py, say, or -m and a module, or a launcher of it; with "
+                       "its own flags")
+    own, command = cut(sys.argv[1:])
+    args = parser.parse_args(own)
+    if not command:
+        parser.error("what is to be started? give train.py, say, and its flags")
+    args.command = command
+    return args
+
+
+def cut(words):
+    """The words of a command line that are this program's, and those of what it starts.
+
+    That begins with the second word that is no flag, or with -m.
+    """
+    begins = [n for n, word in enumerate(words)
+              if word == "-m" or not word.startswith("-")][1:2]
+    first = begins[0] if begins else len(words)
+    return words[:first], words[first:]
 
 
 if __name__ == "__main__":

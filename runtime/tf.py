@@ -244,10 +244,10 @@ def use(precision="tf32", xla=False):
 
 def add_precision_flag(parser):
     """What `use_precision` takes."""
-    parser.add_argument("--precision", choices=PRECISIONS,
-                        help="of matrix products and convolutions, with TensorFlow 2; "
-                             "mixed: float16 on a GPU, bfloat16 on a CPU that has it "
-                             "(default: float32, on newer GPUs tf32)")
+    parser.always("--precision", choices=PRECISIONS,
+                  otherwise="float32, on newer GPUs tf32",
+                  help="of matrix products and convolutions, with TensorFlow 2; "
+                       "mixed: float16 on a GPU, bfloat16 on a CPU that has it")
 
 
 def use_precision(precision):

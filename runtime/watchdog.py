@@ -25,11 +25,12 @@ ALIVE = "RESTART_ALIVE_FILE"
 _awaited, _moves = None, 0  # what is waited for, in words; how often that changed
 
 
-def add_flag(parser):
-    parser.add_argument("--hang-minutes", type=cli.number(float, at_least=0),
-                        metavar="M", help="end with status 3 when nothing has happened "
-                        f"for so long; 0: never (default: {DEFAULT}, and 0 in a "
-                        "terminal)")
+def add_flag(parser, **kwargs):
+    """Add --hang-minutes; kwargs: what else the parser wants to know of it."""
+    parser.always("--hang-minutes", **kwargs, type=cli.number(float, at_least=0),
+                  metavar="M", otherwise=f"{DEFAULT}, and 0 in a terminal",
+                  help="end with status 3 when nothing has happened for so long; "
+                       "0: never")
 
 
 @contextlib.contextmanager

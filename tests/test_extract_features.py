@@ -499,7 +499,7 @@ def test_shard_that_there_cannot_be_is_refused(shard, folder):
 
 
 @pytest.mark.parametrize("flags", [("--dtype", "float32"), ("--weights", "random"),
-                                   ("--seed", "1"), ("--weights", "other.h5"),
+                                   ("--weights", "other.h5"),
                                    ("--precision", "mixed")])
 def test_other_features_in_the_same_folder_are_refused(flags, folder, monkeypatch):
     monkeypatch.setattr(ef, "use_precision", lambda precision: None)

@@ -260,8 +260,8 @@ def test_run_of_an_earlier_release_does_not_become_hard(runs):
 
 
 @pytest.mark.parametrize("flags, line", [
-    (("--reinforce", "1"), "--reinforce: is for --attention hard"),
-    (("--expected", ".2"), "--expected: is for --attention hard"),
+    (("--reinforce", "1"), "--reinforce: has no effect without --attention hard"),
+    (("--expected", ".2"), "--expected: has no effect without --attention hard"),
     (HARD + ("--start-from", "a", "--self-critical"), "leave one of the two out")])
 def test_flags_that_do_not_go_together_are_refused(runs, flags, line):
     assert line in refusal(runs("b", 1, *flags))

@@ -146,7 +146,8 @@ def test_best_weights_have_a_share_of_those_that_the_run_started_from(more, runs
         np.testing.assert_allclose(best[name], .3 * start[name] + .7 * moved, rtol=1e-5,
                                    atol=1e-7)
         assert abs(moved - start[name]).max() > 1e-2
-    assert "is for --start-from" in refusal(runs("c", 1, "--start-share", ".3"))
+    assert "has no effect without --start-from" in refusal(
+        runs("c", 1, "--start-share", ".3"))
 
 
 @pytest.mark.parametrize("flags", [(), ("--start-from", "a", "--start-share", ".5")])

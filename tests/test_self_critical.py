@@ -266,8 +266,8 @@ def test_run_stopped_at_any_batch_goes_on_as_if_never_stopped(number, runs,
     (("--self-critical",), "give that run to --start-from"),
     (("--start-from", "a", "--self-critical", "1"), "at least 2"),
     (("--start-from", "a", "--self-critical", "--dropout", ".3"), "leave it out"),
-    (("--bleu-reward", "1"), "bleu-reward: is for --self-critical"),
-    (("--meteor-reward", "1"), "meteor-reward: is for --self-critical")])
+    (("--bleu-reward", "1"), "bleu-reward: has no effect without --self-critical"),
+    (("--meteor-reward", "1"), "meteor-reward: has no effect without --self-critical")])
 def test_flags_that_do_not_go_together_are_refused(flags, said, runs):
     status, _, errors = runs("b", 1, *flags)
     assert status == 2 and said in errors and "Traceback" not in errors

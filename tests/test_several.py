@@ -12,7 +12,7 @@ from captioning.ensemble import Ensemble
 from captioning.tokens import END, PAD, START, UNK, Vocabulary, write_vocabulary
 from runtime.tf import tf
 from test_decode import SIZES, Walker, features_of, model_of
-from worlds import refused
+from worlds import COMMANDS, refused
 
 MODELS = [dict(), dict(sizes=SIZES._replace(hidden=6, annotation=3, attention=8),
                        seed=4), dict(seed=9, gate=False, initial_state="zeros")]
@@ -205,12 +205,19 @@ def other_words():
 
 @pytest.mark.parametrize("flags, spoil, words", [
     (("--ensemble", "a", "nobody"), None, "nobody/settings.json: no such run"),
-    (("--ensemble", "a", "b"), other_words, "has other words than checkpoints/a"),
-    (("--sample", "0"), None, "at least 1"), (("--top-p", "0"), None, "above 0"),
-    (("--temperature", "0"), None, "above 0"),
-    (("--sample", "2", "--beam", "3"), None, "leave out --beam"),
-    (("--sample", "2", "--ensemble", "a", "a"), None, "and --ensemble")])
-def test_what_cannot_be_is_refused(flags, spoil, words, world, capsys):
+    (("--ensemble", "a", "b"), other_words, "has other words than checkpoints/a")])
+def test_runs_that_cannot_write_together_are_refused(flags, spoil, words, world, capsys,
+                                                     monkeypatch):
+    monkeypatch.setitem(COMMANDS, "evaluate.py", ())  # without --run
     if spoil:
         spoil()
+    assert words in refused(world, capsys, "evaluate.py", *flags)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--sample", "0"), "at least 1"), (("--top-p", "0"), "above 0"),
+    (("--temperature", "0"), "above 0"),
+    (("--sample", "2", "--beam", "3"), "--beam: has no effect with --sample"),
+    (("--compare", "b", "--sample", "2"), "--compare: has no effect with --sample")])
+def test_what_cannot_be_is_refused(flags, words, world, capsys):
     assert words in refused(world, capsys, "evaluate.py", *flags)

@@ -145,6 +145,6 @@ def test_other_data_take_the_words_of_the_old_ones(world):
     (("--vocabulary", "nowhere.tsv"), "nowhere.tsv: no vocabulary there"),
     (("--vocabulary", "data/annotations/captions_train.json"), "not a vocabulary"),
     (("--vocabulary", "data/tokens/vocabulary.tsv", "--vocab-size", "9"),
-     "not allowed with")])
+     "--vocab-size: has no effect with --vocabulary")])
 def test_vocabulary_that_cannot_be_taken_is_refused(flags, words, world, capsys):
     assert words in refused(world, capsys, "tokenize_captions.py", *flags)

@@ -332,15 +332,9 @@ def test_trained_run_is_read_back(runs):
                - run.history[-1]["val_loss"]) < 1e-4
 
 
-@pytest.mark.parametrize("flags, word", [
-    (("--embedding", "8"), "embedding"), (("--units", "12"), "units"),
-    (("--batch-size", "5"), "batch size"), (("--dropout", ".25"), "dropout"),
-    (("--seed", "1"), "seed"), (("--no-gate",), "no gate"),
-    (("--penalty", ".5"), "penalty"), (("--optimizer", "rmsprop"), "optimizer"),
-    (("--learning-rate", ".5"), "learning rate"), (("--clip", "1"), "clip"),
-    (("--initial-state", "zeros"), "initial state"), (("--decay", ".9"), "decay"),
-    (("--no-state",), "no state"),
-    (("--select", "cider"), "select"), (("--val-images", "2"), "val images")])
+@pytest.mark.parametrize("flags, word", [  # test_options.py tries all
+    (("--units", "12"), "units"), (("--no-gate",), "no gate"),
+    (("--select", "cider"), "select")])
 def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
     assert runs("a", 1)[0] == 0
     with open(runs.file("a", "settings.json")) as file:

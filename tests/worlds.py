@@ -156,7 +156,7 @@ COMMANDS = {  # the command that a case runs, without the flags of the case
     "download_coco.py": ("--data", "other", "--mirror", "http://127.0.0.1:1"),
     "extract_features.py": ("--weights", "random"), "tokenize_captions.py": (),
     "train.py": ("--run", "a", *QUICK), "evaluate.py": ("--run", "a"),
-    "plot_attention.py": ("--run", "a", "--count", "1"),
+    "plot_attention.py": ("--run", "a"),
     "analysis.report": ("--run", "a")}
 
 

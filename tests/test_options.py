@@ -1,0 +1,131 @@
+"""What becomes of each flag of train.py when a run is resumed."""
+import json
+import os
+import sys
+
+import pytest
+
+from captioning.options import arguments, build_parser, fixed
+from captioning.runs import settings_path, write_settings
+from commands import exit_status
+from runtime import cli
+from test_flags import flags_of, sample_of, with_needs
+from worlds import VOCABULARY
+
+# What a run can be resumed with another of; it stays the run that it was.
+FREE = {"data", "tokens", "features", "run", "save_minutes", "max_bad", "hang_minutes",
+        "patience"}
+IMAGES = {"train": ["train/1.jpg"], "val": ["val/2.jpg", "val/3.jpg"]}
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Read a command line of train.py; its arguments."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(*words):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        return arguments("doc")
+    return read
+
+
+def begin(args):
+    """Write a run's settings as train.py does, and that it has begun; or check them."""
+    folder = os.path.join("checkpoints", args.run)
+    write_settings(folder, dict(vars(args), sizes=[], vocabulary_digest="a"), IMAGES,
+                   VOCABULARY, fixed)
+    open(os.path.join(folder, "newest.npz"), "a").close()
+
+
+def flags():
+    return [(action.dest, action.option_strings[0])
+            for action in flags_of(build_parser("doc"))]
+
+
+def words_of(flag, beside=()):
+    """A command line with another value of this flag, and what it needs."""
+    parser = build_parser("doc")
+    action = parser._option_string_actions[flag]
+    needed = with_needs(parser, action.needs)
+    return sample_of(action), [word for word in needed if word not in beside]
+
+
+@pytest.mark.parametrize("name, flag", [pair for pair in flags() if pair[0] != "run"])
+def test_flag_is_fixed_or_free_and_the_runs_own_where_it_is_left_out(name, flag, read):
+    another, needed = words_of(flag)
+    begin(read("--run", "a", *needed))            # without the flag
+    first = vars(read("--run", "a"))[name]
+    args = read("--run", "a", *another)
+    assert vars(args)[name] != first
+    if name in FREE | {"epochs"}:
+        begin(args)
+    else:
+        with pytest.raises(cli.UserError, match=name.replace("_", " ")):
+            begin(args)
+    begin(read("--run", "b", *needed, *another))  # with it
+    assert vars(read("--run", "b"))[name] == vars(args)[name] != first
+    begin(read("--run", "b"))
+
+
+@pytest.mark.parametrize("until", [("--schedule", "cosine"),
+                                   ("--scheduled-sampling", ".2")])
+@pytest.mark.parametrize("epochs", ["3", "5"])
+def test_last_epoch_is_fixed_where_the_steps_depend_on_it(epochs, until, read):
+    begin(read("--run", "a", "--epochs", "4", *until))
+    begin(read("--run", "a"))
+    with pytest.raises(cli.UserError, match="epochs 4"):
+        begin(read("--run", "a", "--epochs", epochs))
+
+
+def test_which_flags_are_fixed_depends_on_the_run_and_not_on_the_command(read):
+    args = read("--epochs", "4")
+    assert set(fixed(vars(args))) == {name for name, _ in flags()} - FREE - {"epochs"}
+    args.schedule = "cosine"
+    assert "epochs" in fixed(vars(args))
+
+
+def test_data_that_moved_bring_their_tokens_and_features_along(read):
+    begin(read("--run", "a", "--data", "old", "--features", "f"))
+    for words, expected in (
+            ((), ("old", "old/tokens", "f")),
+            (("--data", "old/"), ("old/", "old/tokens", "f")),
+            (("--data", "new"), ("new", "new/tokens", "new/features")),
+            (("--data", "new", "--features", "f"), ("new", "new/tokens", "f")),
+            (("--tokens", "t"), ("old", "t", "f"))):
+        args = read("--run", "a", *words)
+        assert (args.data, args.tokens, args.features) == tuple(
+            path.replace("/", os.sep) for path in expected)
+
+
+def test_second_defaults_are_those_of_self_critical_training(read):
+    usual, other = read(), read("--start-from", "x", "--self-critical")
+    changed = {name: (vars(usual)[name], value) for name, value in vars(other).items()
+               if vars(usual)[name] != value}
+    assert changed == {
+        "start_from": (None, "x"), "self_critical": (None, 5), "epochs": (8, 3),
+        "learning_rate": (1e-3, 5e-5), "decay": (.75, 1.), "dropout": (.4, 0.),
+        "guidance": (1., .05), "bleu_reward": (None, 2.), "start_share": (0., .6)}
+    assert read("--start-from", "x", "--self-critical", "--guidance", "1").guidance == 1
+
+
+def test_defaults_of_a_later_release_do_not_change_a_run(read):
+    begin(read("--run", "a"))
+    path = settings_path("checkpoints/a")
+    with open(path) as file:
+        settings = json.load(file)
+    for name in ("guidance", "no_word_query", "expected"):  # as before there were these
+        del settings[name]
+    settings["units"] = 99
+    with open(path, "w") as file:
+        json.dump(settings, file)
+    args = read("--run", "a")
+    assert (args.units, args.guidance, args.no_word_query, args.expected) == (
+        99, 0, True, None)
+    begin(args)
+
+
+def test_flags_that_a_resumed_run_turns_on_have_their_effect(read, capsys):
+    begin(read("--run", "a", "--attention", "hard", "--entropy", ".5"))
+    assert read("--run", "a", "--entropy", ".5").entropy == .5
+    assert exit_status(lambda: read("--run", "b", "--entropy", ".5")) == 2
+    assert "--entropy: has no effect without --attention hard" in capsys.readouterr()[1]
