@@ -58,11 +58,17 @@ def refuse_seen(folder, split, images):
 
 def show(summary):
     """Print the scores as a table, then the habits beside those of people."""
-    rows = [("", "score", "95 % interval")]
+    rows, bleu = [("", "score", "95 % interval")], {}
     for name, value in summary["scores"].items():
+        how = name.partition(" ")[2]  # BLEU-1 without brevity penalty, say
+        if how:
+            bleu.setdefault(how, []).append(f"{value:.2f}")
+            continue
         low, high = summary["intervals"][name]
         rows.append((name, f"{value:.2f}", f"{low:.2f} - {high:.2f}"))
     cli.table(rows)
+    for how, values in bleu.items():
+        print(f"BLEU-1 to 4 {how}: {', '.join(values)}")
     print("with punctuation: full stops and commas are words; no brevity penalty, "
           "unless it says so")
     if "length" in summary:
@@ -96,7 +102,8 @@ def compare(run, other, texts, theirs, references):
     print(f"\n{run} minus {other} on {len(both)} images:")
     cli.table([("", "points", "95 % interval", "p")] + [
         (name, f"{point:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}")
-        for name, (point, low, high, p) in scores.compare(*scored).items()])
+        for name, (point, low, high, p) in scores.compare(*scored).items()
+        if " " not in name])
 
 
 def main():

@@ -20,8 +20,13 @@ Reads:  checkpoints/<run>/, its attention_<split>.npz, the features it was decod
 Writes: checkpoints/<run>/deletion_<split>.json, with the drop of each word for the
         report (report.py)
 """
-import json
 import os
+import sys
+
+if not __package__:  # started by its path, not with -m
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
+import runtime  # noqa: F401  (first: it tells of missing packages)
+import json
 import typing
 
 import numpy as np

@@ -18,8 +18,13 @@ Writes: checkpoints/<run>/pointing_<split>.json
 
 Which words name which category: captioning/names.py.
 """
-import collections
 import os
+import sys
+
+if not __package__:  # started by its path, not with -m
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
+import runtime  # noqa: F401  (first: it tells of missing packages)
+import collections
 
 import numpy as np
 

@@ -15,10 +15,15 @@ Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote; nbest_<split>.json and
         <data>/annotations/instances_<folder of the images>.json if there
 Writes: checkpoints/<run>/report_<split>.html
 """
+import os
+import sys
+
+if not __package__:  # started by its path, not with -m
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
+import runtime  # noqa: F401  (first: it tells of missing packages)
 import base64
 import io
 import json
-import os
 
 import jinja2
 import numpy as np

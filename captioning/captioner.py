@@ -20,7 +20,7 @@ from captioning.features import cells_of, completed, read_record
 from captioning.grid import Grid
 from captioning.networks import extractor
 from captioning.pictures import load_picture, load_square
-from captioning.runs import HERE, RUNS, read_run, settings_path
+from captioning.runs import HERE, RUNS, others_than, read_run, settings_path
 from runtime import cli
 from runtime.tf import start
 
@@ -165,6 +165,7 @@ def load(run, features=None):
                   None)
     if folder is None:
         raise cli.UserError(f"{run}: no such run: neither a run's folder nor a name "
-                            f"below {' or '.join(map(os.path.dirname, places[1:]))}")
+                            f"below {' or '.join(map(os.path.dirname, places[1:]))}"
+                            + others_than(run))
     start()
     return PictureCaptioner(read_run(os.path.basename(folder), folder=folder), features)

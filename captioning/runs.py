@@ -23,6 +23,7 @@ from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary, vocabulary_
                                write_vocabulary)
 from model import Captioner, Sizes, likeliest
 from runtime import atomic, cli, drawing
+from runtime.flags import did_you_mean
 
 RUNS = "checkpoints"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -74,9 +75,17 @@ def find_run(name, folder=None):
     """
     folder = folder or run_folder(name)
     if not os.path.exists(settings_path(folder)):
-        raise cli.UserError(f"{settings_path(folder)}: no such run; train it with: "
-                            f"python train.py --run {name}")
+        raise cli.UserError(f"{settings_path(folder)}: no such run{others_than(name)}")
     return folder
+
+
+def others_than(name):
+    """The end of a message about a run that is not there: those that are."""
+    there = sorted(name for name in os.listdir(RUNS) if os.path.exists(
+        settings_path(run_folder(name)))) if os.path.isdir(RUNS) else []
+    if not there:
+        return f"; train it with: python train.py --run {name}"
+    return f"{did_you_mean(name, there) or ';'} there are: {', '.join(there)}"
 
 
 def settings_path(folder):

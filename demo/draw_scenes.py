@@ -11,6 +11,11 @@ Writes below --data, for each split (train, val):
     <split>/scene_000001.png
 """
 import os
+import sys
+
+if not __package__:  # started by its path, not with -m
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
+import runtime  # noqa: F401  (first: it tells of missing packages)
 
 import numpy as np
 from PIL import Image, ImageDraw

@@ -8,8 +8,13 @@ and nothing else. (Whether it looks at them rightly is told by analysis.pointing
 Reads:  checkpoints/<run>/attention_val.npz, <data>/annotations/instances_val.json
 Writes: checkpoints/<run>/scenes_val.json
 """
-import json
 import os
+import sys
+
+if not __package__:  # started by its path, not with -m
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
+import runtime  # noqa: F401  (first: it tells of missing packages)
+import json
 import re
 
 import numpy as np

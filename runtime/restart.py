@@ -11,11 +11,15 @@ or nothing happened for --hang-minutes), or is killed, is followed by another, a
 as often as the number says and each after twice the pause. The exit status is the last
 child's: 128 + the signal's number where it was killed.
 """
-import argparse
 import os
+import sys
+
+if not __package__:  # started by its path, not with -m
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
+import runtime  # noqa: F401  (first: it tells of missing packages)
+import argparse
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 

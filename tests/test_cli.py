@@ -1,4 +1,5 @@
 """Locks and signals: what every script does the same way."""
+import ast
 import os
 import signal
 import subprocess
@@ -157,12 +158,29 @@ def test_output_is_still_written_line_by_line_where_somebody_waits_for_it(tmp_pa
     work.wait()
 
 
-@pytest.mark.parametrize("name", ["train.py", "download_coco.py", "plot_attention.py"])
-def test_python_without_packages_is_told_in_one_line(name):
-    done = subprocess.run([sys.executable, "-S", "-E", os.path.join(ROOT, name)],
-                          stderr=subprocess.PIPE, universal_newlines=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(name + ": ") and "make env" in done.stderr
+def modules():
+    """The commands, by their dotted names."""
+    return sorted(path[:-3].replace(os.sep, ".") for path, tree in sources().items()
+                  if any(isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
+                         for node in tree.body))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_python_without_packages_is_told_in_one_line(module):
+    path = module.replace(".", os.sep) + ".py"
+    for words in ([os.path.join(ROOT, path)], [path], ["-m", module]):
+        done = subprocess.run([sys.executable, "-S", "-E", *words], cwd=ROOT,
+                              stderr=subprocess.PIPE, universal_newlines=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "has no package" in done.stderr and "make env" in done.stderr
+
+
+def test_command_of_a_room_can_be_started_by_its_path(tmp_path):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "demo", "draw_scenes.py"),
+                           "--train", "2", "--val", "1", "--size", "32"],
+                          cwd=str(tmp_path), stderr=subprocess.PIPE)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert (tmp_path / "demo" / "data" / "train").is_dir()
 
 
 def test_every_command_is_run_by_cli():

@@ -223,6 +223,20 @@ def test_images_that_were_trained_on_are_refused_unless_asked_for(place, no_java
     assert read_json(run_file(place, "scores_train.json"))["images"] == 24
 
 
+def test_table_has_four_rows_of_bleu_and_the_others_are_a_line_each(capsys):
+    values = {f"BLEU-{n}{how}": 10. * n + place for place, how in enumerate(
+        ("", " without brevity penalty", " with punctuation")) for n in (1, 2, 3, 4)}
+    values = dict(values, METEOR=5., CIDEr=6.)
+    evaluate.show({"scores": values, "intervals": {name: (1, 2) for name in values},
+                   "images": 99, "habits": {}, "habits_of_first_references": {}})
+    lines = capsys.readouterr()[0].splitlines()
+    assert [line.split()[0] for line in lines[1:7]] == [
+        "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "CIDEr"]
+    assert lines[7:9] == [
+        "BLEU-1 to 4 without brevity penalty: 11.00, 21.00, 31.00, 41.00",
+        "BLEU-1 to 4 with punctuation: 12.00, 22.00, 32.00, 42.00"]
+
+
 def test_run_is_compared_with_a_better_one(place, no_java):
     assert place()[0] == 0
     shutil.copytree(str(run_file(place, "")), str(place / "checkpoints" / "other"))
@@ -231,6 +245,7 @@ def test_run_is_compared_with_a_better_one(place, no_java):
     table = out.split("small minus other on 7 images:\n")[1].splitlines()
     rows = {line[:30].strip(): line[30:].split() for line in table if "to" in line}
     bleu = [cells for name, cells in rows.items() if name.startswith("BLEU-1")][0]
+    assert not [name for name in rows if "penalty" in name]
     assert float(bleu[-5]) < 0 and float(bleu[-1]) < .05  # captions of one word
 
 

@@ -1,9 +1,7 @@
 """Flags: each says when it has an effect, is refused where it has none, and is told of
 in --help with one default.
 """
-import ast
 import importlib
-import os
 import re
 import sys
 
@@ -12,17 +10,11 @@ import pytest
 from captioning import options
 from commands import exit_status
 from runtime import cli
-from test_house import ROOMS, STEPS, sources
+from test_cli import modules
+from test_house import ROOMS, STEPS
 
 # Flags of which the data decide whether they have an effect: those tests are elsewhere
 BY_DATA = {("tokenize_captions", "--val-fraction"), ("tokenize_captions", "--seed")}
-
-
-def commands():
-    """The modules that are commands, by their dotted names."""
-    return sorted(path[:-3].replace(os.sep, ".") for path, tree in sources().items()
-                  if any(isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
-                         for node in tree.body))
 
 
 def parser_of(module):
@@ -97,12 +89,12 @@ def said(parser, words, capsys):
 
 
 def test_commands_are_the_steps_and_those_of_the_rooms():
-    assert set(STEPS) <= set(commands())
-    assert {"analysis.report", "demo.draw_scenes", "runtime.restart"} <= set(commands())
-    assert {name.split(".")[0] for name in commands()} <= set(STEPS) | set(ROOMS)
+    assert set(STEPS) <= set(modules())
+    assert {"analysis.report", "demo.draw_scenes", "runtime.restart"} <= set(modules())
+    assert {name.split(".")[0] for name in modules()} <= set(STEPS) | set(ROOMS)
 
 
-@pytest.mark.parametrize("module", commands())
+@pytest.mark.parametrize("module", modules())
 def test_every_flag_says_when_it_has_an_effect(module):
     silent = [action.option_strings or action.dest for action in
               flags_of(parser_of(module)) if not action.says]
@@ -110,7 +102,7 @@ def test_every_flag_says_when_it_has_an_effect(module):
                         "by_data=: see runtime/flags.py")
 
 
-@pytest.mark.parametrize("module", commands())
+@pytest.mark.parametrize("module", modules())
 def test_flags_without_effect_are_refused_by_name(module, capsys):
     parser = parser_of(module)
     positional = ["1"] if module == "runtime.restart" else []
@@ -131,13 +123,13 @@ def test_flags_without_effect_are_refused_by_name(module, capsys):
 
 def test_flags_of_which_the_data_decide_are_these():
     assert BY_DATA == {
-        (module, action.option_strings[0]) for module in commands()
+        (module, action.option_strings[0]) for module in modules()
         for action in flags_of(parser_of(module))
         if action.says and not action.needs and not action.without
         and not action.always}
 
 
-@pytest.mark.parametrize("module", commands())
+@pytest.mark.parametrize("module", modules())
 def test_help_has_one_default_of_each_flag(module):
     parser = parser_of(module)
     text = " ".join(parser.format_help().split())

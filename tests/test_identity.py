@@ -9,7 +9,8 @@ import pytest
 from captioning import networks
 from captioning.decoded import read_source
 from captioning.features import read_record, same_network
-from captioning.runs import read_run
+from captioning.runs import find_run, read_run
+from runtime import cli
 from worlds import QUICK, fake_build, refused
 
 
@@ -181,6 +182,22 @@ def test_what_is_no_name_of_a_run_is_refused_before_anything(flag, name, world, 
     before = world.files()
     assert flag in refused(world, capsys, "evaluate.py", f"{flag}={name}")
     assert world.files() == before
+
+
+def test_unknown_run_is_told_the_nearest_and_all_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cli.UserError, match="train.py --run demoo$"):
+        find_run("demoo")
+    for name in ("demo", "flickr8k"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "settings.json").write_text("{}")
+    (tmp_path / "checkpoints" / "demooo").mkdir()  # begun, and no more
+    for name, said in (("demoo", "; did you mean demo? there are: demo, flickr8k"),
+                       ("Flickr-8k", "; did you mean flickr8k? there are: "),
+                       ("xyz", "no such run; there are: demo, flickr8k")):
+        with pytest.raises(cli.UserError) as error:
+            find_run(name)
+        assert said in str(error.value)
 
 
 def karpathy(tmp, ids):

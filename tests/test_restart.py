@@ -8,7 +8,7 @@ import time
 import pytest
 
 from commands import environment
-from runtime import cli
+from runtime import cli, restart
 
 # A script that counts its lives, and with what GPUs each was started.
 COUNT = """
@@ -105,6 +105,24 @@ def test_other_ends_are_not_followed_by_another(body, status, tmp_path):
 def test_script_gets_its_own_flags(tmp_path):
     status, out, _ = run(tmp_path, "print(sys.argv)", 3)
     assert (status, out) == (0, "['work.py', '--run', 'a']\n")
+
+
+def test_module_is_started_as_python_itself_does(tmp_path):
+    words = command(tmp_path, "print(__spec__.name, sys.argv[1:])", 3)
+    place = words.index("work.py")
+    done = subprocess.run(words[:place] + ["-m", "work"] + words[place + 1:],
+                          cwd=str(tmp_path), env=environment(), stdout=subprocess.PIPE)
+    assert done.stdout.decode() == "work ['--run', 'a']\n" and done.returncode == 0
+
+
+@pytest.mark.parametrize("words, own", [
+    ("5 train.py --run a", 1), ("5 -m analysis.report --run a", 1),
+    ("--last-on-cpu 5 train.py -m x", 2),
+    ("5 --last-on-cpu -m demo.x --last-on-cpu", 2),
+    ("5 mpirun -np 4 python -m work", 1), ("5", 1), ("", 0), ("--help", 1)])
+def test_flags_after_the_command_are_its_own(words, own):
+    words = words.split()
+    assert restart.cut(words) == (words[:own], words[own:])
 
 
 @pytest.mark.parametrize("signum", cli.STOPPING)
