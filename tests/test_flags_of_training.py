@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -258,6 +259,21 @@ def test_gradients_are_clipped_to_the_flags_norm(flags, norm, runs, monkeypatch)
         assert norms[1:] == pytest.approx([norm] * 3, rel=1e-3)
     else:
         assert .1 < min(norms[1:]) < max(norms) < 5
+
+
+@pytest.mark.parametrize("minutes, saved", [(1, [False, False, True]),
+                                            (2, [False] * 3)])
+def test_checkpoint_is_written_after_so_many_minutes(minutes, saved, runs, monkeypatch):
+    """Each of the three steps takes 35 seconds."""
+    found, real = [], time.time
+
+    def step(trainer, batch, N):
+        found.append(os.path.exists(runs.file("a", "newest.npz")))
+        return 1.
+    monkeypatch.setattr(train.Trainer, "step", step)
+    monkeypatch.setattr(time, "time", lambda: real() + 35 * len(found))
+    ends_well(runs("a", 1, *PLAIN, "--save-minutes", str(minutes)))
+    assert found == saved
 
 
 def test_weights_are_averaged_with_the_flags_decay(runs, monkeypatch):
