@@ -1,4 +1,6 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
+# make photo   captions of the photographs in demo/photos, or of PICTURE=file or folder, by
+#              the run RUN=flickr8k: a page in which one points at words, and figures
 # make test    the tests, or those in TESTS=
 # make test-1.9, test-1.15, test-2   likewise, with another TensorFlow, which stands in
 #                                    .venv-1.9, ...
@@ -17,9 +19,10 @@
 # GPU where there is one). JOBS=4 runs as many tests at once (2).
 PY = .venv/bin/python
 JOBS ?= 2
-export GPU
+RUN ?= flickr8k
+export GPU PICTURE
 
-.PHONY: help env demo test test-versions torture bench bench-peers bench-gpu horovod mpi lint clean distclean
+.PHONY: help env demo photo test test-versions torture bench bench-peers bench-gpu horovod mpi lint clean distclean
 
 help:
 	@sed -n '/^PY/q; s/^# //p' Makefile
@@ -41,6 +44,9 @@ demo: env
 	$(PY) -m analysis.pointing --run demo
 	$(PY) plot_attention.py --run demo
 	$(PY) -m analysis.report --run demo
+
+photo: env
+	@$(PY) -m analysis.report --run $(RUN) --pictures "$${PICTURE:-demo/photos}"
 
 test: env
 	$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)

@@ -368,7 +368,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     if ranks.rank == 0:
         images = {name: some.tokens.images.tolist() for name, some in splits.items()}
         write_settings(folder, settings, images, vocabulary, fixed)
-        keep_for_pictures(folder, args.features, splits)
+        keep_for_pictures(folder, args.data, args.features, splits)
         events = event_writer(folder)
     model = build(settings)
     learning_rate = Variable(args.learning_rate, trainable=False, name="rate")

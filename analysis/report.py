@@ -2,6 +2,7 @@
 
     python -m analysis.report --run baseline
     python -m analysis.report --run baseline --compare other     # two runs side by side
+    python -m analysis.report --run baseline --pictures mine/    # one's own pictures
 
 The page holds everything itself: it opens from the disk, without a server or network.
 Scores with their intervals, habits, loss curves and settings come before a gallery of
@@ -10,10 +11,14 @@ the keyboard, shows where the model looked for it, how sharp that map is, and wh
 word loses without it where deletion.py has measured that. The key b draws the boxes of
 the annotated things.
 
+With --pictures the run captions pictures of one's own, draws their figures as
+plot_attention.py does, and the gallery is of these.
+
 Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote; nbest_<split>.json and
         deletion_<split>.json if there), the images, the references, and
         <data>/annotations/instances_<folder of the images>.json if there
 Writes: checkpoints/<run>/report_<split>.html
+        checkpoints/<run>/report_own_<path>.html and attention/own_*    for --pictures
 """
 import os
 import sys
@@ -24,6 +29,7 @@ import runtime  # noqa: F401  (first: it tells of missing packages)
 import base64
 import io
 import json
+import re
 
 import jinja2
 import numpy as np
@@ -32,20 +38,24 @@ from tqdm import tqdm
 
 from analysis.deletion import read_drops
 from captioning import maps
+from captioning.captioner import BEAM, load
 from captioning.coco import has_boxes, read_objects
 from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
 from captioning.features import cells_of
 from captioning.names import boxes_of
+from captioning.own import caption_own
 from captioning.pictures import load_picture
 from captioning.runs import add_run_flag, curves_path, read_run, run_name
 from captioning.tokens import read_references
 from runtime import atomic, cli
-from runtime.tf import start
+from runtime.tf import device_errors, start
 
 TEMPLATES = os.path.dirname(os.path.abspath(__file__))
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # of each image, where there
 LONGEST_SIDE = 400   # pixels of a picture on the page
+LONGEST_OWN = 480    # the same, of one's own
 QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
+SURENESS = "mean p of a word, %"  # what own captions are sorted by
 
 
 def data_uri(content, kind):
@@ -53,9 +63,9 @@ def data_uri(content, kind):
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def thumbnail(path):
+def thumbnail(path, longest_side=LONGEST_SIDE):
     """A picture as (data URI, width, height). Raises cli.UserError."""
-    image = Image.fromarray(load_picture(path, LONGEST_SIDE))
+    image = Image.fromarray(load_picture(path, longest_side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return (data_uri(buffer.getvalue(), "image/jpeg"),) + image.size
@@ -108,22 +118,33 @@ class RunView:
         words = self.run.vocabulary.words(
             self.decoded.words[row, :self.decoded.steps[row]])
         T, each = len(words), self.scores["of_each_image"]
-        probabilities = np.exp(self.decoded.log_probs[row, :T].astype(float))
-        betas = None if self.run.settings["no_gate"] else [
-            round(float(beta), 3) for beta in self.decoded.betas[row, :T]]
-        alphas, drops = self.decoded.alphas[row, :T], self.drops.get(identity, {})
-        boxes = boxes_of(words, *objects)[1:] if objects else [[] for _ in words]
+        drops = self.drops.get(identity, {})
         return ({"words": words, "beam": self.beams.get(identity, []),
                  "scores": {name: each[name][self.place[identity]] for name in SHOWN
                             if name in each}},
-                {"maps": [packed(alpha) for alpha in alphas],
-                 "entropies": [round(100 * e) for e in maps.entropy(alphas).tolist()],
-                 "drops": [drops.get(place) for place in range(T)],
-                 "boxes": [rounded(found) for found in boxes],
-                 "probabilities": [round(p, 3) for p in probabilities.tolist()],
-                 "betas": betas, "grid": [
-                     [round(first, 5), round(step, 5), cells]
-                     for first, step, cells in self.grid]})
+                facts_of(words, self.decoded.log_probs[row, :T],
+                         self.decoded.alphas[row, :T],
+                         None if self.run.settings["no_gate"]
+                         else self.decoded.betas[row, :T], self.grid,
+                         [drops.get(place) for place in range(T)], objects))
+
+
+def facts_of(words, log_probs, alphas, betas, grid, drops=None, objects=None):
+    """What the page's script knows of a caption's T words.
+
+    alphas: (T, L). betas: (T,), or None. grid: the Grid of the L cells. drops: what
+    analysis/deletion.py has measured of each, or None. objects: of `read_objects`, or
+    None.
+    """
+    boxes = boxes_of(words, *objects)[1:] if objects else [[] for _ in words]
+    return {"maps": [packed(alpha) for alpha in alphas],
+            "entropies": [round(100 * e) for e in maps.entropy(alphas).tolist()],
+            "drops": drops or [None] * len(words),
+            "boxes": [rounded(found) for found in boxes],
+            "probabilities": [round(float(np.exp(p)), 3) for p in log_probs],
+            "betas": betas if betas is None else [round(float(b), 3) for b in betas],
+            "grid": [[round(first, 5), round(step, 5), cells]
+                     for first, step, cells in grid]}
 
 
 def rounded(boxes):
@@ -176,17 +197,69 @@ def make(views, data, references, split, count, seed):
     if len(views) > 1:
         sortings += [("gain down", f"gain of {views[1].name}"),
                      ("gain up", f"gain of {views[0].name}")]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
-                                     autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html").render(
-        runs=[run.summary() for run in views], cards=cards, data=facts, split=split,
+    return render(
+        title=" and ".join(run.name for run in views), own=False, cards=cards,
+        runs=[run.summary() for run in views], data=facts, split=split,
         boxes=bool(objects), total=len(identities), sortings=sortings,
         score_names=list(views[0].scores["scores"]), score_key=SHOWN[0])
+
+
+def render(**names):
+    """The page as str, of what its template needs."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
+                                     autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html").render(**names)
+
+
+def make_own(run, captions):
+    """The page of one's own pictures, as str. run: its name. captions: OwnCaptions."""
+    cards, facts = [], []
+    for caption in captions:
+        picture, width, height = thumbnail(caption.path, LONGEST_OWN)
+        sureness = 100 * float(np.exp(np.mean(caption.log_probs))) if caption.words \
+            else 0.
+        cards.append({"name": caption.path, "picture": picture, "width": width,
+                      "height": height, "references": [], "remark": caption.remark,
+                      "captions": [{"words": caption.words, "beam": [],
+                                    "scores": {SURENESS: sureness}}]})
+        facts.append({"number": len(facts), "score": sureness, "name": caption.path,
+                      "length": len(caption.words), "words": caption.words, "boxes": [],
+                      "strangeness": caption.strangeness or 0, "runs": [facts_of(
+                          caption.words, caption.log_probs, caption.flat_alphas,
+                          caption.betas, caption.grid)]})
+    sortings = [("number up", "as they come"), ("score down", "surest first"),
+                ("score up", "least sure first"), ("length down", "longest first"),
+                ("strangeness up", "most like the training pictures"),
+                ("strangeness down", "least like them")]
+    return render(title=f"Pictures, as {run} sees them", own=True, cards=cards, runs=[],
+                  data=facts, boxes=False, total=len(cards), sortings=sortings,
+                  score_key=SURENESS)
+
+
+def write_own_page(args):
+    """Caption pictures of one's own and draw them; write their page, return its path.
+    """
+    captioner = load(args.run)
+    folder = captioner.run.folder
+    title = re.sub(r"[^\w.-]+", "_", os.path.normpath(args.pictures[0])).strip("_.-")
+    path = os.path.join(folder, f"report_own_{title[-100:]}.html")
+    with cli.locked(folder), device_errors():
+        captions, _ = caption_own(captioner, args.pictures, args.beam,
+                                  None if args.no_figures else {"format": "png"})
+        with atomic.writing(path, "w", encoding="utf-8") as file:
+            file.write(make_own(args.run, captions))
+    return path
 
 
 def main():
     args = arguments()
     print("[after 5] report", flush=True)
+    path = write_own_page(args) if args.pictures else write_page(args)
+    print(f"{os.path.getsize(path) / 1e6:.1f} MB; open {path}")
+
+
+def write_page(args):
+    """Write the page of a split; return its path."""
     start()
     views = [RunView(name, args.split) for name in [args.run] + (
         [args.compare] if args.compare else [])]
@@ -203,23 +276,31 @@ def main():
                     args.count, args.seed)
         with atomic.writing(path, "w", encoding="utf-8") as file:
             file.write(page)
-    print(f"{os.path.getsize(path) / 1e6:.1f} MB; open {path}")
+    return path
 
 
 def arguments():
     parser = cli.parser(__doc__)
     add_run_flag(parser)
-    parser.always("--compare", type=run_name, metavar="RUN",
-                  help="another run beside it")
-    parser.always("--split", type=cli.name, default="val",
-                  help="which of the decoded splits, as for plot_attention.py")
-    parser.always("--count", type=cli.positive, default=200,
-                  help="images, drawn at random where there are more")
-    parser.always("--seed", type=cli.seed, default=0, help="of the choice of images")
-    parser.always("--data", otherwise="that of the decoded captions",
-                  help="data set in COCO's layout")
-    parser.always("--tokens", otherwise="those of the decoded captions",
-                  help="folder of step 3")
+    parser.always("--pictures", nargs="+", metavar="PATH",
+                  help="any image files, or folders of them, instead of a split")
+    of_splits = {"without": "--pictures"}
+    parser.add_argument("--compare", type=run_name, metavar="RUN", **of_splits,
+                        help="another run beside it")
+    parser.add_argument("--split", type=cli.name, default="val", **of_splits,
+                        help="which of the decoded splits, as for plot_attention.py")
+    parser.add_argument("--count", type=cli.positive, default=200, **of_splits,
+                        help="images, drawn at random where there are more")
+    parser.add_argument("--seed", type=cli.seed, default=0, **of_splits,
+                        help="of the choice of images")
+    parser.add_argument("--data", otherwise="that of the decoded captions",
+                        **of_splits, help="data set in COCO's layout")
+    parser.add_argument("--tokens", otherwise="those of the decoded captions",
+                        **of_splits, help="folder of step 3")
+    parser.add_argument("--beam", needs="--pictures", type=cli.positive, default=BEAM,
+                        help="width of the beam search")
+    parser.add_argument("--no-figures", needs="--pictures", action="store_true",
+                        help="write the page only")
     return parser.parse_args()
 
 

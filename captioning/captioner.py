@@ -56,6 +56,12 @@ class OwnCaption(typing.NamedTuple):
     def __str__(self):
         return self.text
 
+    @property
+    def flat_alphas(self):
+        """The maps as rows, (T, L)."""
+        return self.alphas.reshape(len(self.words), self.grid.shape[0]
+                                   * self.grid.shape[1])
+
     def picture(self, longest_side=figures.LONGEST_SIDE):
         """The picture itself, uint8 (H, W, 3). Raises cli.UserError."""
         return load_picture(self.path, longest_side)
@@ -66,9 +72,7 @@ class OwnCaption(typing.NamedTuple):
         path: its ending, .png, .pdf or .svg, is the format. layout, colours: see
         `figures.draw`. Raises cli.UserError where the picture is gone.
         """
-        T, rows, columns = self.alphas.shape
-        figures.draw(self.picture(), self.words,
-                     self.alphas.reshape(T, rows * columns), path,
+        figures.draw(self.picture(), self.words, self.flat_alphas, path,
                      figures.notes_of(self.log_probs, self.betas), layout, colours,
                      self.grid, remark=self.remark)
 
@@ -82,6 +86,7 @@ class PictureCaptioner:
         """
         self.run, self._network = run, None
         self.familiarity = read_familiarity(run.folder)
+        self.pixels = self.familiarity.pixels if self.familiarity else 0
         if features or "extractor" not in run.settings:  # a run of the first releases
             self.folder = features or run.settings["features"]
             self.made = read_record(self.folder)
@@ -119,7 +124,7 @@ class PictureCaptioner:
                 read = []
                 for path in paths[i:i + BATCH]:
                     try:
-                        read.append((path, load_square(path, self.side)))
+                        read.append((path, load_square(path, self.side, self.pixels)))
                     except cli.UserError as error:
                         if not skip:
                             raise

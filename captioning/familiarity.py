@@ -6,7 +6,11 @@ those of training images: what their KEPT principal axes leave of it is large wh
 picture has what they have not. How large is usual, images of validation tell, which
 were not trained on either.
 
-    checkpoints/<run>/familiarity.npz   the axes, and what is usual; float16, small
+Features tell of sharpness, too: where the training images were smaller than the
+network's input, and so enlarged, any sharp picture would be strange (and its caption
+worse). It is first made as small as they were.
+
+    checkpoints/<run>/familiarity.npz   the axes, what is usual, and the images' size
 """
 import os
 import typing
@@ -14,10 +18,12 @@ import typing
 import numpy as np
 
 from captioning.features import read_features
+from captioning.pictures import side_of
 from runtime import atomic, cli, watchdog
 
 KEPT = 32         # principal axes
 SAMPLE = 2000     # images of training, at most; half as many of validation
+SIZED = 200       # images whose size is looked at
 FEWEST = 40       # images of validation: below that nothing can be said of one in 20
 LIMIT = .95       # a picture is marked that is stranger than this share of them
 REMARK = "unlike the training pictures: do not trust this caption"
@@ -28,6 +34,7 @@ class Familiarity(typing.NamedTuple):
     mean: np.ndarray   # (F,)
     axes: np.ndarray   # (KEPT, F), orthonormal
     usual: np.ndarray  # (V,): `remains` of validation images, sorted
+    pixels: int = 0    # side of a square as large as training images; 0: not known
 
     def strangeness(self, means):
         """Mean feature vectors (B, F) -> the share of validation images that are less
@@ -63,11 +70,11 @@ def familiarity_path(folder):
     return os.path.join(folder, "familiarity.npz")
 
 
-def prepare(folder, splits):
+def prepare(folder, data, splits):
     """Write what a run's images are like, for `read_familiarity`, unless it is there.
 
-    folder: the run's. splits: {'train', 'val': CaptionBatches}. Where there are too few
-    images to tell, nothing is written.
+    folder: the run's. data: of the images. splits: {'train', 'val': CaptionBatches}.
+    Where there are too few images to tell, nothing is written.
     """
     if os.path.exists(familiarity_path(folder)):
         return
@@ -81,14 +88,18 @@ def prepare(folder, splits):
         means.append(np.array([mean for mean in found if np.isfinite(mean).all()]))
     if len(means[0]) < 2 * KEPT or len(means[1]) < FEWEST:
         return
-    write(folder, fit(*means))
+    images = sample(splits["train"].tokens.images.tolist(), SIZED)
+    sides = [side_of(os.path.join(data, image)) for image in images]
+    sides = [side for side in sides if side]
+    write(folder, fit(*means)._replace(pixels=int(np.median(sides or [0]))))
 
 
 def write(folder, found):
     """Write a Familiarity into a run's folder, for `read_familiarity`."""
     atomic.write_arrays(familiarity_path(folder), {
         "mean": found.mean.astype(np.float16), "axes": found.axes.astype(np.float16),
-        "usual": found.usual.astype(np.float32)}, compress=True)
+        "usual": found.usual.astype(np.float32), "pixels": np.array(found.pixels)},
+        compress=True)
 
 
 def sample(items, most):
@@ -105,10 +116,11 @@ def read_familiarity(folder):
     try:
         with atomic.load_arrays(path) as arrays:
             found = Familiarity(*(arrays[name].astype(np.float32)
-                                  for name in Familiarity._fields))
+                                  for name in ("mean", "axes", "usual")),
+                                pixels=int(arrays["pixels"]))
         if not (found.axes.ndim == 2 and found.axes.shape[1:] == found.mean.shape
                 and found.usual.ndim == 1 and len(found.usual)
-                and all(np.isfinite(array).all() for array in found)):
+                and all(np.isfinite(array).all() for array in found[:3])):
             raise ValueError
         return found
     except FileNotFoundError:

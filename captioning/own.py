@@ -18,14 +18,15 @@ from runtime import atomic, cli
 PHONES = (".heic", ".heif", ".avif")  # pictures, whether or not they can be read here
 
 
-def keep_for_pictures(folder, features, splits):
+def keep_for_pictures(folder, data, features, splits):
     """Keep beside a run all that it needs to caption pictures of one's own, but for the
     weights of an existing network.
 
-    folder: the run's. features: of step 2. splits: {'train', 'val': CaptionBatches}.
+    folder: the run's. data: of the images. features: of step 2. splits: {'train',
+    'val': CaptionBatches}.
     """
     keep_calibration(features, folder)
-    familiarity.prepare(folder, splits)
+    familiarity.prepare(folder, data, splits)
 
 
 def pictures_in(given):

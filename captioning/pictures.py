@@ -116,9 +116,26 @@ def read_square(path, side):
     return np.asarray(upright(path).resize((side, side), Image.BILINEAR))
 
 
-def load_square(path, side):
-    """`read_square`, of a picture of one's own: raises cli.UserError."""
-    return _or_refused(read_square, path, side)
+def load_square(path, side, pixels=0):
+    """`read_square`, of a picture of one's own: raises cli.UserError.
+
+    pixels: what is larger is first made as small, for a network that was trained on
+    enlarged pictures; 0: not.
+    """
+    image = _or_refused(upright, path)
+    if 0 < pixels < side:
+        image = image.resize([min(pixels, length) for length in image.size],
+                             Image.BILINEAR)
+    return np.asarray(image.resize((side, side), Image.BILINEAR))
+
+
+def side_of(path):
+    """The side of a square as large as a picture, in pixels; 0 where it is none."""
+    try:
+        with _opened(path) as image:
+            return (image.size[0] * image.size[1]) ** .5
+    except Exception:  # a damaged file makes Pillow raise almost anything
+        return 0
 
 
 def load_picture(path, longest_side):
@@ -133,12 +150,12 @@ def load_picture(path, longest_side):
     return np.asarray(image.resize(size, Image.LANCZOS))
 
 
-def _or_refused(read, path, *args):
+def _or_refused(read, path):
     """What `read` makes of a picture; raises cli.UserError where it cannot."""
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such picture; check the name")
     try:
-        return read(path, *args)
+        return read(path)
     except Unreadable as error:
         raise cli.UserError(f"{path}: not a readable picture ({error}); if it is one, "
                             "convert it to JPEG or PNG")

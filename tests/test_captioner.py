@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ from PIL import Image
 
 from captioning import networks
 from captioning.captioner import BATCH, load
+from captioning.coco import read_objects
+from captioning.decode import Caption
 from captioning.features import calibration_path
 from captioning.figures import notes_of
 from captioning.own import caption_own, own_path, pictures_in, read_own
+from captioning.tokens import END
 from commands import ROOT
 from runtime import cli
 from runtime.tf import tf
+from worlds import refused
 
 VAL = [f"data/val/scene_{i:06}.png" for i in range(1, 5)]
 
@@ -200,3 +205,114 @@ def test_damaged_captions_are_not_written_over(content, seen):
     assert not seen  # before the work
     with open(own_path("checkpoints/a")) as file:
         assert file.read() == content
+
+
+# --- the page -------------------------------------------------------------------------
+
+def page_of(world, *flags):
+    """The text of the page that a command writes, and the facts of its script."""
+    assert world("analysis.report", "--run", "a", "--pictures", *flags) == 0
+    newest = max((os.path.join("checkpoints/a", name) for name in
+                  os.listdir("checkpoints/a") if name.startswith("report_own_")),
+                 key=os.path.getmtime)
+    with open(newest, encoding="utf-8") as file:
+        text = file.read()
+    return text, json.loads(re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_page_has_all_pictures_with_words_to_point_at(world, seen, capsys):
+    save("my holiday/a b.png", (60, 40))
+    save("my holiday/c.png", (1, 5000), 250)
+    text, facts = page_of(world, "my holiday")
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].endswith(
+        "open checkpoints/a/report_own_my_holiday.html")
+    captioner = load("a")
+    for fact, path in zip(facts, ["my holiday/a b.png", "my holiday/c.png"]):
+        caption = captioner(path)
+        assert fact["name"] == path and fact["words"] == caption.words
+        assert len(fact["runs"][0]["maps"]) == len(caption.words)
+        figure = f"checkpoints/a/attention/own_{os.path.basename(path)}"
+        assert f"{figure}: {caption.text}\n" in out and os.path.exists(figure)
+    assert text.count("<article") == text.count("data:image/jpeg;base64,") == 2
+    assert "references" not in text.split("<script")[0] and "CIDEr" not in text
+
+
+def test_page_of_hostile_names_and_captions_is_text(world, seen, monkeypatch):
+    path = "<img src=x onerror='hacked=1'>&\".png"
+    save(path)
+    monkeypatch.setattr("captioning.captioner.beam_search", lambda *_, **__: [[Caption(
+        [4, 5, END], np.zeros(3), np.ones((3, 64), np.float32), None)]])
+    with open("checkpoints/a/vocabulary.tsv") as file:
+        rows = [line.split("\t") for line in file]
+    for i, row in enumerate(rows[5:]):
+        row[1] = f"<script>{i}</script>"
+    with open("checkpoints/a/vocabulary.tsv", "w") as file:
+        file.writelines("\t".join(row) for row in rows)
+    text, facts = page_of(world, path, "--no-figures")
+    assert facts[0]["name"] == path and "<img src=x" not in text
+    assert not re.search(r"<script>\d", text)
+    assert facts[0]["words"] == ["<script>0</script>", "<script>1</script>"]
+    assert not [name for name in os.listdir("checkpoints/a/attention")
+                if name.startswith("own_") and name.endswith(".png")]
+
+
+def test_page_marks_the_pictures_that_are_strange(world, seen, monkeypatch):
+    class Strange:
+        pixels = 0
+
+        def strangeness(self, means):
+            return np.arange(len(means)) * .99
+    monkeypatch.setattr("captioning.captioner.read_familiarity", lambda *_: Strange())
+    text, facts = page_of(world, *VAL[:2], "--no-figures")
+    assert [fact["strangeness"] for fact in facts] == [0, .99]
+    assert text.count("Unlike the training pictures") == 1
+
+
+def test_page_of_a_second_folder_leaves_the_first(world, seen):
+    for place in ("one/p", "two/p"):
+        save(f"{place}/a.png")
+        page_of(world, place, "--no-figures")
+    assert {"report_own_one_p.html", "report_own_two_p.html"} <= set(
+        os.listdir("checkpoints/a"))
+
+
+@pytest.mark.parametrize("flags, line", [
+    (("x.jpg",), "x.jpg: no such picture"), (("data/empty",), "no pictures in that"),
+    ((VAL[0], "--compare", "a"), "--compare"),
+    ((VAL[0], "--tokens", "t"), "--tokens")])
+def test_page_that_cannot_be_made_is_refused(flags, line, world, capsys):
+    os.makedirs("data/empty")
+    assert line in refused(world, capsys, "analysis.report", "--pictures", *flags)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize("variables, path", [
+    ((), "demo/photos"), (("PICTURE=my 'best' \"photo\".jpg",), None)])
+def test_make_photo_takes_any_name(variables, path, tmp_path):
+    shutil.copy(os.path.join(ROOT, "Makefile"), str(tmp_path))
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    out = subprocess.check_output(
+        ["make", "-s", "-o", "env", "photo", f"PY={stub}", "RUN=mine", *variables],
+        cwd=str(tmp_path), universal_newlines=True)
+    assert out.splitlines() == ["-m", "analysis.report", "--run", "mine", "--pictures",
+                                path or variables[0][len("PICTURE="):]]
+
+
+def test_photographs_of_the_demo_have_boxes_captions_and_a_licence():
+    names = sorted(os.listdir(os.path.join(ROOT, "demo", "photos")))
+    names.remove("README.md")
+    assert len(names) == 8
+    data, images = os.path.join(ROOT, "demo"), [f"photos/{name}" for name in names]
+    with open(os.path.join(data, "photos", "README.md"), encoding="utf-8") as file:
+        text = file.read()
+    ids = [str(int(name[:-4])) for name in names]
+    for name, ((width, height), objects) in zip(names,
+                                                read_objects(data, images, ids)):
+        with Image.open(os.path.join(data, "photos", name)) as picture:
+            assert picture.size == (width, height)
+        assert objects and f"| `{name}` |" in text
+    assert "CC BY 2.0" in text

@@ -5,11 +5,13 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioning import familiarity, networks
 from captioning.captioner import OwnCaption
 from captioning.familiarity import LIMIT, REMARK, prepare, read_familiarity
 from captioning.grid import even
+from captioning.pictures import load_square
 from runtime import cli
 from runtime.tf import tf
 from worlds import QUICK, World
@@ -37,7 +39,8 @@ def splits(tmp_path, monkeypatch):
         image_of = np.repeat(np.arange(count), 2)
         found[name] = types.SimpleNamespace(
             paths=paths, captions=np.arange(2 * count - 4),  # two images left out
-            tokens=types.SimpleNamespace(image_of=image_of))
+            tokens=types.SimpleNamespace(image_of=image_of, images=np.array(
+                [f"{name}{i}.png" for i in range(count)])))
         for path in paths[-2:]:
             os.remove(path)
     return found
@@ -45,7 +48,7 @@ def splits(tmp_path, monkeypatch):
 
 def test_one_in_twenty_of_the_runs_own_images_is_strange_and_others_are(splits,
                                                                         tmp_path):
-    prepare(str(tmp_path), splits)
+    prepare(str(tmp_path), str(tmp_path), splits)
     found = read_familiarity(str(tmp_path))
     assert len(found.usual) == 58 and found.axes.shape == (6, F)
     np.testing.assert_allclose(found.axes.dot(found.axes.T), np.eye(6), atol=2e-3)
@@ -63,19 +66,35 @@ def test_one_in_twenty_of_the_runs_own_images_is_strange_and_others_are(splits,
 def test_what_is_there_stays_and_too_few_images_say_nothing(splits, tmp_path):
     few = dict(splits, val=types.SimpleNamespace(**dict(
         vars(splits["val"]), captions=np.arange(2 * 39))))
-    prepare(str(tmp_path), few)
+    prepare(str(tmp_path), str(tmp_path), few)
     assert read_familiarity(str(tmp_path)) is None
     path = tmp_path / "familiarity.npz"
     path.write_bytes(b"")
-    prepare(str(tmp_path), splits)
+    prepare(str(tmp_path), str(tmp_path), splits)
     assert path.read_bytes() == b""
     with pytest.raises(cli.UserError, match="familiarity.npz: damaged; delete it"):
         read_familiarity(str(tmp_path))
 
 
+def test_pictures_are_made_as_small_as_the_training_images(splits, tmp_path):
+    for i in range(3):
+        Image.new("RGB", (8, 18)).save(str(tmp_path / f"train{i}.png"))
+    prepare(str(tmp_path), str(tmp_path), splits)
+    assert read_familiarity(str(tmp_path)).pixels == 12
+    path, stripes = str(tmp_path / "own.png"), np.zeros((60, 48, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(path)
+    sharp, same, small = (load_square(path, 24, pixels) for pixels in (0, 24, 12))
+    np.testing.assert_array_equal(sharp, same)
+    again = Image.fromarray(stripes).resize((12, 12), Image.BILINEAR)
+    np.testing.assert_array_equal(small, np.asarray(again.resize((24, 24),
+                                                                 Image.BILINEAR)))
+    assert load_square(path, 90, 70).shape == (90, 90, 3)  # is smaller than that
+
+
 def test_features_that_are_not_finite_are_not_counted(splits, tmp_path):
     np.save(splits["train"].paths[3], np.full((3, 2, F), np.nan, np.float16))
-    prepare(str(tmp_path), splits)
+    prepare(str(tmp_path), str(tmp_path), splits)
     assert np.isfinite(read_familiarity(str(tmp_path)).mean).all()
 
 
@@ -102,6 +121,7 @@ def test_training_writes_it_and_captions_go_by_it(made, tmp_path, monkeypatch, c
     assert world("train.py", "--run", "b", *QUICK) == 0
     found = read_familiarity("checkpoints/b")
     assert found.axes.shape == (4, 2048) and len(found.usual) == 4
+    assert found.pixels == 48  # as the scenes were drawn
 
     def build(made, *args):
         return lambda pixels: tf.ones([len(pixels)] + list(made["shape"])) * tf.range(
