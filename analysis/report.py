@@ -53,7 +53,7 @@ from runtime.tf import device_errors, start
 TEMPLATES = os.path.dirname(os.path.abspath(__file__))
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # of each image, where there
 LONGEST_SIDE = 400   # pixels of a picture on the page
-LONGEST_OWN = 480    # the same, of one's own
+LONGEST_OWN = (100, 480, 320)  # of one's own: up to so many pictures, and of more
 QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
 SURENESS = "mean p of a word, %"  # what own captions are sorted by
 
@@ -213,9 +213,11 @@ def render(**names):
 
 def make_own(run, captions):
     """The page of one's own pictures, as str. run: its name. captions: OwnCaptions."""
+    few, large, small = LONGEST_OWN
+    longest_side = large if len(captions) <= few else small
     cards, facts = [], []
     for caption in captions:
-        picture, width, height = thumbnail(caption.path, LONGEST_OWN)
+        picture, width, height = thumbnail(caption.path, longest_side)
         sureness = 100 * float(np.exp(np.mean(caption.log_probs))) if caption.words \
             else 0.
         cards.append({"name": caption.path, "picture": picture, "width": width,

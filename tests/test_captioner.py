@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis import report
 from captioning import networks
 from captioning.captioner import BATCH, load
 from captioning.coco import read_objects
@@ -268,6 +269,13 @@ def test_page_marks_the_pictures_that_are_strange(world, seen, monkeypatch):
     text, facts = page_of(world, *VAL[:2], "--no-figures")
     assert [fact["strangeness"] for fact in facts] == [0, .99]
     assert text.count("Unlike the training pictures") == 1
+
+
+def test_page_of_many_pictures_has_smaller_ones(world, seen, monkeypatch):
+    monkeypatch.setattr(report, "LONGEST_OWN", (1, 50, 30))
+    for paths, width in ((VAL[:1], 50), (VAL[:2], 30)):
+        text, _ = page_of(world, *paths, "--no-figures")
+        assert text.count(f'width="{width}"') == len(paths)
 
 
 def test_page_of_a_second_folder_leaves_the_first(world, seen):
