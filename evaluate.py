@@ -175,9 +175,9 @@ def evaluate(args, run):
     beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
                          max_steps=args.max_steps, length_power=args.length_power,
                          forbidden=forbidden(args))
-    watchdog.waits_for(None)  # the scorers may take long
     if args.consensus:
         beams = in_order(beams)
+    watchdog.waits_for(None)  # the scorers may take long
     speed = len(data.ids) / (time.time() - begin)
     texts = {i: run.vocabulary.decode(beam[0].words)
              for i, beam in zip(data.ids, beams)}

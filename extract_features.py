@@ -224,7 +224,9 @@ def extract_splits(args, features, names, made, share):
     """
     if args.weights == "random":
         print("untrained weights: for trying things out, not for results")
-    forward = network(args.data, features, names, made)
+    with watchdog.watching(args.hang_minutes):
+        watchdog.waits_for(None)  # another process, or a download, may take long
+        forward = network(args.data, features, names, made)
     for split in names:
         with watchdog.watching(args.hang_minutes):
             bad, count = extract(split, names[split], args.data, features, forward,

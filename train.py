@@ -56,10 +56,11 @@ from captioning.decode import decode_files
 from captioning.features import read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
 from captioning.localiser import Guide, prepare
+from captioning.log import curves_path, tell, write_log
 from captioning.options import OPTIMIZERS, arguments, fixed
 from captioning.own import keep_for_pictures
-from captioning.runs import (build, commit, curves_path, model_digest, run_folder,
-                             start_from, write_log, write_settings)
+from captioning.runs import (build, commit, model_digest, run_folder, start_from,
+                             write_settings)
 from captioning.schedule import epochs_since_best, learning_rate_at
 from captioning.scheduled_sampling import with_own_words
 from captioning.self_critical import SelfCritical, read_rewards
@@ -380,7 +381,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         begin_from(args, model, optimizer, vocabulary)))
     if progress.history and events:  # the run may have ended just before this
         write_log(folder, progress.history, args.dropout > 0)
-    guide = Guide(prepare(folder, splits["train"], len(vocabulary)),
+    guide = Guide(prepare(folder, splits["train"], settings),
                   args.guidance) if args.guidance else None
     trainer = Trainer(model, optimizer, args.penalty, args.clip, guide,
                       args.label_smoothing, reinforce(args, progress.baseline))
@@ -413,7 +414,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
             write_log(folder, history, args.dropout > 0)
             events(epoch, **{name: value for name, value in row.items()
                              if name not in ("epoch", "seconds")})
-        tell(row)
+        tell(history, args.select)
     best = progress.history[-1 - epochs_since_best(progress.history, args.select)]
     print(f"best by {args.select}: epoch {best['epoch']}, validation loss "
           f"{best['val_loss']:.4f}; see {curves_path(folder)}")
@@ -436,23 +437,6 @@ def evaluate_epoch(model, splits, scorer, progress, args):
         captions_per_second=round(
             trained.each * len(trained.captions) / progress.seconds, 1),
         seconds=round(progress.seconds + time.time() - begin, 1)))
-
-
-def tell(row):
-    """Print a row of the log as a line, and warn of attention that shows nothing."""
-    scored = "".join(f", {name} {row[key]:.1f}" for name, key in
-                     (("BLEU-4", "val_bleu4"), ("CIDEr", "val_cider"),
-                      ("entropy of the maps", "val_entropy"),
-                      ("change", "val_change")) if key in row)
-    training = (f"loss {row['train_loss']:.4f}" if "train_loss" in row else
-                f"reward {row['train_reward']:.4f}")
-    print(f"epoch {row['epoch']}: training {training}, validation "
-          f"loss {row['val_loss']:.4f} nats a word{scored}, "
-          f"{row['captions_per_second']:.1f} captions/s", flush=True)
-    complaint = maps.complaint(row["val_entropy"], row["val_change"]) if (
-        "val_entropy" in row) else None
-    if complaint and ranks.rank == 0:
-        cli.warn(complaint + "; see docs/attention.md")
 
 
 if __name__ == "__main__":

@@ -178,15 +178,15 @@ def read_drops(folder, split, decoded):
     Raises cli.UserError where the file is damaged.
     """
     path = drops_path(folder, split)
-    if not os.path.exists(path):
-        return {}
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             found = json.load(file).get("of_each_word", {})
         row = {str(i): n for n, i in enumerate(decoded.image_ids)}
         return {i: {int(place): float(drop) for place, drop in entry["drops"].items()}
                 for i, entry in found.items() if i in row and entry["words"]
                 == decoded.words[row[i], :decoded.steps[row[i]]].tolist()}
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise cli.UserError(f"{path}: damaged; run analysis.deletion again")
 

@@ -42,10 +42,11 @@ from captioning.captioner import BEAM, load
 from captioning.coco import has_boxes, read_objects
 from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
 from captioning.features import cells_of
+from captioning.log import curves_path
 from captioning.names import boxes_of
 from captioning.own import caption_own
 from captioning.pictures import load_picture
-from captioning.runs import add_run_flag, curves_path, read_run, run_name
+from captioning.runs import add_run_flag, read_run, run_name
 from captioning.tokens import read_references
 from runtime import atomic, cli
 from runtime.tf import device_errors, start
@@ -99,7 +100,7 @@ class RunView:
         """What the page says about the run as a whole."""
         path = curves_path(self.run.folder)
         try:
-            with open(path, "rb") as file:
+            with atomic.reading(path, "rb") as file:
                 curves = data_uri(file.read(), "image/png")
         except FileNotFoundError:
             raise cli.UserError(f"{path}: missing; train.py draws it when the run is "

@@ -33,7 +33,8 @@ from captioning.checkpoints import (begin_epoch, checkpoint_path,
 from captioning.coco import read_json
 from captioning.decode import decode_files
 from captioning.features import read_features
-from captioning.runs import add_run_flag, run_folder, settings_path, write_log
+from captioning.log import write_log
+from captioning.runs import add_run_flag, run_folder, settings_path
 from captioning.schedule import epochs_since_best
 from captioning.tokens import END, PAD, START, read_references
 from evaluate import show

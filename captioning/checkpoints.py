@@ -6,6 +6,7 @@
 Plain arrays under the paper's letters: numpy reads them, with or without a GPU.
 """
 import collections
+import contextlib
 import json
 import os
 import typing
@@ -39,8 +40,11 @@ def checkpoint_path(folder, name):
 
 def is_begun(folder):
     """Whether the run in this folder has a checkpoint, be it a bad one set aside."""
-    return os.path.isdir(folder) and any(
-        name.startswith(("newest", "previous", "best")) for name in os.listdir(folder))
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return any(name.startswith(("newest", "previous", "best")) for name in names)
 
 
 def save_checkpoint(path, model, optimizer, progress):
@@ -56,7 +60,7 @@ def load_checkpoint(path, model, optimizer=None):
     """Put a checkpoint's arrays into the model, and the optimizer; return its Progress.
 
     Raises cli.UserError where the file is missing, damaged, or its weights have other
-    sizes; nothing has been changed then.
+    sizes, and OSError where the disk does not give it; nothing has been changed then.
     """
     targets = dict(model.weights)
     if optimizer is not None:
@@ -69,7 +73,7 @@ def load_checkpoint(path, model, optimizer=None):
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
                             "its first epoch")
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged, or not a checkpoint of this project; "
                             "move it away and start train.py again")
     for name, variable in targets.items():
@@ -149,20 +153,41 @@ def resume(folder, model, optimizer, begin=lambda: None):
 
 
 def load_newest(folder, model, optimizer):
-    """Load the newest sound checkpoint and return its Progress; None: there is none."""
-    for name in ("newest", "previous"):
+    """Load the newest sound checkpoint and return its Progress; None: there is none.
+
+    That of the best epoch, if need be: a run begun anew would write over it. Raises
+    OSError where the disk does not tell what there is, or give it.
+    """
+    for name in ("newest", "previous", "best"):
         path = checkpoint_path(folder, name)
-        if os.path.exists(path):
+        if atomic.exists(path):
             try:
                 progress = load_checkpoint(path, model, optimizer)
             except cli.UserError as error:
+                if name == "best" and has_weights(path, model):
+                    raise cli.UserError(
+                        f"{path}: has sound weights, but not what the run needs to go "
+                        "on from them; choose another --run, with --start-from "
+                        f"{os.path.basename(folder)}")
                 cli.warn(f"{error} (passed over, kept as {path}.bad)")
                 os.replace(path, path + ".bad")  # never becomes previous.npz
                 continue
+            if name == "best":
+                cli.warn(f"{folder}: has no sound checkpoint but that of its best "
+                         "epoch; those after it are trained again")
             inside = f" and {progress.batch} batches" if progress.batch else ""
             print(f"resuming from {path}, after epoch {len(progress.history)}{inside}")
             return progress
     return None
+
+
+def has_weights(path, model):
+    """Whether a checkpoint is sound but for its optimizer: the model then has them."""
+    try:
+        load_checkpoint(path, model)
+    except cli.UserError:
+        return False
+    return True
 
 
 def rotate_checkpoint(folder, model, optimizer, progress):
@@ -171,6 +196,6 @@ def rotate_checkpoint(folder, model, optimizer, progress):
         return
     newest = checkpoint_path(folder, "newest")
     previous = checkpoint_path(folder, "previous")
-    if os.path.exists(newest):
+    with contextlib.suppress(FileNotFoundError):
         os.replace(newest, previous)
     save_checkpoint(newest, model, optimizer, progress)

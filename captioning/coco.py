@@ -12,7 +12,7 @@ import re
 import typing
 
 from captioning.pictures import upright_boxes
-from runtime import cli
+from runtime import atomic, cli
 
 FAQ = 'docs/faq.md, "My own data"'
 
@@ -199,11 +199,12 @@ def read_objects(data, images, ids):
 
 def read_json(path, keep=None):
     """The content of a JSON file, or UserError; `keep` as in load_json."""
-    if not os.path.exists(path):
+    try:
+        with atomic.reading(path, encoding="utf-8-sig") as file:
+            return load_json(file, path, keep)
+    except FileNotFoundError:
         data = os.path.dirname(os.path.dirname(path))
         raise cli.UserError(f"{path}: no such file; {advice(data, path)}")
-    with open(path, encoding="utf-8-sig") as file:
-        return load_json(file, path, keep)
 
 
 def load_json(file, path, keep=None):

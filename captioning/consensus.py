@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from captioning.rewards import Rewards
 from captioning.tokens import read_references, read_tokens
+from runtime import watchdog
 
 F_MEAN = 3.  # beside CIDEr-D (0 to 10): weight of METEOR's F-mean (0 to 1)
 OWN = .5     # beside the neighbours: weight of log p(y) / T ** power
@@ -73,7 +74,8 @@ def _in_order(beams, earned):
     """
     found = []
     with tqdm(total=len(beams), desc="consensus", unit="image") as bar:
-        for first in range(0, len(beams), PIECE):
+        for first in watchdog.watched(range(0, len(beams), PIECE), "piece",
+                                      "the consensus"):
             piece = slice(first, first + PIECE)
             some = beams[piece]
             counts = np.array([len(beam) for beam in some])

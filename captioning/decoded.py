@@ -82,7 +82,7 @@ def read_source(run, name):
             return found
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged; run evaluate.py again")
 
 
@@ -107,7 +107,7 @@ def read_decoded(folder, split, vocabulary):
             raise ValueError
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged; run evaluate.py again")
     if decoded.words.max() >= len(vocabulary):
         raise cli.UserError(f"{path}: was decoded with another vocabulary; run "
@@ -147,7 +147,7 @@ def read_scores(folder, split):
     """
     path = scores_path(folder, split)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             found = json.load(file)
         for habits in (found["habits"], found["habits_of_first_references"]):
             if OLD_HABIT in habits:
@@ -186,14 +186,14 @@ def read_nbest(folder, split):
     Raises cli.UserError where it is damaged.
     """
     path = nbest_path(folder, split)
-    if not os.path.exists(path):
-        return {}
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             beams = json.load(file)
         for beam in beams.values():
             for candidate in beam:
                 str(candidate["caption"]), float(candidate["log_prob"])
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise cli.UserError(f"{path}: damaged; run evaluate.py again")
     return beams

@@ -5,6 +5,7 @@ and beside them the record of the network that made them.
     <features>/extractor.json            network, weights, side of its input, shape...
     <features>/calibration.npz           statistics of untrained weights
 """
+import errno
 import hashlib
 import json
 import os
@@ -40,10 +41,11 @@ def read_features(path, shape=None):
     short or of another kind.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        with atomic.telling_apart(path):
+            array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such features; run extract_features.py")
-    except atomic.DAMAGED as error:
+    except atomic.Damaged as error:
         raise cli.UserError(f"{path}: not a whole .npy file ({error}); delete it and "
                             "run extract_features.py again")
     if (array.ndim != 3 or array.dtype not in (np.float16, np.float32)
@@ -58,12 +60,19 @@ def read_features(path, shape=None):
 def is_sound(path, shape, dtype=None):
     """Whether `path` is a whole features file of this shape (by header and length).
 
-    dtype: which it must have; None: float16 or float32.
+    dtype: which it must have; None: float16 or float32. Raises OSError, naming the
+    file, where the disk does not tell.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        fits = array.shape == tuple(shape) and array.dtype in (np.float16, np.float32)
-    except atomic.DAMAGED:
+        with atomic.telling_apart(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            fits = (array.shape == tuple(shape)
+                    and array.dtype in (np.float16, np.float32))
+    except (FileNotFoundError, NotADirectoryError, atomic.Damaged):
+        return False
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         return False
     return fits and dtype in (None, array.dtype)
 
@@ -113,7 +122,7 @@ def read_record(features):
     """
     path = record_path(features)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             made = completed(json.load(file))
     except FileNotFoundError:
         return None
@@ -121,7 +130,7 @@ def read_record(features):
         raise cli.UserError(f"{path}: damaged, so the network that made these features "
                             "is unknown; choose another folder with --features, or "
                             "delete this one")
-    if made["weights"] == "random" and os.path.exists(calibration_path(features)):
+    if made["weights"] == "random" and atomic.exists(calibration_path(features)):
         made["calibration"] = digest(calibration_path(features))["digest"]
     return made
 
@@ -228,10 +237,11 @@ def record_extractor(features, made):
 def keep_calibration(features, folder):
     """Copy the statistics of untrained weights beside a run, if there are any."""
     source = calibration_path(features)
-    if os.path.exists(source):
-        with open(source, "rb") as old, atomic.writing(
-                calibration_path(folder)) as new:
-            new.write(old.read())
+    if atomic.exists(source):
+        with atomic.reading(source, "rb") as old:
+            content = old.read()
+        with atomic.writing(calibration_path(folder)) as new:
+            new.write(content)
 
 
 def digest(weights):
@@ -239,7 +249,7 @@ def digest(weights):
     if not os.path.isfile(weights):
         return {}
     found = hashlib.sha256()
-    with open(weights, "rb") as file:
+    with atomic.reading(weights, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             found.update(block)
     return {"digest": found.hexdigest()}

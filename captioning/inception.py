@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.grid import through
-from runtime import atomic, cli
+from runtime import atomic, cli, watchdog
 from runtime.tf import compiled, load_weights, take_no_mask, tf
 
 SIDE = 299            # of its input, pixels
@@ -106,7 +106,7 @@ def calibrate(model, images, path):
     steps are too large for a sum of 2,048 such numbers, and attention stays blind.)
     """
     norms = _in_order(model, tf.keras.layers.BatchNormalization)
-    if not os.path.exists(path):
+    if not atomic.exists(path):
         output = normalize(model, images().astype(np.float32) / 127.5 - 1.)
         arrays = {"mean": output.mean(axis=(0, 1, 2)),
                   "std": (output.std(axis=(0, 1, 2)) + 1e-6) / SPREAD}
@@ -120,7 +120,7 @@ def calibrate(model, images, path):
                 norm.moving_mean.assign(arrays[f"moving_mean_{i}"])
                 norm.moving_variance.assign(arrays[f"moving_variance_{i}"])
             return arrays["mean"], arrays["std"]
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged; delete its folder and run "
                             "extract_features.py again")
 
@@ -132,7 +132,8 @@ def normalize(model, sample, piece=8):
     Layer by layer, `piece` pictures at a time, so that gigabytes are never needed.
     """
     values = {id(model.inputs[0]): sample}
-    layers = tqdm(model.layers, desc="calibrate", unit="layer")
+    layers = watchdog.watched(tqdm(model.layers, desc="calibrate", unit="layer"),
+                              "layer", "the network")
     for at, layer in enumerate(layers):
         if isinstance(layer, tf.keras.layers.InputLayer):
             continue

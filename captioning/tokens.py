@@ -114,7 +114,7 @@ def read_vocabulary(folder):
 def read_words(path):
     """The Vocabulary in a file. Raises cli.UserError where it is not one."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with atomic.reading(path, encoding="utf-8-sig") as file:
             rows = [line.rstrip("\n").split("\t") for line in file]
         counts = [int(row[2]) for row in rows[1:]]
         words = [row[1] for row in rows[1:]]
@@ -151,7 +151,7 @@ def read_tokens(folder, name):
                                 "is_number": looks_like_numbers(arrays["image_ids"])}))
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no tokens there; run tokenize_captions.py")
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged, or not of this project; run "
                             "tokenize_captions.py again")
     captions, columns = tokens.words.shape if tokens.words.ndim == 2 else (0, 0)
@@ -185,7 +185,7 @@ def read_images(folder, name):
             return arrays["images"].tolist()
     except FileNotFoundError:
         return []
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{tokens_path(folder, name)}: damaged, or not of this "
                             "project; run tokenize_captions.py again")
 
@@ -207,7 +207,7 @@ def read_references(folder, name):
     """
     path = references_path(folder, name)
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with atomic.reading(path, encoding="utf-8-sig") as file:
             references = json.load(file)
         if not references or not all(isinstance(group, list) and group and all(
                 isinstance(caption, str) for caption in group)

@@ -38,7 +38,7 @@ def read_scenes(data):
     """{image id: list of (colour, shape)} of the validation scenes."""
     path = annotations_path(data, "instances", "val")
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             found = json.load(file)
         shape = {c["id"]: c["name"] for c in found["categories"]}
         objects = {str(image["id"]): [] for image in found["images"]}

@@ -1,9 +1,12 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete; and why one cannot be
+read: its content is damaged, or the disk does not give it.
+"""
 import contextlib
 import errno
 import io
 import json
 import os
+import pickle
 import struct
 import tokenize
 import zipfile
@@ -11,11 +14,15 @@ import zipfile
 import numpy as np
 
 PARTIAL = ".partial"
-# What reading a damaged archive of arrays can raise
-DAMAGED = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError,
-           EOFError, MemoryError, SyntaxError, OverflowError, zipfile.BadZipFile,
-           zipfile.zlib.error, NotImplementedError, RuntimeError, struct.error,
-           tokenize.TokenError, AssertionError)
+# What the readers of JSON, of arrays and of their archives raise about the content
+CONTENT = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError,
+           EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, zipfile.zlib.error,
+           NotImplementedError, RuntimeError, struct.error, tokenize.TokenError,
+           AssertionError, pickle.UnpicklingError)
+
+
+class Damaged(ValueError):
+    """A file was read, and holds something else than it should."""
 
 
 _together = None  # (partial file, path) of what waits for the end of `together`
@@ -55,32 +62,113 @@ def writing(path, mode="wb", **kwargs):
     """
     partial = f"{path}{PARTIAL}"
     try:
-        with open(partial, mode, **kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if _together is None:
-            os.replace(partial, path)
-        else:
-            _together.append((partial, path))
-    except BaseException as error:
+        with named(path):
+            with open(partial, mode, **kwargs) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if _together is None:
+                os.replace(partial, path)
+            else:
+                _together.append((partial, path))
+    except BaseException:
         with contextlib.suppress(OSError):
             os.remove(partial)
-        if isinstance(error, OSError) and error.filename is None:
-            # numpy tells of a short write without an error number: the disk is full
-            number = error.errno or errno.ENOSPC
-            raise OSError(number, os.strerror(number), path) from error
         raise
 
 
+@contextlib.contextmanager
+def named(path):
+    """Inside, an OSError that says nothing of its file gets the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # numpy tells of a short write without an error number: the disk is full
+        number = error.errno or errno.ENOSPC
+        raise OSError(number, os.strerror(number), path) from error
+
+
+@contextlib.contextmanager
+def telling_apart(path):
+    """Inside, `path` is read and its content checked: what goes wrong is told apart.
+
+    Raises Damaged about the content. Where the disk or the memory has failed, OSError
+    that names the file, FileNotFoundError among them: the file may be sound then, and
+    nothing may take its place.
+    """
+    try:
+        yield
+    except (MemoryError,) + CONTENT as error:
+        if isinstance(error, OSError) and error.filename not in (None, path):
+            raise  # of another file
+        refusal = _refusal(error, path) or _refusal_to_read(path)
+        if refusal:
+            raise OSError(refusal.errno, os.strerror(refusal.errno), path) from error
+        raise Damaged(str(error)) from error
+
+
+def _refusal(error, path):
+    """The OSError of the disk or the memory behind an error about a file, or None.
+
+    zipfile makes an error of its own of it. EINVAL is a place in the file that there
+    cannot be, so the content's.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return OSError(errno.ENOMEM, "")
+        if (isinstance(error, OSError) and error.filename in (None, path)
+                and error.errno not in (None, errno.EINVAL)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refusal_to_read(path):
+    """The OSError of the disk where it does not give the whole file, or None.
+
+    numpy takes what it cannot read for the end of the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            while file.read(1 << 24):
+                pass
+    except OSError as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def reading(path, mode="r", encoding="utf-8"):
+    """Open `path`, a text, and see to what goes wrong inside: see `telling_apart`."""
+    with telling_apart(path), open(
+            path, mode, encoding=None if "b" in mode else encoding) as file:
+        yield file
+
+
+def exists(path):
+    """Whether there is such a file. Raises OSError where the disk does not tell, as
+    os.path.exists does not: nothing may be made anew then.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
 def load_arrays(path):
     """The open .npz file `path`, as np.load gives it, without any pickled objects.
 
-    Raises FileNotFoundError, or another of DAMAGED where it is no whole archive: tried
-    beforehand because NumPy 1.14 prints a traceback of its own about those.
+    Raises as `telling_apart`. That it is an archive is tried beforehand because NumPy
+    1.14 prints a traceback of its own about others.
     """
-    zipfile.ZipFile(path).close()
-    return np.load(path, allow_pickle=False)
+    with telling_apart(path):
+        zipfile.ZipFile(path).close()
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def write_arrays(path, arrays, compress=False):

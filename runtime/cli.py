@@ -1,9 +1,9 @@
 """What every script does the same way on the command line.
 
 Errors the user can mend are raised as UserError and end the program with one line and
-exit status 2; a GPU that was lost (DeviceLost) and a hang (watchdog.py) end it with 3,
-Ctrl-C, SIGTERM and SIGUSR1 with 130. Nothing else is caught: an unexpected traceback is
-a bug that should be seen.
+exit status 2; a GPU that was lost (DeviceLost), a hang (watchdog.py) and a disk that
+does not answer end it with 3, Ctrl-C, SIGTERM and SIGUSR1 with 130. Nothing else is
+caught: an unexpected traceback is a bug that should be seen.
 """
 import argparse
 import contextlib
@@ -26,6 +26,10 @@ except ImportError:  # Windows
     fcntl = None
 
 STEPS = 6
+# Of a disk, or the network or the memory behind it, that may be there again later
+PASSING = {getattr(errno, name, None) for name in (
+    "EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH",
+    "ENETDOWN", "ENETUNREACH", "ENOMEM", "EMFILE", "ENFILE")} - {None}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 HEAD_START = 3  # seconds in which rank 0 can say what is wrong for all of them
 # SLURM can send it some time before it ends a job; Windows has none.
@@ -61,8 +65,8 @@ def run(main):
     """Call `main()` and turn the ways it can end into messages and exit statuses.
 
     0: done. 2: bad input (UserError, or the operating system refused a file).
-    3: the GPU was lost, or a hang. 130: interrupted; everything that was complete has
-    been kept.
+    3: the GPU was lost, a hang, or a disk that may answer again. 130: interrupted;
+    everything that was complete has been kept.
     """
     _speak_utf8()
     letters.print_any()
@@ -91,9 +95,14 @@ def run(main):
         again = "and run the same command again"
         advice = {errno.ENOSPC: f"; make room on that disk {again}",
                   errno.EDQUOT: f"; make room in your quota {again}",
-                  errno.EACCES: "; change its permissions or choose another folder"}
+                  errno.EACCES: "; change its permissions or choose another folder",
+                  errno.ENOMEM: f"; free some memory {again}",
+                  errno.EMFILE: f"; raise the limit, `ulimit -n`, {again}"}
+        passing = error.errno in PASSING and error.filename is not None
         where = f"{error.filename}: " if error.filename else ""
-        _stop(f"{name}: {where}{error.strerror}{advice.get(error.errno, '')}", 2)
+        what = advice.get(error.errno, f"; it may pass: {again[4:]}" if passing else "")
+        _stop(f"{name}: {where}{error.strerror}{what}",
+              DeviceLost.status if passing else UserError.status)
     except Exception:
         if launched().count == 1:
             raise
@@ -144,9 +153,10 @@ def locked(folder, part="", wait=False):
     script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
     path = os.path.join(folder, f".{script}{part}.lock")
     with _lock(path, folder, wait) as file:
-        file.truncate(0)
-        file.write(f"{script} (process {os.getpid()} on {socket.gethostname()})\n")
-        file.flush()
+        with atomic.named(path):
+            file.truncate(0)
+            file.write(f"{script} (process {os.getpid()} on {socket.gethostname()})\n")
+            file.flush()
         try:
             yield
         finally:
@@ -175,7 +185,8 @@ def _lock(path, folder, wait):
 def _flock(file, how, folder):
     # Cluster file systems may be mounted without locks.
     try:
-        fcntl.flock(file, how)
+        with atomic.named(file.name):
+            fcntl.flock(file, how)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

@@ -7,9 +7,9 @@
 
 A process that has lost its GPU never gets it back; a fresh one may. The script, or
 another program, runs in a child process. One that ends with status 3 (the GPU was lost,
-or nothing happened for --hang-minutes), or is killed, is followed by another, at most
-as often as the number says and each after twice the pause. The exit status is the last
-child's: 128 + the signal's number where it was killed.
+nothing happened for --hang-minutes, or the disk did not answer), or is killed, is
+followed by another, at most as often as the number says and each after twice the pause.
+The exit status is the last child's: 128 + the signal's number where it was killed.
 """
 import os
 import sys
@@ -74,7 +74,7 @@ def run(restarts, command, last_on_cpu=False):
         lost = status == cli.DeviceLost.status
         if asked or not (lost or killed_by) or number == restarts:
             break
-        how = f"signal {killed_by}" if killed_by else "a lost GPU, or a hang"
+        how = f"signal {killed_by}" if killed_by else "a lost GPU, a hang or the disk"
         cli.warn(f"ended by {how}; restart {number + 1} of {restarts} in {pause} s")
         end = time.time() + pause
         while time.time() < end and not asked:

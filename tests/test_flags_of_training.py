@@ -13,14 +13,13 @@ import train
 from captioning import decode, localiser, scheduled_sampling, self_critical
 from captioning.decode import Caption, decode_files
 from captioning.features import feature_path, read_features
-from captioning.localiser import Localiser, fit, localiser_path, read_localiser
+from captioning.localiser import Localiser, fit, read_localiser
 from captioning.maps import averages, totals
 from captioning.rewards import Rewards
 from captioning.runs import read_run
 from captioning.tokens import END, read_references
 from model import Captioner, Sizes
 from runtime import ranks
-from runtime.atomic import write_arrays
 from runtime.tf import AdamOptimizer
 from test_localiser import pull
 from test_rewards import naive_f_mean
@@ -103,16 +102,15 @@ def test_penalty_and_smoothing_weigh_as_much_as_their_flags_say(runs, steps):
             .2 * (true - log_p.mean(axis=1)).sum(), rel=1e-3, abs=1e-4)
 
 
-def handmade(folder):
-    """A Localiser, written where the run in this folder looks for its own."""
+def handmade(monkeypatch):
+    """A Localiser, in place of that which a run fits to its images."""
     random = np.random.RandomState(8)
     row_of = np.full(K, 3, np.int32)
     row_of[[4, 6, 8]] = np.arange(3)
     found = Localiser(row_of, np.vstack([random.normal(size=(3, F)), np.zeros((1, F))]
                                         ).astype("f4"),
                       np.append(random.uniform(.2, .9, 3), 0).astype("f4"))
-    os.makedirs(folder)
-    write_arrays(localiser_path(folder), found._asdict())
+    monkeypatch.setattr(localiser, "fit_to", lambda *args: found)
     return found
 
 
@@ -124,8 +122,8 @@ def pull_of(found, trainer, batch):
 
 
 @pytest.mark.parametrize("weight", [.5, 3.])
-def test_guidance_weighs_as_much_as_its_flag_says(weight, runs, steps):
-    found = handmade("checkpoints/a")
+def test_guidance_weighs_as_much_as_its_flag_says(weight, runs, steps, monkeypatch):
+    found = handmade(monkeypatch)
     ends_well(runs("a", 1, "--dropout", "0", "--guidance", str(weight)))
     for trainer, batch, N, _ in steps:
         assert added(trainer, batch, N) == pytest.approx(

@@ -129,3 +129,35 @@ def test_drawing_needs_neither_the_net_nor_the_scorers():
         needed |= rooms_imported(tree)
     assert "captioning/decoded.py" in needed  # it can follow
     assert not needed & {"requests", "sklearn", "pycocoevalcap"}
+
+
+def calls(node):
+    """The names of the functions that a part of a syntax tree calls."""
+    return {getattr(inner.func, "id", getattr(inner.func, "attr", None))
+            for inner in ast.walk(node) if isinstance(inner, ast.Call)}
+
+
+def test_every_loop_that_is_long_enough_for_a_bar_is_watched():
+    """In what train.py, evaluate.py and extract_features.py do: they have the flag."""
+    loops = [(path, node.name, calls(node)) for path, tree in sources().items()
+             if os.path.dirname(path) == "captioning"
+             or path in ("train.py", "evaluate.py", "extract_features.py")
+             for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+             and "tqdm" in calls(node)]
+    assert len(loops) > 6  # it can find them
+    assert [loop[:2] for loop in loops if "watched" not in loop[2]] == []
+
+
+def test_files_are_opened_where_a_failing_disk_is_told_from_a_damaged_file():
+    opened = [path for path, tree in sources().items() for node in ast.walk(tree)
+              if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open"
+              and os.path.dirname(path) != "runtime" and path != "download_coco.py"]
+    assert opened == []
+    assert not [path for path, tree in sources().items()
+                if path != "runtime/atomic.py" and "load" in calls(tree)
+                and "telling_apart" not in calls(tree) and "np.load(" in source(path)]
+
+
+def source(path):
+    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+        return file.read()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tokenize_captions
-from captioning import runs, scores
+from captioning import log, scores
 from captioning.tokens import read_tokens, read_vocabulary, split_words
 from commands import ROOT, environment
 from runtime import cli, drawing, letters
@@ -143,7 +143,7 @@ def test_font_that_has_the_letters_is_taken(monkeypatch):
                                   "axes.facecolor: black", "font.size: 40"])
 def test_settings_of_the_users_matplotlib_change_no_picture(line, made, tmp_path):
     (tmp_path / "matplotlibrc").write_text(line + "\n")
-    body = ("import os; os.chdir({!r}); from captioning.runs import write_log; "
+    body = ("import os; os.chdir({!r}); from captioning.log import write_log; "
             "import json; rows = [dict(epoch=e, train_loss=3. - e, val_loss=3., "
             "seconds=1) for e in (1, 2)]; write_log({!r}, rows, True)")
     pictures = []
@@ -160,9 +160,9 @@ def test_settings_of_the_users_matplotlib_change_no_picture(line, made, tmp_path
 def test_picture_that_cannot_be_drawn_stops_no_training(tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise RuntimeError("latex was not found")
-    monkeypatch.setattr(runs, "draw_curves", fail)
+    monkeypatch.setattr(log, "draw_curves", fail)
     history = [{"epoch": 1, "train_loss": 1., "val_loss": 2.}]
-    runs.write_log(str(tmp_path), history, True)
+    log.write_log(str(tmp_path), history, True)
     assert "latex was not found" in capsys.readouterr().err
     assert os.listdir(str(tmp_path)) == ["log.csv"]
 

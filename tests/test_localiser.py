@@ -1,17 +1,23 @@
 """The teacher of the attention: what it finds in images, and how it pulls."""
+import os
+
 import numpy as np
 import pytest
 
 from captioning import localiser
 from captioning.batches import CaptionBatches
-from captioning.features import feature_path
+from captioning.features import SHAPE, feature_path, record_path
 from captioning.localiser import Guide, Localiser, fit, localiser_path
+from captioning.tokens import Vocabulary, write_tokens, write_vocabulary
 from model import loss
+from runtime import atomic
+from runtime.atomic import write_json
 from runtime.tf import tf
 from test_model import LENGTHS, SIDE, SIZES, batch_of, model_of, tensors
-from worlds import TRAIN, Runs, refusal, write_features
+from worlds import TRAIN, VAL, WORDS, Runs, files_of, refusal, write_features
 
 DOG, ALWAYS, NOISE = 4, 5, 6  # words
+BIGGER = Vocabulary(WORDS + ["blue", "two"], [0, 9, 9, 0, 5, 4, 3, 2, 1, 1, 1])
 
 
 @pytest.fixture
@@ -192,6 +198,62 @@ def test_guided_run_keeps_its_localiser_and_resumes_bit_for_bit(runs, monkeypatc
         np.testing.assert_array_equal(one[name], other[name])
     assert runs("plain", 2, "--guidance", "0")[0] == 0
     assert (one["V"] != runs.arrays("plain")["V"]).any()
+
+
+def without_checkpoints(runs, run):
+    """As if the training had died before its first one."""
+    for name in ("newest", "previous", "best"):
+        os.remove(runs.file(run, name + ".npz"))
+
+
+def other_words(runs):
+    write_vocabulary("data/tokens", BIGGER)
+    for name, tokens in (("train", TRAIN), ("val", VAL)):
+        write_tokens("data/tokens", name, tokens._replace(vocabulary=BIGGER.digest()))
+
+
+def other_captions(runs):
+    write_tokens("data/tokens", "train", TRAIN._replace(image_of=TRAIN.image_of[::-1]))
+
+
+def other_network(runs):
+    write_json(record_path(runs.features), {"weights": "a.h5", "digest": "1",
+                                            "seed": 0})
+    for name in TRAIN.images:
+        path = feature_path(runs.features, name)
+        os.remove(path)
+        np.save(path, np.random.uniform(0, 2, SHAPE).astype("f2"))
+
+
+@pytest.mark.parametrize("change", [other_words, other_captions, other_network])
+def test_localiser_of_a_training_that_died_early_does_not_teach_another(change, runs,
+                                                                        monkeypatch):
+    monkeypatch.setattr(localiser, "EVIDENT", -1)
+    assert runs("a", 1, "--guidance", "1")[0] == 0
+    before = files_of("checkpoints/a")["localiser.npz"]
+    without_checkpoints(runs, "a")
+    assert runs("a", 1, "--guidance", "1")[0] == 0  # the same data: the same teacher
+    assert files_of("checkpoints/a")["localiser.npz"] == before
+    without_checkpoints(runs, "a")
+    change(runs)
+    for run in ("a", "fresh"):
+        assert runs(run, 1, "--guidance", "1")[0] == 0
+    after = files_of("checkpoints/a")["localiser.npz"]
+    assert after != before and after == files_of("checkpoints/fresh")["localiser.npz"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_localiser_of_an_earlier_release_belongs_to_a_run_that_has_begun(begun, runs):
+    assert runs("a", 1, "--guidance", "1")[0] == 0
+    path = localiser_path("checkpoints/a")
+    with np.load(path) as arrays:
+        atomic.write_arrays(path, {name: arrays[name] for name in arrays.files
+                                   if name != "of"})
+    before = files_of("checkpoints/a")["localiser.npz"]
+    if not begun:
+        without_checkpoints(runs, "a")
+    assert runs("a", 2, "--guidance", "1")[0] == 0
+    assert (files_of("checkpoints/a")["localiser.npz"] == before) == begun
 
 
 def test_damaged_localiser_is_refused_in_one_line(runs):

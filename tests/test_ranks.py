@@ -350,7 +350,7 @@ def test_hanging_worker_ends_the_job_which_is_restarted_and_can_be_stopped(tmp_p
     out = "".join(lines) + process.communicate(timeout=120)[0].decode()
     assert process.returncode == 130, out
     assert "train.py: nothing has happened for 0.25 minutes " in out
-    assert "ended by a lost GPU, or a hang; restart 1 of 1" in out
+    assert "ended by a lost GPU, a hang or the disk; restart 1 of 1" in out
     assert "train.py: stopped. " in out and "Traceback" not in out
 
 

@@ -9,7 +9,7 @@ import train
 from captioning import checkpoints
 from captioning.averaging import Averaging, better
 from captioning.runs import read_run
-from captioning.schedule import (SELECT, epochs_since_best, learning_rate_at,
+from captioning.schedule import (SELECT, complaint, epochs_since_best, learning_rate_at,
                                  worse_epochs)
 from model import Captioner, loss
 from runtime.tf import AdamOptimizer, tf
@@ -49,9 +49,44 @@ def rates(monkeypatch):
     ("bleu-4", "val_bleu4", [9, 7, 5], 2, 2), ("loss", "val_loss", [3, 2, 4], 1, 1),
     ("loss", "val_loss", [3, 4, 2, 5], 1, 2)])
 def test_first_of_the_best_epochs_counts(select, key, figures, since, worse):
-    history = [{key: x} for x in figures]
+    history = [dict({"val_loss": 1.}, **{key: x}) for x in figures]
     assert epochs_since_best(history, select) == since
     assert worse_epochs(history, select) == worse
+
+
+@pytest.mark.parametrize("figures, losses, since, worse", [
+    ([0, 0, 0], [3., 2., 1.], 0, 0), ([0, 0, 0], [3., 1., 2.], 1, 1),
+    ([0, 4, 4, 0], [9., 8., 7., 1.], 1, 1), ([4, 4], [2., 2.], 1, 1)])
+@pytest.mark.parametrize("select, key", [("cider", "val_cider"),
+                                         ("bleu-4", "val_bleu4")])
+def test_lower_loss_is_better_among_epochs_of_one_score(select, key, figures, losses,
+                                                        since, worse):
+    history = [{key: x, "val_loss": loss} for x, loss in zip(figures, losses)]
+    assert epochs_since_best(history, select) == since
+    assert worse_epochs(history, select) == worse
+
+
+@pytest.mark.parametrize("select, key, told", [
+    ("cider", "val_cider", True), ("bleu-4", "val_bleu4", True),
+    ("loss", "val_loss", False)])
+def test_score_that_stays_0_is_told(select, key, told):
+    history = [dict({"val_loss": 2.}, **({key: 0.} if told else {})) for _ in range(2)]
+    assert (complaint(history, select) is not None) == told
+    if told:
+        assert f"{key} has been 0 so far" in complaint(history, select)
+        assert complaint(history + [{"val_loss": 2., key: .1}], select) is None
+
+
+def test_training_whose_score_stays_0_keeps_the_epoch_of_the_lowest_loss(
+        runs, monkeypatch):
+    monkeypatch.setattr(train.ValidationScorer, "__call__", lambda *args: {
+        "val_cider": 0., "val_bleu4": 0., "val_entropy": 50., "val_change": 50.})
+    losses = [3., 1., 2., 4., 5.]
+    monkeypatch.setattr(train, "validate", lambda *args, left=iter(losses): next(left))
+    status, out, errors = runs("a", 5, "--select", "cider", "--patience", "2")
+    assert status == 0 and errors.count("val_cider has been 0 so far") == 4, errors
+    assert "best by cider: epoch 2, validation loss 1.0000" in out
+    assert runs.arrays("a", "best")["val_loss"].tolist() == losses[:2]
 
 
 # --- the learning rate ----------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_run_that_was_stopped_goes_on_without_the_other_run(runs):
 def test_run_whose_checkpoints_are_all_damaged_starts_from_the_other_again(runs):
     flags = ("--start-from", "a", "--learning-rate", ".01")
     assert runs("whole", 1, *flags)[0] == runs("b", 1, *flags)[0] == 0
-    for name in ("newest", "previous"):
+    for name in ("newest", "previous", "best"):
         with open(checkpoint_path("checkpoints/b", name), "r+b") as file:
             file.truncate(99)
     status, out, errors = runs("b", 1, *flags)

@@ -457,10 +457,10 @@ def test_damaged_checkpoint_never_takes_the_place_of_the_sound_one(runs):
 def test_run_starts_anew_where_no_checkpoint_is_sound(runs):
     assert runs("whole", 2)[0] == 0
     assert runs("a", 2)[0] == 0
-    for name in ("newest.npz", "previous.npz"):
+    for name in ("newest.npz", "previous.npz", "best.npz"):
         cut_off(runs.file("a", name))
     status, out, errors = runs("a", 2)
-    assert status == 0 and "resuming" not in out and errors.count("warning: ") == 2
+    assert status == 0 and "resuming" not in out and errors.count("warning: ") == 3
     assert equal(runs.arrays("a"), runs.arrays("whole"))
 
 

@@ -149,5 +149,5 @@ def test_training_whose_folder_hangs_is_restarted_from_its_checkpoint(training):
     training.wait_for("nothing has happened for 0.25 minutes .* to be read; ")
     training.take_features_from(training.features + "_whole")
     log = training.end()
-    assert "a lost GPU, or a hang; restart 1 of 2 in 5 s" in log
+    assert "a lost GPU, a hang or the disk; restart 1 of 2 in 5 s" in log
     assert "Traceback" not in log
