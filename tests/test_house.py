@@ -15,6 +15,8 @@ ROOMS = {"runtime": {"runtime"}, "captioning": {"captioning", "runtime", "model"
          "analysis": {"analysis", "captioning", "runtime", "model"},
          "demo": {"demo", "captioning", "runtime", "model"}}
 LONGEST = 60  # lines of a function, its docstring counted
+# Nothing with --hang-minutes uses it
+UNWATCHED = {"captioning/captioner.py"}
 # One algorithm each, which reads better in one piece
 LONG = {"captioning/decode.py: beam_search"}
 # Files that one step or module writes and others read, by what names them in the code
@@ -140,7 +142,7 @@ def calls(node):
 def test_every_loop_that_is_long_enough_for_a_bar_is_watched():
     """In what train.py, evaluate.py and extract_features.py do: they have the flag."""
     loops = [(path, node.name, calls(node)) for path, tree in sources().items()
-             if os.path.dirname(path) == "captioning"
+             if os.path.dirname(path) == "captioning" and path not in UNWATCHED
              or path in ("train.py", "evaluate.py", "extract_features.py")
              for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
              and "tqdm" in calls(node)]
