@@ -265,7 +265,7 @@ def test_run_stopped_at_any_batch_goes_on_as_if_never_stopped(number, runs,
 @pytest.mark.parametrize("flags, said", [
     (("--self-critical",), "give that run to --start-from"),
     (("--start-from", "a", "--self-critical", "1"), "at least 2"),
-    (("--start-from", "a", "--self-critical", "--dropout", ".3"), "leave it out"),
+    (("--start-from", "a", "--self-critical", "--dropout", ".3"), "no effect"),
     (("--bleu-reward", "1"), "bleu-reward: has no effect without --self-critical"),
     (("--meteor-reward", "1"), "meteor-reward: has no effect without --self-critical")])
 def test_flags_that_do_not_go_together_are_refused(flags, said, runs):
