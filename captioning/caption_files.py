@@ -16,7 +16,7 @@ import posixpath
 import re
 
 from captioning.coco import FAQ, Image, is_inside, items, read_json, whole_text
-from runtime import cli
+from runtime import atomic, cli
 
 NO_PICTURES = ("annotations", "archives", "features", "tokens")  # folders of a data set
 # What a column of a table may be called
@@ -35,7 +35,7 @@ def read_caption_file(path, data, strays=None):
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such file; see --captions")
     found = _Found(path, data)
-    with open(path, "rb") as file:
+    with atomic.reading(path, "rb") as file:
         is_json = file.read(99).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
     if is_json or path.endswith(".json"):
         _read_karpathy(path, found)
@@ -154,9 +154,9 @@ def _read_table(path, found, strays):
 def _rows(path, names):
     """Yield (line, image, caption, split or '') of a table; names: of all images."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with atomic.reading(path, encoding="utf-8-sig", newline="") as file:
             text = whole_text(file.read())
-    except UnicodeDecodeError as error:
+    except atomic.Damaged as error:
         raise cli.UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8")
     first = next(filter(str.strip, text.splitlines()), "")
     if re.match(r"[^\t]+#\d+\t", first):

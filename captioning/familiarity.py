@@ -12,11 +12,13 @@ worse). It is first made as small as they were.
 
     checkpoints/<run>/familiarity.npz   the axes, what is usual, and the images' size
 """
+import contextlib
 import os
 import typing
 
 import numpy as np
 
+from captioning.checkpoints import is_begun
 from captioning.features import read_features
 from captioning.pictures import side_of
 from runtime import atomic, cli, watchdog
@@ -71,13 +73,16 @@ def familiarity_path(folder):
 
 
 def prepare(folder, data, splits):
-    """Write what a run's images are like, for `read_familiarity`, unless it is there.
+    """Write what a run's images are like, for `read_familiarity`, unless it is there:
+    that of a training that died before its first checkpoint may be of other images.
 
     folder: the run's. data: of the images. splits: {'train', 'val': CaptionBatches}.
     Where there are too few images to tell, nothing is written.
     """
-    if os.path.exists(familiarity_path(folder)):
+    if is_begun(folder) and atomic.exists(familiarity_path(folder)):
         return
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(familiarity_path(folder))
     means = []
     for name, most in (("train", SAMPLE), ("val", SAMPLE // 2)):
         captions = splits[name]
@@ -125,6 +130,6 @@ def read_familiarity(folder):
         return found
     except FileNotFoundError:
         return None
-    except atomic.DAMAGED:
+    except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged; delete it, and captions come without a "
                             "remark on unusual pictures")

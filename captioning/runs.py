@@ -68,7 +68,7 @@ def find_run(name, folder=None):
     folder: where it should be, if not below RUNS.
     """
     folder = folder or run_folder(name)
-    if not os.path.exists(settings_path(folder)):
+    if not atomic.exists(settings_path(folder)):
         raise cli.UserError(f"{settings_path(folder)}: no such run{others_than(name)}")
     return folder
 

@@ -140,10 +140,10 @@ def _refusal_to_read(path):
 
 
 @contextlib.contextmanager
-def reading(path, mode="r", encoding="utf-8"):
+def reading(path, mode="r", encoding="utf-8", **kwargs):
     """Open `path`, a text, and see to what goes wrong inside: see `telling_apart`."""
-    with telling_apart(path), open(
-            path, mode, encoding=None if "b" in mode else encoding) as file:
+    encoding = None if "b" in mode else encoding
+    with telling_apart(path), open(path, mode, encoding=encoding, **kwargs) as file:
         yield file
 
 

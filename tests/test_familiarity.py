@@ -71,6 +71,13 @@ def test_what_is_there_stays_and_too_few_images_say_nothing(splits, tmp_path):
     path = tmp_path / "familiarity.npz"
     path.write_bytes(b"")
     prepare(str(tmp_path), str(tmp_path), splits)
+    assert path.read_bytes() != b""  # the training died before its first checkpoint
+    path.write_bytes(b"")
+    prepare(str(tmp_path), str(tmp_path), few)
+    assert not path.exists()
+    path.write_bytes(b"")
+    (tmp_path / "newest.npz").write_bytes(b"")
+    prepare(str(tmp_path), str(tmp_path), splits)
     assert path.read_bytes() == b""
     with pytest.raises(cli.UserError, match="familiarity.npz: damaged; delete it"):
         read_familiarity(str(tmp_path))

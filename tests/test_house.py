@@ -153,7 +153,8 @@ def test_every_loop_that_is_long_enough_for_a_bar_is_watched():
 def test_files_are_opened_where_a_failing_disk_is_told_from_a_damaged_file():
     opened = [path for path, tree in sources().items() for node in ast.walk(tree)
               if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open"
-              and os.path.dirname(path) != "runtime" and path != "download_coco.py"]
+              and os.path.dirname(path) != "runtime"
+              and path not in ("download_coco.py", "captioning/pictures.py")]
     assert opened == []
     assert not [path for path, tree in sources().items()
                 if path != "runtime/atomic.py" and "load" in calls(tree)
