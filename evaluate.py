@@ -22,38 +22,24 @@ Writes, below checkpoints/<run>/:
         samples_<split>.json                  with --sample, instead of all these
 """
 import runtime  # noqa: F401  (first: it tells of missing packages)
-import os
 import time
-import typing
 
 from captioning import decode, maps, scores
-from captioning.coco import split_of
 from captioning.consensus import by_consensus, by_neighbours, training_rewards
 from captioning.decode import decode_files, sample_files
-from captioning.decoded import (decoded_path, nbest_path, pack, read_captions_of,
-                                remove_scores, write_decoded, write_nbest,
+from captioning.decoded import (decoded_path, find_inputs, nbest_path, pack,
+                                read_theirs, remove_scores, write_decoded, write_nbest,
                                 write_results, write_samples, write_scores)
 from captioning.diversity import diversity
-from captioning.ensemble import Ensemble
-from captioning.features import check_network, find_features
+from captioning.ensemble import read_members, together
+from captioning.lineage import digest, training_tokens
 from captioning.neighbours import training_neighbours
-from captioning.runs import (LOOKS, add_run_flag, find_run, how_it_looks, read_run,
-                             read_split, run_name)
-from captioning.tokens import (PAD, START, UNK, read_images, read_references,
-                               read_tokens, references_path)
+from captioning.runs import LOOKS, add_run_flag, run_name
+from captioning.tokens import PAD, START, UNK, read_references, references_path
 from runtime import cli, watchdog
 from runtime.tf import device_errors, device_name, start, tf
 
 FEW = 50  # images, for CIDEr
-
-
-def refuse_seen(folder, split, images):
-    """Raise cli.UserError if the run has trained on any of these images."""
-    seen = set(read_split(folder)["train"]) & set(images)
-    if seen:
-        raise cli.UserError(f"{len(seen)} of {len(images)} images of {split} were "
-                            f"trained on (one is {sorted(seen)[0]}), so the scores "
-                            "would say nothing; --allow-seen scores them all the same")
 
 
 def show(summary):
@@ -114,60 +100,26 @@ def main():
     cli.print_heading(5, "evaluate")
     start()
     args.run = args.ensemble[0] if args.ensemble else args.run
-    run = read_run(args.run, args.checkpoint)
-    run.model.look = LOOKS[args.look] if args.look else run.model.look
-    with cli.locked(run.folder), device_errors(args.batch_size), \
+    runs = read_members(args.ensemble or [args.run], args.checkpoint, args.look)
+    with cli.locked(runs[0].folder), device_errors(args.batch_size), \
             watchdog.watching(args.hang_minutes):
+        run, data = together(runs), find_inputs(args, runs)
         if args.sample:
-            draw(args, run)
+            draw(args, run, data)
             return
-        name = evaluate(args, run)
+        name = evaluate(args, run, data)
     cli.next_step("plot_attention.py", "--run", args.run,
                   *(("--split", name) if name != "val" else ()))
 
 
-def together(args, run):
-    """A Run with the Ensemble of all runs of --ensemble; run: the first of them.
-
-    Raises cli.UserError where one of them has other words or features, or was trained
-    on images of the split.
-    """
-    models = [run.model]
-    for name in args.ensemble[1:]:
-        other = read_run(name, args.checkpoint)
-        if other.vocabulary.digest() != run.vocabulary.digest():
-            raise cli.UserError(f"{other.folder}: has other words than {run.folder}; "
-                                "an ensemble needs runs on the same tokens")
-        inputs(args, other)  # refuses what this run cannot be evaluated on
-        models.append(other.model)
-    for model in models[1:]:
-        model.look = LOOKS[args.look] if args.look else model.look
-    return run._replace(model=Ensemble(models))
-
-
-class Inputs(typing.NamedTuple):
-    """What is captioned: images with sound features."""
-    name: str                     # of the results: the split's, or one of its own
-    source: dict                  # see decoded.read_source
-    images: typing.List[str]      # paths below the data set
-    ids: typing.List[str]
-    as_annotated: list            # the same ids, int where the annotations have int
-    paths: typing.List[str]       # of the features
-    server: str                   # the split's name for the COCO server
-
-
-def evaluate(args, run):
+def evaluate(args, run, data):
     """Caption and score a split, write the files, print the scores; the results' name.
 
-    args: the command's. run: a Run.
+    args: the command's. run: a Run. data: Inputs.
     """
-    data = inputs(args, run)
-    theirs = read_theirs(args.compare, data) if args.compare else None
-    if args.ensemble:
-        run = together(args, run)
-        name = "_with_".join([data.name, *args.ensemble[1:]])
-        data = data._replace(name=name, server=name)
     references, described = described_images(args, data)
+    data.source["references"] = {i: digest(references[i]) for i in described}
+    theirs = read_theirs(args.compare, data) if args.compare else None
     training = read_training(run, data.source["tokens"])
     in_order = consensus(args, run, data) if args.consensus else None
 
@@ -190,6 +142,7 @@ def evaluate(args, run):
                  "PTB's tokens")
     summary = scores.summarize(scored, texts, references, training)
     summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
+    del data.source["references"]  # of each image: too many for these
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
                    consensus=args.consensus, look=data.source["look"],
                    checkpoint=args.checkpoint, epoch=len(run.history),
@@ -213,10 +166,11 @@ def consensus(args, run, data):
     args: the command's. run: a Run. data: Inputs. Raises cli.UserError where what the
     run was trained on is not there.
     """
-    rewards = training_rewards(run)
+    elsewhere = data.source["tokens"], data.source["features"]
+    rewards = training_rewards(run, elsewhere[0])
     if args.consensus == "beam":
         return lambda beams: by_consensus(beams, rewards, args.length_power)
-    images, shares = training_neighbours(run, data.images, data.paths)
+    images, shares = training_neighbours(run, data.images, data.paths, *elsewhere)
     return lambda beams: by_neighbours(beams, rewards, images, shares,
                                        args.length_power)
 
@@ -235,11 +189,10 @@ def described_images(args, data):
     return references, described
 
 
-def draw(args, run):
+def draw(args, run, data):
     """Draw several captions of each image of a split, write them, and print how
-    different they are. args: the command's. run: a Run.
+    different they are. args: the command's. run: a Run. data: Inputs.
     """
-    data = inputs(args, run)
     references, described = described_images(args, data)
     training = read_training(run, data.source["tokens"])
     drawn = sample_files(run.model, data.paths, args.batch_size, args.sample,
@@ -266,83 +219,16 @@ def forbidden(args):
     return (PAD, START) + (() if args.allow_unk else (UNK,))
 
 
-def inputs(args, run):
-    """The Inputs of a command; images without sound features are left out.
-
-    Results on another data set than the run's get a name of their own. Raises
-    cli.UserError where the run was trained on the images, or where there are no
-    features, or those of another network.
-    """
-    tokens_folder = args.tokens or run.settings["tokens"]
-    source = {"data": run.settings["data"], "tokens": tokens_folder,
-              "features": args.features or run.settings["features"],
-              "look": args.look or how_it_looks(run.settings)}
-    tokens = read_tokens(tokens_folder, args.split)
-    if not args.allow_seen:
-        refuse_seen(run.folder, args.split, tokens.images.tolist())
-    name = args.split
-    if args.tokens:
-        source["data"] = args.data or os.path.dirname(os.path.abspath(args.tokens))
-        own = set(read_split(run.folder)["val"])
-        if set(read_images(args.tokens, "val")) != own:
-            name += "_of_" + os.path.basename(os.path.abspath(source["data"]))
-    check_network(source["features"], run.settings, args.run)
-    paths, sound = find_features(source["features"], tokens.images, args.split)
-    there = sound.nonzero()[0]
-    if len(there) < len(paths):
-        cli.warn(f"{len(paths) - len(there)} of {len(paths)} images have no "
-                 "sound features and are left out: run extract_features.py again")
-    ids = [str(tokens.image_ids[i]) for i in there]
-    images = [str(tokens.images[i]) for i in there]
-    return Inputs(name, source, images, ids,
-                  [int(i) if tokens.is_number[n] else i for i, n in zip(ids, there)],
-                  [paths[i] for i in there],
-                  server_name(args.split, tokens_folder, images)
-                  if name == args.split else name)
-
-
-def server_name(split, tokens_folder, images):
-    """The COCO server's name of a split, val2014, say.
-
-    It is that of the images' folder, but where another split has images in that, too.
-    """
-    folders = set(map(split_of, images))
-    others = {split_of(image) for other in ("train", "val", "test") if other != split
-              for image in read_images(tokens_folder, other)}
-    return split if len(folders) > 1 or folders & others else folders.pop()
-
-
-def read_theirs(other, data):
-    """{image id: caption} of another run's results under the same name.
-
-    Raises cli.UserError where they have no image in common, or are of other images.
-    """
-    theirs = read_captions_of(find_run(other), data.name)
-    images = dict(zip(data.ids, data.images))
-    both = set(images) & set(theirs)
-    if not both:
-        raise cli.UserError(f"{other}: has no caption of an image of {data.name}")
-    for i in both:
-        if theirs[i][0] != images[i]:
-            raise cli.UserError(f"{other}: its image {i} is {theirs[i][0]}, not "
-                                f"{images[i]}: captions of another data set cannot be "
-                                "compared")
-    return {i: caption for i, (_, caption) in theirs.items()}
-
-
-def read_training(run, tokens_folder):
+def read_training(run, tokens):
     """The captions that a run was trained on, as scores.plain gives them; None where
-    they are not there any more. tokens_folder: where else to look.
+    they are not there any more. tokens: a folder where they may be, too.
     """
-    trained = read_split(run.folder)["train"]
-    for folder in (run.settings["tokens"], tokens_folder):
-        if os.path.exists(references_path(folder, "train")) and (
-                read_images(folder, "train") == trained):
-            references = read_references(folder, "train")
-            return {scores.plain(c) for group in references.values() for c in group}
-    cli.warn(f"{run.settings['tokens']}: the captions that {run.folder} was trained on "
-             "are not there, so how many are new is not told")
-    return None
+    try:
+        references = read_references(training_tokens(run, tokens), "train")
+    except cli.UserError as error:
+        cli.warn(f"{error}; how many captions are new is not told")
+        return None
+    return {scores.plain(c) for group in references.values() for c in group}
 
 
 def write_captions(args, run, data, beams):

@@ -27,7 +27,8 @@ Writes, below checkpoints/<run>/:
         vocabulary.tsv                 the words that the weights know
         calibration.npz                of untrained features' network, if it is that
         localiser.npz                  what teaches the attention (--guidance)
-        split.json                     the images of training and validation
+        split.json, lineage.json       the images of training and validation, and what
+                                       it and the runs before it were trained on
         newest.npz, previous.npz       weights, optimizer, and how far the run has come
         best.npz                       the same, after the best epoch (--select)
         bad_features_<split>.txt       files of step 2 that are damaged, if any
@@ -39,7 +40,6 @@ worse while the captions still get better, as the paper observes of log-likeliho
 BLEU.
 """
 import runtime  # noqa: F401  (first: it tells of missing packages)
-import os
 import time
 import zlib
 
@@ -48,13 +48,14 @@ from tqdm import tqdm
 
 from captioning import maps, scores
 from captioning.averaging import Averaging, better
-from captioning.batches import read_splits
+from captioning.batches import list_bad, read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint)
 from captioning.decode import decode_files
 from captioning.features import read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
+from captioning.lineage import refuse_seen_by_ancestors, write_lineage
 from captioning.localiser import Guide, prepare
 from captioning.log import curves_path, tell, write_log
 from captioning.options import OPTIMIZERS, arguments, fixed
@@ -312,6 +313,8 @@ def run(args):
         raise cli.UserError(f"--start-from {args.run}: a run cannot start from itself; "
                             "choose another --run")
     vocabulary, splits = read_splits(args.tokens, args.features)
+    if ranks.rank == 0:
+        refuse_seen_by_ancestors(args, splits["val"].tokens.images)
     rewards = read_rewards(args, splits["train"], vocabulary)
     scorer = None
     if args.select != "loss":
@@ -326,7 +329,7 @@ def run(args):
                             "do not know its settings; give them all of its flags")
     with ranks.locked(folder), device_errors(args.batch_size):
         if ranks.rank == 0:
-            list_bad_features(folder, splits, args.max_bad)
+            list_bad(folder, splits, args.max_bad)
         train(args, folder, splits, vocabulary, scorer, rewards)
     cli.next_step("evaluate.py", "--run", args.run)
 
@@ -336,14 +339,6 @@ def begin_from(args, model, optimizer, vocabulary):
     start_from(args.start_from, model, vocabulary, args.features)
     if args.start_share:
         optimizer.begin()
-
-
-def list_bad_features(folder, splits, most):
-    """List damaged features files; see cli.left_out. splits: {name: CaptionBatches}."""
-    for name, captions in splits.items():
-        cli.left_out(os.path.join(folder, f"bad_features_{name}.txt"), captions.bad,
-                     len(captions.paths), most, f"features of {name}", "they are "
-                     "damaged: run extract_features.py again, which makes those anew")
 
 
 def settings_of(args, vocabulary):
@@ -369,6 +364,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     if ranks.rank == 0:
         images = {name: some.tokens.images.tolist() for name, some in splits.items()}
         write_settings(folder, settings, images, vocabulary, fixed)
+        write_lineage(args, images["train"])
         keep_for_pictures(folder, args.data, args.features, splits)
         events = event_writer(folder)
     model = build(settings)

@@ -34,9 +34,11 @@ from tqdm import tqdm
 
 from analysis.pointing import box_coverage, means, parser_of, read_annotated
 from captioning.decoded import read_source
-from captioning.features import cells_of, feature_path, read_features, shape_of
+from captioning.ensemble import read_members, together
+from captioning.features import (cells_of, check_network, feature_path, read_features,
+                                 shape_of)
 from captioning.names import named, words_for
-from captioning.runs import LOOKS, read_run
+from captioning.runs import read_run
 from captioning.tokens import START
 from runtime import atomic, cli
 from runtime.tf import device_errors, start, tf
@@ -213,7 +215,12 @@ def main():
     with cli.locked(run.folder), device_errors():
         decoded, objects = read_annotated(run, args)
         source = read_source(run, args.split)
-        features, run.model.look = source["features"], LOOKS[source["look"]]
+        features = source["features"]
+        runs = read_members([os.path.basename(run.folder), *source["with"]],
+                            source["checkpoint"], source["look"])
+        for each in runs:
+            check_network(features, each.settings, each.folder)
+        model = together(runs).model
         locations = decoded.alphas.shape[2]
         if args.cells >= locations:
             raise cli.UserError(f"--cells {args.cells}: the maps have {locations} "
@@ -227,8 +234,8 @@ def main():
         for i in tqdm(sorted({name.image for name in names}), unit="image"):
             steps = decoded.steps[i]
             fallen.append(drops(
-                run.model, read_features(feature_path(features, str(decoded.images[i])),
-                                         shape_of(features)),
+                model, read_features(feature_path(features, str(decoded.images[i])),
+                                     shape_of(features)),
                 decoded.words[i, :steps], [n for n in names if n.image == i],
                 decoded.alphas[i, :steps], args.cells, random))
         summary = dict(summarize(fallen, args.seed), words=len(names),

@@ -40,7 +40,8 @@ from analysis.deletion import read_drops
 from captioning import maps
 from captioning.captioner import BEAM, load
 from captioning.coco import has_boxes, read_objects
-from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
+from captioning.decoded import (read_contents, read_decoded, read_nbest, read_scores,
+                                read_source, refuse_other_images)
 from captioning.features import cells_of
 from captioning.log import curves_path
 from captioning.names import boxes_of
@@ -266,6 +267,8 @@ def write_page(args):
     start()
     views = [RunView(name, args.split) for name in [args.run] + (
         [args.compare] if args.compare else [])]
+    contents = [read_contents(view.run.folder, args.split) for view in views]
+    refuse_other_images(views[-1].name, contents[0], contents[-1])
     source = read_source(views[0].run, args.split)
     split = views[0].scores.get("split", args.split)
     references = read_references(args.tokens or source["tokens"], split)

@@ -187,6 +187,14 @@ def read_ahead(load, order):
                 future.cancel()
 
 
+def list_bad(folder, splits, most):
+    """List damaged features files; see cli.left_out. splits: {name: CaptionBatches}."""
+    for name, captions in splits.items():
+        cli.left_out(os.path.join(folder, f"bad_features_{name}.txt"), captions.bad,
+                     len(captions.paths), most, f"features of {name}", "they are "
+                     "damaged: run extract_features.py again, which makes those anew")
+
+
 def read_splits(folder, features):
     """The Vocabulary of a folder of tokens, and its {'train', 'val': CaptionBatches}.
 

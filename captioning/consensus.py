@@ -19,6 +19,7 @@ at.
 import numpy as np
 from tqdm import tqdm
 
+from captioning.lineage import training_tokens
 from captioning.rewards import Rewards
 from captioning.tokens import read_references, read_tokens
 from runtime import watchdog
@@ -28,12 +29,13 @@ OWN = .5     # beside the neighbours: weight of log p(y) / T ** power
 PIECE = 64   # images at a time: 20 captions, each against 300, are 6,000 pairs an image
 
 
-def training_rewards(run):
+def training_rewards(run, *elsewhere):
     """Rewards with the training references of a Run, in the order of its tokens.
 
-    Raises cli.UserError where they are missing or damaged.
+    elsewhere: as for `training_tokens`. Raises cli.UserError where they are missing or
+    damaged.
     """
-    folder = run.settings["tokens"]
+    folder = training_tokens(run, *elsewhere)
     references = read_references(folder, "train")
     return Rewards(run.vocabulary, [references.get(str(i), []) for i in
                                     read_tokens(folder, "train").image_ids],

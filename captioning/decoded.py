@@ -13,12 +13,27 @@ import typing
 
 import numpy as np
 
-from captioning.runs import LOOKS, how_it_looks
-from captioning.tokens import read_vocabulary
+from captioning.coco import split_of
+from captioning.features import check_network, find_features, read_record
+from captioning.lineage import is_own_data, refuse_seen, spelled
+from captioning.runs import LOOKS, find_run, how_it_looks
+from captioning.tokens import read_images, read_tokens, read_vocabulary
 from runtime import atomic, cli
 
 # The habit's name in the files of earlier releases
 OLD_HABIT = "words that stood in the caption before, %"
+
+
+class Inputs(typing.NamedTuple):
+    """What is captioned: images with sound features."""
+    name: str                     # of the results: the split's, or one of its own
+    alone: str                    # the name without the other runs of an ensemble
+    source: dict                  # see `read_source`
+    images: typing.List[str]      # paths below the data set
+    ids: typing.List[str]
+    as_annotated: list            # the same ids, int where the annotations have int
+    paths: typing.List[str]       # of the features
+    server: str                   # the split's name for the COCO server
 
 
 class Decoded(typing.NamedTuple):
@@ -30,6 +45,65 @@ class Decoded(typing.NamedTuple):
     alphas: np.ndarray     # float32 (I, T, L)
     log_probs: np.ndarray  # float32 (I, T)
     betas: np.ndarray      # float32 (I, T): 1 without a gate
+
+
+def find_inputs(args, runs):
+    """The Inputs of evaluate.py; images without sound features are left out.
+
+    args: the command's. runs: the Runs that write together, or the only one. Results on
+    another data set than the first one's get a name of their own, and so do those of
+    several runs. Raises cli.UserError where one of them, or that of --compare, was
+    trained on the images, or where there are no features, or those of another network.
+    """
+    run = runs[0]
+    source = {"data": run.settings["data"], "split": args.split,
+              "tokens": args.tokens or run.settings["tokens"],
+              "features": args.features or run.settings["features"],
+              "look": args.look or _common([how_it_looks(r.settings) for r in runs]),
+              "with": [os.path.basename(r.folder) for r in runs[1:]],
+              "checkpoint": args.checkpoint, "beam": args.beam}
+    tokens = read_tokens(source["tokens"], args.split)
+    name = args.split
+    if args.tokens:
+        source["data"] = args.data or os.path.dirname(os.path.abspath(args.tokens))
+        if not is_own_data(run, args.tokens):
+            name += "_of_" + os.path.basename(os.path.abspath(source["data"]))
+    for each in runs:
+        check_network(source["features"], each.settings, each.folder)
+    source["extractor"] = read_record(source["features"])
+    folders = [each.folder for each in runs]
+    for folder in folders + ([find_run(args.compare)] if args.compare else []):
+        if not args.allow_seen:
+            refuse_seen(folder, args.split, tokens.images, source)
+    paths, sound = find_features(source["features"], tokens.images, args.split)
+    there = sound.nonzero()[0]
+    if len(there) < len(paths):
+        cli.warn(f"{len(paths) - len(there)} of {len(paths)} images have no "
+                 "sound features and are left out: run extract_features.py again")
+    ids = [str(tokens.image_ids[i]) for i in there]
+    images = [str(tokens.images[i]) for i in there]
+    whole = "_with_".join([name, *source["with"]])
+    return Inputs(whole, name, source, images, ids,
+                  [int(i) if tokens.is_number[n] else i for i, n in zip(ids, there)],
+                  [paths[i] for i in there],
+                  server_name(args.split, source["tokens"], images)
+                  if whole == args.split else whole)
+
+
+def _common(values):
+    """The value that all of them have; None where they differ."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def server_name(split, tokens_folder, images):
+    """The COCO server's name of a split, val2014, say.
+
+    It is that of the images' folder, but where another split has images in that, too.
+    """
+    folders = set(map(split_of, images))
+    others = {split_of(image) for other in ("train", "val", "test") if other != split
+              for image in read_images(tokens_folder, other)}
+    return split if len(folders) > 1 or folders & others else folders.pop()
 
 
 def decoded_path(folder, split):
@@ -62,24 +136,42 @@ def write_decoded(folder, name, decoded, source):
 
 
 def read_source(run, name):
-    """What a Run's decoded captions are of: {'data', 'tokens', 'features': folders,
-    'look': a key of LOOKS, what z was made with}.
+    """What a Run's decoded captions are of, and what made them: a dict.
 
-    Files of earlier releases do not say: theirs are the run's own. Raises
-    cli.UserError where the captions are missing or damaged.
+    'data', 'tokens', 'features': folders. 'split': of the tokens. 'extractor': the
+    record of the features. 'look': a key of LOOKS, what z was made with; None: of each
+    run its own. 'with': the other runs of an ensemble. 'checkpoint': of all of them.
+    'beam'. 'references': {image id: digest of its captions by people}.
+
+    Files of earlier releases say little: the rest is the run's own, and the beam and
+    the references are missing. Raises cli.UserError where the captions are missing or
+    damaged, or it is not known which runs have made them.
     """
-    own = {key: run.settings.get(key)
-           for key in ("data", "tokens", "features")}
-    own["look"] = how_it_looks(run.settings)
+    own = {key: run.settings.get(key) for key in ("data", "tokens", "features",
+                                                  "extractor")}
+    own.update(look=how_it_looks(run.settings), split=name, references={})
     path = decoded_path(run.folder, name)
+    found = _read_record(path)
+    if "with" not in found:
+        if "_with_" in name:
+            raise cli.UserError(f"{path}: of an earlier release, which did not write "
+                                "down what made it; run evaluate.py again")
+        own["with"] = []
+        with contextlib.suppress(cli.UserError):
+            own["checkpoint"] = read_scores(run.folder, name).get("checkpoint", "best")
+    found = dict({"checkpoint": "best"}, **dict(own, **found))
+    if found["look"] not in (*LOOKS, None):
+        raise cli.UserError(f"{path}: damaged; run evaluate.py again")
+    return found
+
+
+def _read_record(path):
+    """What a file of decoded captions says of itself; {}: it is of the first releases.
+    """
     try:
         with atomic.load_arrays(path) as arrays:
-            if "source" not in arrays.files:
-                return own
-            found = dict(own, **json.loads(str(arrays["source"])))
-            if found["look"] not in LOOKS:
-                raise ValueError
-            return found
+            return dict(json.loads(str(arrays["source"]))) if (
+                "source" in arrays.files) else {}
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
     except atomic.Damaged:
@@ -122,6 +214,49 @@ def read_captions_of(folder, split):
     return {str(i): (str(image), vocabulary.decode(words[:steps]))
             for i, image, words, steps in zip(decoded.image_ids, decoded.images,
                                               decoded.words, decoded.steps)}
+
+
+def refuse_other_images(whose, ours, theirs):
+    """Raise cli.UserError where captions are of other images under the same ids, and
+    so cannot stand beside each other.
+
+    whose: of which run the others are. ours, theirs: `read_contents`.
+    """
+    for i in sorted(set(ours) & set(theirs)):
+        (image, said), (other, told) = ours[i], theirs[i]
+        if image != other or None not in (said, told) and said != told:
+            what = f"is {other}, not {image}" if image != other else (
+                f"({image}) has other captions by people than here")
+            raise cli.UserError(f"{whose}: its image {i} {what}: captions of another "
+                                "data set cannot be compared; run evaluate.py for both "
+                                "on the same one")
+
+
+def read_contents(folder, name):
+    """{image id: (path, digest of its captions by people, or None)} of what a run has
+    decoded. Raises cli.UserError where that is missing or damaged.
+    """
+    path = decoded_path(folder, name)
+    said = _read_record(path).get("references", {})
+    with atomic.load_arrays(path) as arrays:
+        return {str(i): (spelled(image), said.get(str(i)))
+                for i, image in zip(arrays["image_ids"], arrays["images"])}
+
+
+def read_theirs(other, data):
+    """{image id: caption} of another run's results on the same images.
+
+    data: Inputs, 'references' in their source. Raises cli.UserError where they have no
+    image in common, or are of other images.
+    """
+    folder = find_run(other)
+    theirs = read_captions_of(folder, data.alone)
+    if not set(data.ids) & set(theirs):
+        raise cli.UserError(f"{other}: has no caption of an image of {data.alone}")
+    said = data.source["references"]
+    refuse_other_images(other, {i: (spelled(image), said.get(i)) for i, image in zip(
+        data.ids, data.images)}, read_contents(folder, data.alone))
+    return {i: caption for i, (_, caption) in theirs.items()}
 
 
 def scores_path(folder, split):

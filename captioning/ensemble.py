@@ -1,7 +1,31 @@
 """Several Captioners that write as one: the mean of their probabilities."""
 import numpy as np
 
+from captioning.runs import LOOKS, read_run
+from runtime import cli
 from runtime.tf import tf
+
+
+def read_members(names, checkpoint="best", look=None):
+    """The Runs that are to write together, or the only one. look: a key of LOOKS, what
+    z is made with; None: each as it was trained.
+
+    Raises cli.UserError where one of them has other words than the first.
+    """
+    runs = [read_run(name, checkpoint) for name in names]
+    for run in runs:
+        if run.vocabulary.digest() != runs[0].vocabulary.digest():
+            raise cli.UserError(f"{run.folder}: has other words than {runs[0].folder}; "
+                                "an ensemble needs runs on the same tokens")
+        run.model.look = LOOKS[look] if look else run.model.look
+    return runs
+
+
+def together(runs):
+    """The first of some Runs, with a model that writes with all of theirs."""
+    if len(runs) == 1:
+        return runs[0]
+    return runs[0]._replace(model=Ensemble([run.model for run in runs]))
 
 
 class Contexts(tuple):
@@ -39,11 +63,11 @@ class Ensemble:
         """See Captioner.embed."""
         return zip(*(model.embed(words) for model in self.models))
 
-    def step(self, context, h, *word):
+    def step(self, context, h, gates, keep=None):
         """See Captioner.step; beta is the mean of the models that have a gate."""
         hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
-        h, z, alpha, beta = zip(*(model.step(*own) for model, own in
-                                  zip(self.models, zip(context, hs, *word))))
+        h, z, alpha, beta = zip(*(model.step(*own, keep) for model, own in
+                                  zip(self.models, zip(context, hs, gates))))
         beta = [b for b in beta if b is not None]
         return (tf.concat(h, 1), z, tf.add_n(alpha) / len(alpha),
                 tf.add_n(beta) / len(beta) if beta else None)

@@ -7,12 +7,15 @@ the training images has been subtracted from both. A neighbour's share rises wit
 
     share_j ~ exp(10 cos(x, x_j))       among the 60 nearest
 """
+import os
+
 import numpy as np
 from tqdm import tqdm
 
 from captioning.batches import read_ahead
-from captioning.features import check_network, find_features, read_features
-from captioning.runs import read_split
+from captioning.features import (check_network, feature_path, find_features,
+                                 read_features)
+from captioning.lineage import training_tokens
 from captioning.tokens import read_images
 from runtime import cli, watchdog
 
@@ -21,23 +24,26 @@ SHARPNESS = 10.   # how much more the nearest count
 PIECE = 256       # images at a time
 
 
-def training_neighbours(run, images, paths):
+def training_neighbours(run, images, paths, tokens=None, features=None):
     """The neighbours of some images among those that a Run was trained on.
 
-    images: their paths below the data set. paths: of their features. Returns int
-    (I, M), numbers in the order of the run's tokens, and their shares, float64 (I, M).
-    An image is no neighbour of its own. Raises cli.UserError where the training images
-    or their features are not there any more.
+    images: their paths below the data set. paths: of their features. tokens, features:
+    folders where the run's own may be, too. Returns int (I, M), numbers in the order of
+    the run's tokens, and their shares, float64 (I, M). An image is no neighbour of its
+    own. Raises cli.UserError where the training images or their features are not there
+    any more.
     """
-    folder, features = run.settings["tokens"], run.settings["features"]
-    trained = read_images(folder, "train")
-    if trained != read_split(run.folder)["train"]:
-        raise cli.UserError(f"{folder}: has other training images than {run.folder}, "
-                            "so their captions are not those that it has seen; run "
-                            "tokenize_captions.py as before the training")
+    trained = read_images(training_tokens(run, tokens), "train")
+    own = run.settings["features"]
+    features = next((folder for folder in (own, features) if folder and any(
+        os.path.exists(feature_path(folder, image)) for image in trained)), own)
     check_network(features, run.settings, run.folder)
     files, sound = find_features(features, trained, "train")
     there = sound.nonzero()[0]
+    if len(there) < len(files):
+        cli.warn(f"{len(files) - len(there)} of {len(files)} training images of "
+                 f"{run.folder} have no sound features in {features} and are nobody's "
+                 "neighbours: run extract_features.py again")
     number = {trained[i]: n for n, i in enumerate(there)}
     near, shares = nearest(mean_vectors(paths, "the images"),
                            mean_vectors([files[i] for i in there], "training"),

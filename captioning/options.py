@@ -109,6 +109,9 @@ def add_run_flags(parser):
                   help="begin with the weights of this run after its best epoch, and "
                        "a fresh optimizer; the words must be the same "
                        "(tokenize_captions.py --vocabulary)")
+    parser.add_argument("--allow-seen", needs="--start-from", fixed=False,
+                        action="store_true", help="validate on images that the other "
+                        "run, or what it comes from, was trained on")
     parser.always("--epochs", fixed=("--schedule cosine", "--scheduled-sampling"),
                   type=cli.positive, default=8, self_critical=3, help="in all")
     parser.always("--batch-size", type=cli.positive, default=64,

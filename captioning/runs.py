@@ -100,13 +100,11 @@ def read_run(name, checkpoint="best", folder=None):
     fit together.
     """
     folder = find_run(name, folder)
-    path = settings_path(folder)
+    settings = read_settings(folder)
     try:
-        with atomic.reading(path) as file:
-            settings = json.load(file)
         model = build(settings)
     except (ValueError, KeyError, TypeError):
-        raise cli.UserError(f"{path}: damaged; train the run again under another name")
+        raise damaged(folder)
     vocabulary = read_vocabulary(folder)
     if len(vocabulary) != settings["sizes"]["vocabulary"]:
         raise cli.UserError(f"{folder}: its vocabulary has {len(vocabulary)} words, "
@@ -117,6 +115,24 @@ def read_run(name, checkpoint="best", folder=None):
                  f"{settings.get('commit')}); it may give other captions")
     progress = load_checkpoint(checkpoint_path(folder, checkpoint), model)
     return Run(folder, settings, vocabulary, model, progress.history)
+
+
+def read_settings(folder):
+    """What settings.json says of the run in this folder. Raises cli.UserError where it
+    is missing or damaged.
+    """
+    try:
+        with atomic.reading(settings_path(find_run(os.path.basename(folder),
+                                                   folder))) as file:
+            return dict(json.load(file))
+    except (ValueError, TypeError):
+        raise damaged(folder)
+
+
+def damaged(folder):
+    """The cli.UserError for settings that are none."""
+    return cli.UserError(f"{settings_path(folder)}: damaged; train the run again under "
+                         "another name")
 
 
 def read_split(folder):

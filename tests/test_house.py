@@ -22,6 +22,7 @@ LONG = {"captioning/decode.py: beam_search"}
 # Files that one step or module writes and others read, by what names them in the code
 ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv",
              "references_", "skipped_", "strays_", "settings.json", "split.json",
+             "lineage.json",
              "log.csv", "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
              "samples_", "captions_{}_{}_results.json", "own_captions.json",
              "failed_images_", "pointing_", "deletion_", "localiser.npz",

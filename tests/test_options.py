@@ -14,7 +14,7 @@ from worlds import VOCABULARY
 
 # What a run can be resumed with another of; it stays the run that it was.
 FREE = {"data", "tokens", "features", "run", "save_minutes", "max_bad", "hang_minutes",
-        "patience"}
+        "patience", "allow_seen"}
 IMAGES = {"train": ["train/1.jpg"], "val": ["val/2.jpg", "val/3.jpg"]}
 
 
