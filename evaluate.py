@@ -226,7 +226,7 @@ def read_training(run, tokens):
     try:
         references = read_references(training_tokens(run, tokens), "train")
     except cli.UserError as error:
-        cli.warn(f"{error}; how many captions are new is not told")
+        cli.warn(f"{error}; how many are new is not told")
         return None
     return {scores.plain(c) for group in references.values() for c in group}
 
