@@ -17,7 +17,7 @@ from captioning.tokens import references_path, write_tokens
 from commands import exit_status
 from runtime import cli
 from runtime.atomic import write_json
-from worlds import QUICK, TRAIN, VAL, refused
+from worlds import COMMANDS, QUICK, TRAIN, VAL, refused
 
 
 def read(path):
@@ -188,6 +188,12 @@ def test_training_data_that_were_moved_are_found_by_content(source):
 
 # --- commands -------------------------------------------------------------------------
 
+@pytest.fixture(autouse=True)
+def no_run_of_its_own(monkeypatch):
+    """Some of the commands have --ensemble in place of --run."""
+    monkeypatch.setitem(COMMANDS, "evaluate.py", ())
+
+
 @pytest.fixture
 def twice(world):
     """The data set split twice; `one` is trained on the first split."""
@@ -300,9 +306,9 @@ def test_captions_of_another_data_set_are_not_compared(world, capsys):
     source = read_source(read_run("c"), "val")
     first = sorted(source["references"])[0]
     spoil(path, dict(source, references=dict(source["references"], **{first: "0"})))
-    for script, *flags in (("evaluate.py",), ("analysis.report",)):
+    for script, *flags in (("evaluate.py", "--run", "a"), ("analysis.report",)):
         assert f"c: its image {first} (val/scene" in refused(
-            world, capsys, script, "--compare", "c")
+            world, capsys, script, *flags, "--compare", "c")
     spoil(path, {"data": "data"})  # an earlier release does not say
     assert world("evaluate.py", "--run", "a", "--compare", "c") == 0
 
