@@ -68,7 +68,7 @@ def read_lineage(folder, younger=()):
     """
     path = lineage_path(folder)
     try:
-        with open(path, encoding="utf-8") as file:
+        with atomic.reading(path) as file:
             found = [Generation(**generation) for generation in json.load(file)]
         if not found or not all(isinstance(part, dict) for generation in found
                                 for part in generation[1:]):
@@ -105,13 +105,13 @@ def fingerprint(data, features, image):
     for kind, path in (("image", os.path.join(data, image)),
                        ("features", feature_path(features, image))):
         try:
-            with open(path, "rb") as file:
+            with atomic.reading(path, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 content = [str(size).encode()]
                 for start in (0, max(0, size - PIECE)):
                     file.seek(start)
                     content.append(file.read(PIECE))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         return f"{kind} {hashlib.sha256(b' '.join(content)).hexdigest()[:16]}"
     return None
