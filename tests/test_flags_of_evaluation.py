@@ -236,6 +236,27 @@ def test_spice_is_scored_where_it_is_asked_for(flags, runs):
     assert asked == [bool(flags)]
 
 
+def test_images_that_nobody_has_described_are_captioned_and_not_scored(runs):
+    references = read_references("data/tokens", "val")
+    del references["2"]
+    write_json("data/tokens/references_val.json", references)
+    passed, real = [0], decode.beam_search
+
+    def search(*arguments, **more):  # it takes five seconds
+        passed[0] += 5
+        return real(*arguments, **more)
+    with runs.monkeypatch.context() as patch:
+        patch.setattr(decode, "beam_search", search)
+        patch.setattr("time.time", lambda: 1e9 + passed[0])
+        run_command(runs, evaluate, "--run", "a")
+    summary = read_json("scores_val.json")
+    assert decoded_of()[0].image_ids.tolist() == ["0", "1", "2", "3"]
+    assert summary["image_ids"] == ["0", "1", "3"] and summary["epoch"] == 1
+    assert summary["images_per_second"] == .8
+    run_command(runs, evaluate, "--run", "a", "--sample", "2")
+    assert sorted(read_json("samples_val.json")["captions"]) == ["0", "1", "2", "3"]
+
+
 def test_features_that_are_not_finite_are_not_captioned(runs):
     array = np.load(feature_path(runs.features, VAL.images[2]))
     array[1, 0, 3] = np.nan
@@ -253,27 +274,35 @@ def test_features_that_are_not_finite_are_not_captioned(runs):
 WORDS = [A, DOG, END]
 
 
-@pytest.fixture
-def looked(runs):
+ALPHAS = np.array([[.1, .1, .1, .1, .1, .5], [.4, .05, .3, .15, .06, .04],
+                   [.2, .2, .2, .2, .1, .1]], np.float32)
+
+
+def look(runs, tokens, *flags):
     """Captions "a dog" of other features than the run was trained on: the second word
     looks at the first cell most, whose middle alone is in the dog's box. It would not
     be if the cells tiled the picture.
     """
-    alphas = np.array([[.1, .1, .1, .1, .1, .5], [.4, .05, .3, .15, .06, .04],
-                       [.2, .2, .2, .2, .1, .1]], np.float32)
+    split = os.path.dirname(tokens.images[0])
     shutil.copytree("data/features", "other")
-    for image in VAL.images:
-        np.save(feature_path("other", image), 3 - np.load(feature_path("other", image)))
-    shutil.copytree("data/tokens", "elsewhere/tokens")
-    write_these(runs, [caption(WORDS, -2, alphas)], "--features", "other", "--tokens",
-                "elsewhere/tokens", "--data", "data")
+    for path in [feature_path("other", image) for image in tokens.images]:
+        np.save(path, 3 - np.load(path))
+    write_these(runs, [caption(WORDS, -2, ALPHAS)], "--features", "other", *flags)
     os.mkdir("data/annotations")
-    write_json("data/annotations/instances_val.json", {
-        "images": [{"id": i, "width": 100, "height": 50} for i in range(4)],
+    ids = range(len(tokens.images))
+    write_json(f"data/annotations/instances_{split}.json", {
+        "images": [{"id": i, "width": 100, "height": 50} for i in ids],
         "categories": [{"id": 1, "name": "dog"}],
         "annotations": [{"image_id": i, "category_id": 1, "bbox": [45, 15, 10, 10]}
-                        for i in range(4)]})
-    return runs, alphas
+                        for i in ids]})
+
+
+@pytest.fixture
+def looked(runs):
+    """As `look` has it, with validation's tokens in another place."""
+    shutil.copytree("data/tokens", "elsewhere/tokens")
+    look(runs, VAL, "--tokens", "elsewhere/tokens", "--data", "data")
+    return runs
 
 
 @pytest.fixture
@@ -286,47 +315,59 @@ def seeds(monkeypatch):
 
 
 def test_pointing_counts_the_cells_where_the_network_looks(looked, seeds):
-    runs, _ = looked
-    run_command(runs, pointing, "--run", "a", "--seed", "7")
+    shutil.move("data/annotations", "boxes/annotations")
+    run_command(looked, pointing, "--run", "a", "--seed", "7", "--data", "boxes")
     found = read_json("pointing_val.json")
     assert found["peak"][0] == 1 and seeds == {7}
     assert found["peak_uniform"][0] == pytest.approx(1 / 6, abs=1e-4)
 
 
-@pytest.mark.parametrize("cells", [1, 3])
-def test_deletion_takes_so_many_cells_where_the_network_looks(cells, looked, seeds):
-    runs, alphas = looked
-    run_command(runs, deletion, "--run", "a", "--cells", str(cells), "--seed", "7")
-    found, model = read_json("deletion_val.json"), read_run("a").model
-    falls, random = collections.defaultdict(list), np.random.RandomState(7)
+def assert_falls(split, cells, seed):
+    """What deletion.py has found, word by word; returns how often."""
+    found, model = read_json(f"deletion_{split}.json"), read_run("a").model
+    falls, random = collections.defaultdict(list), np.random.RandomState(seed)
     first = Name(0, 1, np.arange(6) == 0)
-    for features, words in decoded_of(features="other")[1]:
+    for features, words in decoded_of(split, "other")[1]:
         def log_p(kept):
             keep = np.ones((1, 3, 6))
             keep[0, 1] = kept
             return log_probs(model, features[None], words[None], keep)[0, 1]
-        kept = {"most": [~np.isin(np.arange(6), np.argsort(-alphas[1])[:cells])],
+        kept = {"most": [~np.isin(np.arange(6), np.argsort(-ALPHAS[1])[:cells])],
                 "boxes": [np.arange(6) > 0], "outside": [np.arange(6) == 0],
-                "random": kept_cells(first, alphas[1], cells, random)["random"]}
+                "random": kept_cells(first, ALPHAS[1], cells, random)["random"]}
         for what, each in kept.items():
             falls[what].append(log_p(1) - np.mean([log_p(keep) for keep in each]))
     for what, values in falls.items():
         assert found["at_the_word"][what][0] == pytest.approx(np.mean(values), abs=1e-3)
     each = [entry["drops"]["1"] for entry in found["of_each_word"].values()]
-    assert each == pytest.approx(falls["most"], abs=2e-3) and seeds == {7}
+    assert each == pytest.approx(falls["most"], abs=2e-3)
     assert abs(np.subtract(falls["most"], falls["boxes"])).max() > 1e-2 or cells == 1
+    return len(each)
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_deletion_takes_so_many_cells_where_the_network_looks(cells, looked, seeds):
+    run_command(looked, deletion, "--run", "a", "--cells", str(cells), "--seed", "7")
+    assert assert_falls("val", cells, 7) == 4 and seeds == {7}
+
+
+def test_analyses_are_of_the_split_that_was_asked_for(runs):
+    look(runs, TRAIN, "--split", "train", "--allow-seen")
+    run_command(runs, deletion, "--run", "a", "--split", "train", "--cells", "2")
+    run_command(runs, pointing, "--run", "a", "--split", "train")
+    assert assert_falls("train", 2, 0) == 6
+    assert read_json("pointing_train.json")["words"] == 6
 
 
 def test_report_knows_where_the_network_looks(looked):
-    runs, alphas = looked
     draw_pictures()
-    run_command(runs, report, "--run", "a")
+    run_command(looked, report, "--run", "a")
     with open("checkpoints/a/report_val.html", encoding="utf-8") as file:
         for card in data_of(file.read()):
             found, = card["runs"]
             assert found["grid"] == [[.4, .2, 2], [.5, .15, 3]]
             assert found["entropies"] == [round(100 * value) for value in entropy(
-                alphas[:2])]
+                ALPHAS[:2])]
 
 
 def draw_pictures():
