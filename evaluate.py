@@ -26,7 +26,7 @@ import time
 
 from captioning import decode, maps, scores
 from captioning.consensus import by_consensus, by_neighbours, training_rewards
-from captioning.decode import decode_files, sample_files
+from captioning.decode import decode_files, sample_files, was_cut
 from captioning.decoded import (decoded_path, find_inputs, nbest_path, pack,
                                 read_theirs, remove_scores, write_decoded, write_nbest,
                                 write_results, write_samples, write_scores)
@@ -36,7 +36,7 @@ from captioning.lineage import digest, training_tokens
 from captioning.neighbours import training_neighbours
 from captioning.runs import LOOKS, add_run_flag, run_name
 from captioning.tokens import PAD, START, UNK, read_references, references_path
-from runtime import cli, watchdog
+from runtime import atomic, cli, watchdog
 from runtime.tf import device_errors, device_name, start, tf
 
 FEW = 50  # images, for CIDEr
@@ -140,7 +140,8 @@ def evaluate(args, run, data):
         cli.warn("no Java was found that runs: METEOR is left out, and the other "
                  "scores are of captions in lower case without punctuation instead of "
                  "PTB's tokens")
-    summary = scores.summarize(scored, texts, references, training)
+    summary = scores.summarize(scored, texts, references, training, {
+        i: was_cut(beam[0]) for i, beam in zip(data.ids, beams)})
     summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
     del data.source["references"]  # of each image: too many for these
     summary.update(split=args.split, beam=args.beam, length_power=args.length_power,
@@ -236,22 +237,20 @@ def write_captions(args, run, data, beams):
 
     data: Inputs. beams: of each image a list of Captions, best first.
     """
-    remove_scores(run.folder, data.name)  # they are of the captions before
-    write_decoded(run.folder, data.name, pack([beam[0] for beam in beams], data.images,
-                                              data.ids), data.source)
-    results = write_results(run.folder, data.server, args.run, [
-        (i, run.vocabulary.decode(beam[0].words))
-        for i, beam in zip(data.as_annotated, beams)])
-    written = [results, decoded_path(run.folder, data.name)]
-    nbest = None
-    if args.n_best:
-        nbest = {i: [{"caption": run.vocabulary.decode(caption.words),
-                      "log_prob": round(float(caption.log_probs.sum()), 4)}
-                     for caption in beam[:args.n_best]]
-                 for i, beam in zip(data.ids, beams)}
-        written.append(nbest_path(run.folder, data.name))
-    write_nbest(run.folder, data.name, nbest)
-    return written
+    nbest = {i: [{"caption": run.vocabulary.decode(caption.words),
+                  "log_prob": round(float(caption.log_probs.sum()), 4)}
+                 for caption in beam[:args.n_best]]
+             for i, beam in zip(data.ids, beams)} if args.n_best else None
+    with atomic.together():
+        remove_scores(run.folder, data.name)  # they are of the captions before
+        write_decoded(run.folder, data.name, pack([beam[0] for beam in beams],
+                                                  data.images, data.ids), data.source)
+        results = write_results(run.folder, data.server, args.run, [
+            (i, run.vocabulary.decode(beam[0].words))
+            for i, beam in zip(data.as_annotated, beams)])
+        write_nbest(run.folder, data.name, nbest)
+    return [results, decoded_path(run.folder, data.name)] + (
+        [nbest_path(run.folder, data.name)] if args.n_best else [])
 
 
 def arguments():

@@ -295,6 +295,11 @@ def sample_files(model, paths, batch_size, count, max_steps, seed, **drawing):
     return found
 
 
+def was_cut(caption):
+    """Whether a Caption was cut at max_steps: it has no end."""
+    return caption.words[-1] != END
+
+
 def read_maps(paths):
     """The features of some images, (I, L, F). Raises cli.UserError where a file is
     missing, damaged or not finite.

@@ -6,7 +6,6 @@
     checkpoints/<run>/samples_<split>.json                  captions drawn, --sample
     checkpoints/<run>/captions_<split>_<run>_results.json   what the COCO server takes
 """
-import contextlib
 import json
 import os
 import typing
@@ -273,8 +272,7 @@ def write_scores(folder, split, summary):
 
 def remove_scores(folder, split):
     """Remove the scores of captions that are about to be replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(scores_path(folder, split))
+    atomic.remove(scores_path(folder, split))
 
 
 def read_scores(folder, split):
@@ -311,8 +309,7 @@ def write_nbest(folder, split, beams):
     if beams is not None:
         atomic.write_json(path, beams)
     else:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+        atomic.remove(path)
 
 
 def read_nbest(folder, split):

@@ -11,6 +11,8 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
+import threading
 import typing
 
 import numpy as np
@@ -30,9 +32,14 @@ PTB = "PTB"
 LAST = "end"           # the line that shows that Java came to the end
 PLAIN = "lower case without punctuation (no Java ran for PTB)"
 # After these an English sentence is not over: articles, prepositions, conjunctions
+JAVA_SECONDS = 600, 3  # that Java may take for a score, and for each caption of it
+JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+ENGLISH = (" -Duser.language=en -Duser.country=US -Duser.language.format=en"
+           " -Duser.country.format=US")
 OPEN = set("a an the and or but while as that of in on at with by for from to into "
            "onto over under near behind beside between across against above toward "
            "towards through along around".split())
+CUT = "captions cut at --max-steps, %"  # a habit that files of old do not have
 WORD_OR_MARK = re.compile(WORD.pattern + r"|[^\w\s]")
 
 
@@ -79,7 +86,7 @@ def _penn_treebank(lines):
              for key, group in lines.items()}
     asked[LAST] = [{"caption": LAST}]
     try:
-        with english_java():
+        with english_java(), java_ends(len(asked)):
             found = PTBTokenizer().tokenize(asked)
     except (OSError, ValueError, KeyError) as error:
         cli.warn(f"Java's tokenizer failed ({cli.one_line(error)})")
@@ -95,10 +102,9 @@ def _penn_treebank(lines):
 @contextlib.contextmanager
 def english_java():
     """Inside, Java programs write numbers as in English, whatever the desktop's are."""
-    changed = {"LC_ALL": "C.UTF-8"}
-    if os.environ.get("JAVA_TOOL_OPTIONS"):
-        changed["JAVA_TOOL_OPTIONS"] = (os.environ["JAVA_TOOL_OPTIONS"]
-                                        + " -Duser.language=en -Duser.country=US")
+    changed = {name: os.environ[name] + ENGLISH for name in JAVA_VARIABLES
+               if os.environ.get(name)}
+    changed["LC_ALL"] = "C.UTF-8"
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
@@ -109,6 +115,37 @@ def english_java():
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def java_ends(captions):
+    """Inside, programs that are started end in time: those that are not at their end
+    after JAVA_SECONDS are killed, and whoever waits for them finds that they are gone.
+
+    captions: how many they have to do.
+    """
+    started, usual = [], subprocess.Popen
+    seconds = JAVA_SECONDS[0] + JAVA_SECONDS[1] * captions
+
+    class Watched(usual):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    def end():
+        cli.warn(f"Java has not come to its end in {seconds / 60:.0f} minutes: it is "
+                 "killed")
+        for process in started:
+            process.kill()
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    subprocess.Popen = Watched
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        subprocess.Popen = usual
 
 
 def plain(caption):
@@ -143,7 +180,8 @@ def score(candidates, references, spice=False, java=True):
     long and needs 8 GB and two files that it downloads itself. java: False scores
     without METEOR and the Penn Treebank tokenizer (quickly, while training).
 
-    Raises cli.UserError where an image has no references, or SPICE cannot run.
+    METEOR or SPICE is left out, with a warning, where it cannot run. Raises
+    cli.UserError where an image has no references.
     """
     lost = sorted(i for i in candidates if not references.get(i))
     if lost or not candidates:
@@ -154,14 +192,15 @@ def score(candidates, references, spice=False, java=True):
     parts, totals = collections.OrderedDict(), collections.OrderedDict()
     if tokenizer == PTB:
         try:
-            with english_java(), contextlib.closing(_MeteorProcess()) as meteor:
+            with english_java(), java_ends(len(ids)), contextlib.closing(
+                    _MeteorProcess()) as meteor:
                 totals["METEOR"], parts["METEOR"] = meteor.compute_score(true, made)
         except (OSError, ValueError, AssertionError) as error:  # Java has ended
             cli.warn(f"METEOR is left out: its Java failed ({cli.one_line(error)})")
     parts["ROUGE-L"] = Rouge().compute_score(true, made)[1]
     parts["CIDEr"] = Cider().compute_score(true, made)[1]
     if spice:
-        parts["SPICE"] = _spice(true, made)
+        parts.update(_spice(true, made))
     with_marks = bleu_counts(*punctuated([candidates[i] for i in ids],
                                          [references[i] for i in ids]))
     return Scored(ids, bleu_counts([made[i][0] for i in ids], [true[i] for i in ids]),
@@ -185,13 +224,15 @@ class _MeteorProcess(Meteor):
 
 
 def _spice(true, made):
-    """SPICE's F of each image, in the order of the ids."""
+    """{'SPICE': F of each image, in the order of the ids}; {} where it does not run."""
     try:
-        _, each = Spice().compute_score(true, made)
+        with english_java(), java_ends(len(made)):
+            _, each = Spice().compute_score(true, made)
+        return {"SPICE": [image["All"]["f"] for image in each]}
     except Exception as error:  # its download, its Java and its reader all can fail
-        raise cli.UserError(f"SPICE could not run ({cli.one_line(error)}); leave out "
-                            "--spice, or see its notes in pycocoevalcap")
-    return [image["All"]["f"] for image in each]
+        cli.warn(f"SPICE is left out: it could not run ({cli.one_line(error)}); see "
+                 "its notes in pycocoevalcap")
+        return {}
 
 
 # --- BLEU -----------------------------------------------------------------------------
@@ -316,21 +357,25 @@ def habits(captions, training):
     return found
 
 
-def summarize(scored, made, references, training):
+def summarize(scored, made, references, training, cut=None):
     """The scores with their intervals and the captions' habits, as JSON takes them.
 
     scored: Scored. made: {id: caption}. references: {id: list of captions}. training: a
-    set of the captions trained on, as `plain` gives them, or None.
+    set of the captions trained on, as `plain` gives them, or None. cut: {id: whether
+    the caption was cut at --max-steps}, or None.
     """
     each = {name: values.round(3).tolist() for name, values in scored.parts.items()}
     each["BLEU-4"] = bleu(scored.bleu)[:, 3].round(3).tolist()
     people = {i: references[i][0] for i in scored.ids}
     first = [plain(people[i]) for i in sorted(people)]
+    own, theirs = (habits(captions, training) for captions in (
+        [made[i] for i in scored.ids], first))
+    if cut is not None:
+        own[CUT], theirs[CUT] = 100 * np.mean([cut[i] for i in scored.ids]), 0.
     return {
         "scores": averages(scored), "intervals": intervals(scored),
         "tokenizer": scored.tokenizer, "images": len(scored.ids),
         "length": round(100 * float(scored.bleu[:, 0].sum()
                                     / max(1, scored.bleu[:, 1].sum())), 1),
-        "habits": habits([made[i] for i in scored.ids], training),
-        "habits_of_first_references": habits(first, training),
+        "habits": own, "habits_of_first_references": theirs,
         "image_ids": scored.ids, "of_each_image": each}

@@ -25,28 +25,41 @@ class Damaged(ValueError):
     """A file was read, and holds something else than it should."""
 
 
-_together = None  # (partial file, path) of what waits for the end of `together`
+# (partial file, path) of what waits for the end of `together`; (None, path): removal
+_together = None
 
 
 @contextlib.contextmanager
 def together():
     """Files that are written inside get their names when the block ends: all of them,
-    and none where it ends with an exception.
+    and none where it ends with an exception. What is removed inside goes before them.
     """
     global _together
     _together = waiting = []
     try:
         yield
         _together = None
-        for partial, path in waiting:
-            os.replace(partial, path)
+        for partial, path in sorted(waiting, key=lambda pair: pair[0] is not None):
+            if partial is None:
+                remove(path)
+            else:
+                os.replace(partial, path)
     except BaseException:
         for partial, _ in waiting:
             with contextlib.suppress(OSError):
-                os.remove(partial)
+                os.remove(partial or "")
         raise
     finally:
         _together = None
+
+
+def remove(path):
+    """Remove a file that does not belong any more, if it is there."""
+    if _together is not None:
+        _together.append((None, path))
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
 
 
 @contextlib.contextmanager

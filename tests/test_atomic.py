@@ -92,6 +92,23 @@ def test_half_a_letter_comes_back_from_json_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("fails", [False, True])
+def test_what_does_not_belong_any_more_goes_only_when_the_new_is_written(fails,
+                                                                         tmp_path):
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    atomic.write_json(old, 1)
+    try:
+        with atomic.together():
+            atomic.remove(old)
+            atomic.write_json(new, 2)
+            assert os.path.exists(old)
+            if fails:
+                raise ValueError
+    except ValueError:
+        pass
+    assert os.listdir(str(tmp_path)) == (["old"] if fails else ["new"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
 def test_files_that_belong_together_get_their_names_together(fails, tmp_path):
     paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
     atomic.write_json(paths[0], "old")

@@ -1,4 +1,6 @@
 """The scores against pinned figures, formulas by hand and the reference scorer."""
+import os
+import subprocess
 import math
 import shutil
 
@@ -131,12 +133,39 @@ def test_image_without_references_is_refused(true):
         scores.score(MADE, true, java=False)
 
 
-def test_spice_that_cannot_run_is_said_in_one_line(monkeypatch):
+def test_spice_that_cannot_run_is_left_out_with_a_line(monkeypatch, capsys):
     def broken():
         raise OSError("no\nnetwork")
     monkeypatch.setattr(scores, "Spice", broken)
-    with pytest.raises(cli.UserError, match="SPICE could not run .no network."):
-        scores.score(MADE, TRUE, spice=True, java=False)
+    found = scores.averages(scores.score(MADE, TRUE, spice=True, java=False))
+    assert found == scores.averages(scores.score(MADE, TRUE, java=False))
+    assert "SPICE is left out: it could not run (no network)" in capsys.readouterr().err
+
+
+def test_java_that_does_not_end_is_killed(monkeypatch, capsys):
+    monkeypatch.setattr(scores, "JAVA_SECONDS", (.2, 0))
+    with scores.java_ends(3):
+        process = subprocess.Popen(["sleep", "60"])
+        assert process.wait(20) == -9
+    assert "Java has not come to its end" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS",
+                                  "_JAVA_OPTIONS"])
+def test_java_is_told_to_write_english_whatever_its_variables_say(name, monkeypatch):
+    monkeypatch.setenv(name, "-Duser.language=de")
+    with scores.english_java():
+        assert os.environ[name].endswith(scores.ENGLISH)
+    assert os.environ[name] == "-Duser.language=de"
+
+
+def test_captions_that_were_cut_are_a_habit():
+    scored = scores.score(MADE, TRUE, java=False)
+    cut = {i: i == scored.ids[0] for i in scored.ids}
+    summary = scores.summarize(scored, MADE, TRUE, None, cut)
+    assert summary["habits"][scores.CUT] == 100 / len(MADE)
+    assert summary["habits_of_first_references"][scores.CUT] == 0
+    assert scores.CUT not in scores.summarize(scored, MADE, TRUE, None)["habits"]
 
 
 # --- intervals ------------------------------------------------------------------------
