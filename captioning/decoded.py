@@ -6,6 +6,7 @@
     checkpoints/<run>/samples_<split>.json                  captions drawn, --sample
     checkpoints/<run>/captions_<split>_<run>_results.json   what the COCO server takes
 """
+import contextlib
 import json
 import os
 import typing
