@@ -46,13 +46,11 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning import maps, scores
 from captioning.averaging import Averaging, better
 from captioning.batches import list_bad, read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint)
-from captioning.decode import decode_files
 from captioning.features import read_record, shape_of
 from captioning.hard_attention import reinforce, with_draws
 from captioning.lineage import refuse_seen_by_ancestors, write_lineage
@@ -66,6 +64,7 @@ from captioning.schedule import epochs_since_best, learning_rate_at
 from captioning.scheduled_sampling import with_own_words
 from captioning.self_critical import SelfCritical, read_rewards
 from captioning.tokens import read_references
+from captioning.validation import ValidationScorer, validate
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks, watchdog
 from runtime.tf import (Variable, compiled, device_errors, device_name, event_writer,
@@ -164,59 +163,6 @@ class Trainer:
         if self.hard:
             self.hard.follow(float(cross_entropy.numpy()))
         return float(cross_entropy.numpy())
-
-
-def validate(model, captions, batch_size):
-    """Cross-entropy of a split in nats a real word, without dropout or penalty.
-
-    Processes take the batches by turns.
-    """
-    total, words = 0., 0
-    order = captions.epoch(batch_size)
-    batches = captions.batches(order[ranks.rank::ranks.size])
-    for batch in watchdog.watched(batches, "batch", "validation"):
-        _, cross_entropy, N = loss(model, batch)
-        total, words = total + float(cross_entropy.numpy()) * N, words + N
-    total, words = zip(*ranks.gather((total, words)))
-    return sum(total) / sum(words)
-
-
-class ValidationScorer:
-    """Captions some validation images after an epoch, and scores the captions."""
-
-    def __init__(self, captions, references, vocabulary, count, seed):
-        """captions: CaptionBatches of the split. references: {image id: list of str}.
-        count: how many of its images, drawn with the seed.
-        """
-        images = np.unique(captions.tokens.image_of[captions.captions])
-        chosen = np.random.RandomState(seed).permutation(images)[:count]
-        self.paths = [captions.paths[i] for i in chosen]
-        self.ids = [str(captions.tokens.image_ids[i]) for i in chosen]
-        self.references, self.vocabulary = references, vocabulary
-
-    def __call__(self, model, batch_size):
-        """BLEU-4 and CIDEr of greedy captions, entropy and change of their attention
-        maps, all in percent. Words are the vocabulary's.
-
-        The tokenizer is not the COCO tools', which takes seconds to start: evaluate.py
-        gives the figures to report. Processes share the images; rank 0 scores them.
-        """
-        mine = slice(ranks.rank, None, ranks.size)
-        found = decode_files(model, self.paths[mine], batch_size, quiet=True)
-        shares = ranks.gather({i: (self.vocabulary.decode(beam[0].words),
-                                   maps.totals(beam[0].alphas))
-                               for i, beam in zip(self.ids[mine], found)})
-        row = None
-        if ranks.rank == 0:
-            texts, totals = ({i: pair[at] for share in shares
-                              for i, pair in share.items()} for at in (0, 1))
-            averages = scores.averages(scores.score(texts, self.references, java=False))
-            attention = maps.averages(totals.values())
-            row = {"val_bleu4": round(float(averages["BLEU-4"]), 3),
-                   "val_cider": round(float(averages["CIDEr"]), 3),
-                   "val_entropy": round(float(attention["entropy"]), 2),
-                   "val_change": round(float(attention["change"]), 2)}
-        return ranks.from_first(row)
 
 
 def plan_epoch(captions, args, epoch):

@@ -37,12 +37,12 @@ from captioning.log import write_log
 from captioning.runs import add_run_flag, run_folder, settings_path
 from captioning.schedule import epochs_since_best
 from captioning.tokens import END, PAD, START, read_references
+from captioning.validation import ValidationScorer
 from evaluate import show
 from runtime import atomic, cli
 from runtime.tf import (COMPILED_KERAS_CRASHES, AdamOptimizer, compiled, device_errors,
                         device_name, set_seed, start, tf, unsorted_segment_sum, v1,
                         variable_of)
-from train import ValidationScorer
 
 WHOLE = 4  # batches are cut to a multiple of so many words: fewer shapes to compile
 
