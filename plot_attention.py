@@ -71,6 +71,7 @@ def draw_split(run, args):
     data = args.data or read_source(run, args.split)["data"]
     decoded = read_decoded(run.folder, args.split, run.vocabulary)
     drawn, lost = [], []
+    prefix = "" if args.split == "val" else args.split + "_"  # each has its figures
     title = titles(decoded.images.tolist())
     chosen = choose_images(decoded, args, run.folder)
     objects = read_objects(data, decoded.images[chosen].tolist(),
@@ -85,7 +86,7 @@ def draw_split(run, args):
         words = run.vocabulary.words(decoded.words[i, :decoded.steps[i]])
         notes = notes_of(decoded.log_probs[i, :len(words)],
                          None if run.settings["no_gate"] else decoded.betas[i])
-        drawn.append(_figure(run, args, title[i], picture, words,
+        drawn.append(_figure(run, args, prefix + title[i], picture, words,
                              decoded.alphas[i, :len(words)], notes,
                              boxes_of(words, *objects[n]) if args.boxes else None))
     if lost and not drawn:

@@ -145,7 +145,7 @@ class Ours:
         trainer, words = self.self_critical_trainer, []
 
         def step():
-            batch, _ = self.sampling.draw(np.arange(SIZE), self.data["images"][:SIZE],
+            batch, *_ = self.sampling.draw(np.arange(SIZE), self.data["images"][:SIZE],
                                           (0,))
             words.append(batch.lengths.mean())
             trainer.step(batch, SIZE * SAMPLES)

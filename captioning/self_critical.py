@@ -52,14 +52,19 @@ class SelfCritical(CaptionBatches):
 
         It is drawn when it is asked for, so by the model as the last step has left it.
         """
+        apart = 0.
         for images, features in zip(order, read_ahead(self.read, order)):
-            batch, earned = None, 0.
+            batch, earned, spread = None, 0., 0.
             if features is not None:
-                batch, earned = self.draw(images, features, seed)
-            earned, count = (float(x.numpy()) for x in ranks.total(
-                [tf.constant(x, tf.float64) for x in (earned, len(images))]))
-            self.reward = earned / max(1, count)
+                batch, earned, spread = self.draw(images, features, seed)
+            earned, count, spread = (float(x.numpy()) for x in ranks.total(
+                [tf.constant(x, tf.float64) for x in (earned, len(images), spread)]))
+            self.reward, apart = earned / max(1, count), apart + spread
             yield batch
+        if len(order) and not apart:
+            cli.warn("all samples of an image earned the same, in every batch: no step "
+                     "had anything to learn from; start from a run that writes better "
+                     "captions, or draw more samples (--self-critical)")
 
     def read(self, images):
         """The features of these images, a tensor (I, L, F); None where there are none.
@@ -69,7 +74,8 @@ class SelfCritical(CaptionBatches):
                 [read_features(self.paths[i]) for i in images]))
 
     def draw(self, images, features, seed):
-        """A Batch of samples of these images, and the sum of the images' mean rewards.
+        """A Batch of samples of these images, the sum of the images' mean rewards, and
+        that of how far apart the rewards of an image's samples are.
 
         What is drawn depends on the seed, the image and the weights only.
         """
@@ -79,7 +85,8 @@ class SelfCritical(CaptionBatches):
                     for caption in group]
         earned = self.rewards(captions, np.repeat(images, self.each))
         earned = earned.reshape(len(images), self.each)
-        return weighted(features, captions, earned), earned.mean(axis=1).sum()
+        return (weighted(features, captions, earned), earned.mean(axis=1).sum(),
+                np.ptp(earned, axis=1).sum())
 
     def measured(self, cross_entropy):
         """What the log tells of a step: the mean reward, not the value of a loss whose

@@ -90,6 +90,7 @@ def test_results_on_another_data_set_have_names_of_their_own(world, capsys):
     assert read_source(read_run("a"), "val_of_b")["data"].endswith("/b")
     assert world("plot_attention.py", "--run", "a", "--split", "val_of_b", "--images",
                  "b_scene_000001.png") == 0
+    assert os.path.exists("checkpoints/a/attention/val_of_b_b_scene_000001.png")
     assert world("analysis.report", "--run", "a", "--split", "val_of_b") == 0
     with open("checkpoints/a/report_val_of_b.html", encoding="utf-8") as file:
         page = file.read()

@@ -82,7 +82,7 @@ def test_products_are_those_of_the_forward_pass():
 def test_samples_have_rewards_and_no_more_words_than_said():
     drawing = peers.sampling(Captioner(bench.SIZES))
     features = np.random.RandomState(0).random_sample((2, 64, 2048)).astype("f2")
-    batch, _ = drawing.draw(np.arange(2), features, (0,))
+    batch, _, _ = drawing.draw(np.arange(2), features, (0,))
     assert batch.lengths.max() <= peers.SAMPLED_WORDS and len(batch.lengths) == 10
     assert np.isfinite(batch.weights).all()
 

@@ -213,6 +213,15 @@ def runs(tmp_path, monkeypatch, capsys):
     return runs
 
 
+def test_epoch_whose_rewards_are_all_equal_is_warned_of(drawer, capsys):
+    order = [np.arange(2), np.arange(2, 5)]
+    for rewards, warned in ((lambda captions, _: np.full(len(captions), .25), True),
+                            (lambda captions, _: np.eye(1, len(captions))[0], False)):
+        drawer.rewards = rewards
+        list(drawer.batches(order, seed=(0, 1)))
+        assert ("earned the same" in capsys.readouterr().err) == warned
+
+
 def test_training_raises_the_reward_and_logs_it(runs):
     status, out, errors = runs("b", 40, *SELF_CRITICAL)
     assert status == 0, errors
