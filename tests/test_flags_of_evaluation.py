@@ -46,15 +46,25 @@ def strengthen(path, seed):
     np.savez(path, **arrays)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for what `runs` has trained once."""
+    return str(tmp_path_factory.mktemp("kept") / "checkpoints")
+
+
 @pytest.fixture
-def runs(tmp_path, monkeypatch, capsys):
+def runs(tmp_path, monkeypatch, capsys, kept):
     """The runs a and b; their best and newest weights are four different ones."""
     runs = Runs(tmp_path, monkeypatch, capsys, SMALL["shape"])
     monkeypatch.setattr(shutil, "which", lambda name: None)  # Java takes seconds
-    assert runs("a", 1, "--guidance", "0")[0] == 0
-    shutil.copytree("checkpoints/a", "checkpoints/b")
-    for seed, path in enumerate(("a/best", "a/newest", "b/best", "b/newest")):
-        strengthen(f"checkpoints/{path}.npz", seed)
+    if not os.path.exists(kept):
+        assert runs("a", 1, "--guidance", "0")[0] == 0
+        shutil.copytree("checkpoints/a", "checkpoints/b")
+        for seed, path in enumerate(("a/best", "a/newest", "b/best", "b/newest")):
+            strengthen(f"checkpoints/{path}.npz", seed)
+        shutil.copytree("checkpoints", kept)
+    else:
+        shutil.copytree(kept, "checkpoints")
     return runs
 
 
