@@ -26,6 +26,7 @@ Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
         vocabulary.tsv                 the words that the weights know
         calibration.npz                of untrained features' network, if it is that
+        familiarity.npz                what its images are like, for unusual pictures
         localiser.npz                  what teaches the attention (--guidance)
         split.json, lineage.json       the images of training and validation, and what
                                        it and the runs before it were trained on

@@ -262,8 +262,8 @@ def test_run_writes_what_its_help_lists(runs):
     assert "python evaluate.py --run a\n" in out
     found = set(os.listdir(runs.file("a", "")))
     assert {n for n in found if not n.startswith("events")} == {
-        "settings.json", "vocabulary.tsv", "split.json", "newest.npz", "previous.npz",
-        "best.npz", "log.csv", "loss.png", "localiser.npz"}
+        "settings.json", "vocabulary.tsv", "split.json", "lineage.json", "newest.npz",
+        "previous.npz", "best.npz", "log.csv", "loss.png", "localiser.npz"}
     assert any(name.startswith("events") for name in found)
     with open(runs.file("a", "log.csv")) as file:
         rows = list(csv.DictReader(file))
