@@ -187,16 +187,16 @@ def read_decoded(folder, split, vocabulary):
     try:
         with atomic.load_arrays(path) as arrays:
             decoded = Decoded(**{name: arrays[name] for name in Decoded._fields})
-        I, T = decoded.words.shape
-        if not (decoded.alphas.shape[:2] == (I, T) == decoded.log_probs.shape
-                == decoded.betas.shape and decoded.alphas.ndim == 3
-                and decoded.steps.shape == decoded.images.shape == (I,)
-                and decoded.image_ids.shape == (I,)
-                and decoded.images.dtype.kind == "U" and decoded.steps.max() <= T
-                and decoded.steps.min() >= 1 and decoded.words.min() >= 0
-                and all(np.isfinite(array).all() for array in
-                        (decoded.alphas, decoded.log_probs, decoded.betas))):
-            raise ValueError
+            I, T = decoded.words.shape
+            if not (decoded.alphas.shape[:2] == (I, T) == decoded.log_probs.shape
+                    == decoded.betas.shape and decoded.alphas.ndim == 3
+                    and decoded.steps.shape == decoded.images.shape == (I,)
+                    and decoded.image_ids.shape == (I,)
+                    and decoded.images.dtype.kind == "U" and decoded.steps.max() <= T
+                    and decoded.steps.min() >= 1 and decoded.words.min() >= 0
+                    and all(np.isfinite(array).all() for array in
+                            (decoded.alphas, decoded.log_probs, decoded.betas))):
+                raise ValueError
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no decoded captions there; run evaluate.py")
     except atomic.Damaged:

@@ -123,10 +123,10 @@ def read_familiarity(folder):
             found = Familiarity(*(arrays[name].astype(np.float32)
                                   for name in ("mean", "axes", "usual")),
                                 pixels=int(arrays["pixels"]))
-        if not (found.axes.ndim == 2 and found.axes.shape[1:] == found.mean.shape
-                and found.usual.ndim == 1 and len(found.usual)
-                and all(np.isfinite(array).all() for array in found[:3])):
-            raise ValueError
+            if not (found.axes.ndim == 2 and found.axes.shape[1:] == found.mean.shape
+                    and found.usual.ndim == 1 and len(found.usual)
+                    and all(np.isfinite(array).all() for array in found[:3])):
+                raise ValueError
         return found
     except FileNotFoundError:
         return None

@@ -178,8 +178,9 @@ def cells_of(settings, locations):
     rows, columns, _ = settings.get("shape", (made or EARLIER)["shape"]
                                     if made is None or "shape" in made else SHAPE)
     if rows * columns != locations:
-        raise cli.UserError(f"attention maps of {locations} cells, where the run has "
-                            f"{rows} x {columns}; run evaluate.py again")
+        raise cli.UserError(f"{settings.get('run')}: its decoded captions have maps of "
+                            f"{locations} cells, where the run has {rows} x {columns}; "
+                            "run evaluate.py again")
     return grid_of(dict(EARLIER, **made)) if made else even(rows, columns)
 
 

@@ -335,7 +335,7 @@ CASES = {
         spoil=put(FEATURES, pickle.dumps(np.zeros(SHAPE, np.float16))),
         words="1 of 8 features"),
     "features a text": training(spoil=put(FEATURES, "text"), words="1 of 8 features"),
-    "run in a folder": training("--run", "../b", words="--run ../b"),
+    "run in a folder": training("--run", "../b", words="--run: '../b'"),
     "run without a name": training("--run", "", words="--run"),
     "run like a flag": training("--run=-b", words="--run: '-b'"),
     "settings damaged": training(spoil=put(RUN + "settings.json", "{"),
@@ -401,7 +401,7 @@ CASES = {
                                  words="attention_val.npz"),
     "attention of another grid": drawing(
         spoil=arrays(RUN + "attention_val.npz", alphas=lambda a: a[:, :, :60]),
-        words="attention_val.npz"),
+        words="maps of 60 cells"),
     "attention not finite": drawing(
         spoil=arrays(RUN + "attention_val.npz", alphas=lambda a: a * np.inf),
         words="attention_val.npz"),
