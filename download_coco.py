@@ -18,6 +18,7 @@ import runtime  # noqa: F401  (first: it tells of missing packages)
 import concurrent.futures
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -102,9 +103,12 @@ def fetch(url, path, md5=None, size=None, progress=False):
 
 def reason(error):
     """Why a transfer failed, in a few words, and whether the name has no address."""
-    while not isinstance(error, ValueError) and (error.__cause__
-                                                 or error.__context__):
-        error = error.__cause__ or error.__context__  # through urllib3's layers
+    chain = [error]  # through urllib3's layers, which try an argument of Python 2's
+    while not isinstance(chain[-1], ValueError) and (chain[-1].__cause__
+                                                     or chain[-1].__context__):
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    error = next((one for one in reversed(chain) if isinstance(
+        one, (OSError, ValueError, http.client.HTTPException))), error)
     if isinstance(error, socket.gaierror):
         return f"no such server, or no connection to the net ({error.strerror})", True
     return getattr(error, "strerror", None) or cli.one_line(error), False

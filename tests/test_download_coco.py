@@ -579,7 +579,7 @@ def test_captions_of_no_image_are_skipped_with_one_warning(small, capsys):
 ])
 def test_bad_captions_are_a_user_error_that_names_the_file(small, edit):
     change(small, "captions_s.json", edit)
-    with pytest.raises(cli.UserError, match="captions_s.json: .*download_coco.py"):
+    with pytest.raises(cli.UserError, match="captions_s.json: .*My own data"):
         read_captions(small, "s")
 
 
@@ -618,7 +618,7 @@ def test_splits_are_those_with_captions(small):
 
 
 def test_a_folder_without_a_data_set_is_a_user_error(tmp_path):
-    with pytest.raises(cli.UserError, match=f"{tmp_path}.*download_coco.py or `make"):
+    with pytest.raises(cli.UserError, match=f"{tmp_path}.*My own data"):
         splits(str(tmp_path))
     with pytest.raises(cli.UserError, match="captions_s.json: no such file"):
         read_captions(str(tmp_path), "s")
