@@ -31,6 +31,7 @@ from benchmarks import bench
 from captioning import inception
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decode import beam_search
+from captioning.networks import record_of
 from model import Batch, Captioner
 from runtime import atomic, cli, drawing
 from runtime.tf import (AdamOptimizer, compiled, device_name, peak_gpu_memory, start,
@@ -180,13 +181,14 @@ def feeding(scale):
         B = scale.pictures[-1]
         found["pictures read, images/s"] = len(names) / bench.seconds(
             lambda: list(extract_features.batches(
-                [os.path.join(folder, name) for name in names], B)))
+                [os.path.join(folder, name) for name in names], inception.SIDE, B)))
         network = inception_network("compiled")
+        made = record_of("inception-v3", "random", dtype="float16")
         network(np.zeros((B, 299, 299, 3), np.uint8))
         found["pictures to features files, images/s"] = len(names) / bench.seconds(
             lambda: extract_features.extract(
-                "pictures", names, folder, os.path.join(folder, "features"), network, B,
-                np.dtype("f2")))
+                "pictures", names, folder, os.path.join(folder, "features"), network,
+                made, B))
     return found
 
 
