@@ -102,7 +102,8 @@ def arguments():
                   help="train.py, say, or -m and a module, or a launcher of it; with "
                        "its own flags")
     own, command = cut(sys.argv[1:])
-    args = parser.parse_args(own)
+    # Flags first: what follows the number would be taken for the command
+    args = parser.parse_args(sorted(own, key=lambda word: not word.startswith("-")))
     if not command:
         parser.error("what is to be started? give train.py, say, and its flags")
     args.command = command
