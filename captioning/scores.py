@@ -124,15 +124,18 @@ def java_ends(captions):
 
     captions: how many they have to do.
     """
-    started, usual = [], subprocess.Popen
+    started, late, usual = [], threading.Event(), subprocess.Popen
     seconds = JAVA_SECONDS[0] + JAVA_SECONDS[1] * captions
 
     class Watched(usual):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             started.append(self)
+            if late.is_set():
+                self.kill()
 
     def end():
+        late.set()
         cli.warn(f"Java has not come to its end in {seconds / 60:.0f} minutes: it is "
                  "killed")
         for process in started:
