@@ -14,18 +14,9 @@ from captioning.names import boxes_of
 from captioning.pictures import load_picture, read_square, upright, upright_boxes
 from commands import ROOT
 from runtime import cli
+from worlds import noise, some_alphas
 
 SIZES = [(299, 299), (640, 100), (100, 640), (37, 90), (8, 8)]  # width, height
-
-
-def noise(width, height, seed=0):
-    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(
-        np.uint8)
-
-
-def some_alphas(count, locations=64, seed=1):
-    return np.random.RandomState(seed).dirichlet(np.ones(locations), count).astype(
-        np.float32)
 
 
 # --- maps -----------------------------------------------------------------------------

@@ -11,16 +11,7 @@ from captioning.runs import Run
 from captioning.tokens import END, Vocabulary
 from runtime import cli
 from runtime.atomic import write_json
-
-
-def noise(width, height, seed=0):
-    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(
-        np.uint8)
-
-
-def some_alphas(count, locations=64, seed=1):
-    return np.random.RandomState(seed).dirichlet(np.ones(locations), count).astype(
-        np.float32)
+from worlds import noise, some_alphas
 
 
 VOCABULARY = Vocabulary(["cat", "a", "dog"], [0, 1, 1, 0, 3, 2, 1])

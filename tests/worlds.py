@@ -122,6 +122,18 @@ class Runs:
         return arrays
 
 
+def noise(width, height, seed=0):
+    """A picture of nothing, uint8 (height, width, 3)."""
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(
+        np.uint8)
+
+
+def some_alphas(count, locations=64, seed=1):
+    """Attention maps of so many words, float32 (count, locations)."""
+    return np.random.RandomState(seed).dirichlet(np.ones(locations), count).astype(
+        np.float32)
+
+
 def refusal(result):
     """The one line that a run ended with."""
     status, _, errors = result
