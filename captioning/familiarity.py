@@ -19,7 +19,7 @@ import typing
 import numpy as np
 
 from captioning.checkpoints import is_begun
-from captioning.features import read_features
+from captioning.features import mean_vector
 from captioning.pictures import side_of
 from runtime import atomic, cli, watchdog
 
@@ -88,7 +88,7 @@ def prepare(folder, data, splits):
         captions = splits[name]
         there = np.unique(captions.tokens.image_of[captions.captions])
         paths = sample([captions.paths[i] for i in there], most)
-        found = [read_features(path).mean(axis=0, dtype=np.float32) for path in
+        found = [mean_vector(path) for path in
                  watchdog.watched(paths, "image", f"a sample of {name}")]
         means.append(np.array([mean for mean in found if np.isfinite(mean).all()]))
     if len(means[0]) < 2 * KEPT or len(means[1]) < FEWEST:

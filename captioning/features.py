@@ -57,6 +57,11 @@ def read_features(path, shape=None):
     return array.reshape(-1, array.shape[-1])
 
 
+def mean_vector(path):
+    """The mean of an image's annotation vectors, float32 (F,); see `read_features`."""
+    return read_features(path).mean(axis=0, dtype=np.float32)
+
+
 def is_sound(path, shape, dtype=None):
     """Whether `path` is a whole features file of this shape (by header and length).
 
@@ -175,8 +180,7 @@ def cells_of(settings, locations):
     made = settings.get("extractor")
     if "extractor" not in settings:  # a run of the first releases
         made = read_record(settings.get("features") or ".")
-    rows, columns, _ = settings.get("shape", (made or EARLIER)["shape"]
-                                    if made is None or "shape" in made else SHAPE)
+    rows, columns, _ = settings.get("shape") or dict(EARLIER, **made or {})["shape"]
     if rows * columns != locations:
         raise cli.UserError(f"{settings.get('run')}: its decoded captions have maps of "
                             f"{locations} cells, where the run has {rows} x {columns}; "

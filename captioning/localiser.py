@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.checkpoints import is_begun
-from captioning.features import read_features, same_network
+from captioning.features import mean_vector, same_network
 from captioning.tokens import SPECIAL
 from runtime import atomic, cli, ranks, watchdog
 from runtime.tf import Variable, log, tf
@@ -97,7 +97,7 @@ def fit_to(captions, size):
         if row[image] >= 0:
             mentions[row[image], words[1:length]] = True
     means = np.stack([
-        read_features(captions.paths[image]).mean(axis=0, dtype=np.float32)
+        mean_vector(captions.paths[image])
         for image in watchdog.watched(tqdm(images, desc="evidence", unit="image"),
                                       "image", "the evidence")])
     finite = np.isfinite(means).all(axis=1)  # training tells of the others

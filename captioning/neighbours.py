@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from captioning.batches import read_ahead
 from captioning.features import (check_network, feature_path, find_features,
-                                 read_features)
+                                 mean_vector)
 from captioning.lineage import training_tokens
 from captioning.tokens import read_images
 from runtime import cli, watchdog
@@ -53,10 +53,8 @@ def training_neighbours(run, images, paths, tokens=None, features=None):
 
 def mean_vectors(paths, of):
     """The mean feature vector of each file, float32 (I, F). of: of what, in a word."""
-    def mean(path):
-        return read_features(path).mean(axis=0, dtype=np.float32)
     return np.stack(list(watchdog.watched(
-        tqdm(read_ahead(mean, paths), desc=f"features of {of}", unit="image",
+        tqdm(read_ahead(mean_vector, paths), desc=f"features of {of}", unit="image",
              total=len(paths)), "file", of)))
 
 

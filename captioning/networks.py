@@ -7,7 +7,6 @@ import typing
 from captioning import inception, lite2
 from captioning.features import calibration_path, completed, digest
 from captioning.grid import through
-from captioning.pictures import read_square
 from runtime import atomic, cli
 
 
@@ -63,11 +62,6 @@ def build(made, images=None, statistics=None):
     """
     return NETWORKS[made["network"]].build(made["weights"], made["side"], images,
                                            statistics, made["seed"])
-
-
-def read_image(path, made):
-    """Any picture as the network of a record sees it, uint8 (side, side, 3)."""
-    return read_square(path, made["side"])
 
 
 def extractor(made, folder):
