@@ -25,17 +25,17 @@ import runtime  # noqa: F401  (first: it tells of missing packages)
 import time
 
 from captioning import decode, maps, scores
-from captioning.consensus import by_consensus, by_neighbours, training_rewards
 from captioning.decode import decode_files, sample_files, was_cut
 from captioning.decoded import (decoded_path, find_inputs, nbest_path, pack,
                                 read_theirs, remove_scores, write_decoded, write_nbest,
                                 write_results, write_samples, write_scores)
 from captioning.diversity import diversity
-from captioning.ensemble import read_members, together
 from captioning.lineage import digest, training_tokens
-from captioning.neighbours import training_neighbours
 from captioning.runs import LOOKS, add_run_flag, run_name
 from captioning.tokens import PAD, START, UNK, read_references, references_path
+from methods.consensus import by_consensus, by_neighbours, training_rewards
+from methods.ensemble import read_members, together
+from methods.neighbours import training_neighbours
 from runtime import atomic, cli, watchdog
 from runtime.tf import device_errors, device_name, start, tf
 
@@ -270,7 +270,7 @@ def arguments():
                         help="keep the caption that is most like the others of the "
                              "beam, or most like people's captions of the training "
                              "images that look most like the image, not the most "
-                             "probable (captioning/consensus.py); --beam 20 "
+                             "probable (methods/consensus.py); --beam 20 "
                              "--length-power 1, for example")
     parser.add_argument("--ensemble", without="--sample", type=run_name, nargs="+",
                         metavar="RUN",

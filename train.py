@@ -19,7 +19,7 @@ starts it again, up to five times, when the GPU is lost or the process is killed
     python train.py --data data --run other --start-from baseline
 
 begins another run with the weights of the first. With --self-critical, too, it draws
-captions of its own and learns from what they earn (captioning/self_critical.py).
+captions of its own and learns from what they earn (methods/self_critical.py).
 
 Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
@@ -47,25 +47,25 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning.averaging import Averaging, better
 from captioning.batches import list_bad, read_splits
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint)
 from captioning.features import read_record, shape_of
-from captioning.hard_attention import reinforce, with_draws
 from captioning.lineage import refuse_seen_by_ancestors, write_lineage
-from captioning.localiser import Guide, prepare
 from captioning.log import curves_path, tell, write_log
 from captioning.options import OPTIMIZERS, arguments, fixed
 from captioning.own import keep_for_pictures
 from captioning.runs import (build, commit, model_digest, run_folder, start_from,
                              write_settings)
 from captioning.schedule import epochs_since_best, learning_rate_at
-from captioning.scheduled_sampling import with_own_words
-from captioning.self_critical import SelfCritical, read_rewards
 from captioning.tokens import read_references
 from captioning.validation import ValidationScorer, validate
+from methods.averaging import Averaging, better
+from methods.hard_attention import reinforce, with_draws
+from methods.localiser import Guide, prepare
+from methods.scheduled_sampling import with_own_words
+from methods.self_critical import SelfCritical, read_rewards
 from model import Batch, Masks, Sizes, loss
 from runtime import cli, ranks, watchdog
 from runtime.tf import (Variable, compiled, device_errors, device_name, event_writer,

@@ -34,12 +34,12 @@ from tqdm import tqdm
 
 from analysis.pointing import box_coverage, means, parser_of, read_annotated
 from captioning.decoded import read_source
-from captioning.ensemble import read_members, together
 from captioning.features import (cells_of, check_network, feature_path, read_features,
                                  shape_of)
 from captioning.names import named, words_for
 from captioning.runs import read_run
 from captioning.tokens import START
+from methods.ensemble import read_members, together
 from runtime import atomic, cli
 from runtime.tf import device_errors, start, tf
 

@@ -30,8 +30,8 @@ from captioning import inception
 from captioning.batches import CaptionBatches
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decode import beam_search
-from captioning.rewards import Rewards
-from captioning.self_critical import SelfCritical
+from methods.rewards import Rewards
+from methods.self_critical import SelfCritical
 from captioning.tokens import END, PAD, START, UNK, Vocabulary
 from model import Batch, Captioner
 from runtime import atomic, cli

@@ -192,7 +192,7 @@ def add_loss_flags(parser):
                              "2015)")
     parser.always("--guidance", type=weight, default=1., self_critical=.05,
                   help="lambda_g: how strongly the evidence for a word pulls its "
-                       "attention (captioning/localiser.py)")
+                       "attention (methods/localiser.py)")
     parser.add_argument("--expected", needs="--attention hard", type=cli.share,
                         default=.5, metavar="SHARE",
                         help="share of the captions that train with the expected "
@@ -206,7 +206,7 @@ def add_loss_flags(parser):
 
 
 def add_self_critical_flags(parser):
-    """Training towards the score (captioning/self_critical.py)."""
+    """Training towards the score (methods/self_critical.py)."""
     weight = cli.number(float, at_least=0)
     parser.always("--self-critical", type=cli.number(int, at_least=2), nargs="?",
                   const=5, metavar="SAMPLES",
@@ -227,13 +227,13 @@ def add_choice_flags(parser):
     parser.always("--average", type=cli.number(float, above=0, below=1),
                   metavar="DECAY",
                   help="validate, and keep as the best, a running average of the "
-                       "weights (captioning/averaging.py); 0.999, for example")
+                       "weights (methods/averaging.py); 0.999, for example")
     parser.add_argument("--start-share", needs="--start-from",
                         type=cli.number(float, at_least=0, below=1), default=0.,
                         self_critical=.6, metavar="SHARE",
                         help="validate, and keep as the best, weights that have this "
                              "share of those of --start-from in them "
-                             "(captioning/averaging.py)")
+                             "(methods/averaging.py)")
     parser.always("--select", choices=sorted(SELECT), default="cider",
                   help="the best epoch is that of the lowest validation loss or the "
                        "highest score of validation captions")

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from captioning import consensus
-from captioning.consensus import by_consensus, by_neighbours
+from methods import consensus
+from methods.consensus import by_consensus, by_neighbours
 from captioning.decode import Caption
-from captioning.rewards import Rewards
+from methods.rewards import Rewards
 from test_rewards import (REFERENCES, VOCABULARY, grams, indices, reference_words,
                           text_of)
 

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from captioning import decoded, localiser, runs as run_files
+from captioning import decoded, runs as run_files
 from captioning.checkpoints import (Progress, is_begun, load_checkpoint,
                                     load_newest, rotate_checkpoint)
 from captioning.coco import read_json
@@ -21,6 +21,7 @@ from captioning.lite2 import read_state
 from captioning.tokens import (read_images, read_references, read_tokens,
                                read_vocabulary, references_path, tokens_path,
                                vocabulary_path)
+from methods import localiser
 from model import Captioner
 from runtime import atomic, cli
 from runtime.tf import tf

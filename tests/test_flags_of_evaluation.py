@@ -14,13 +14,13 @@ import plot_attention
 from analysis import deletion, pointing, report
 from analysis.deletion import Name, kept_cells, log_probs
 from captioning import decode, figures, scores
-from captioning.consensus import training_rewards
+from methods.consensus import training_rewards
 from captioning.decode import Caption, sample_files
 from captioning.decoded import read_decoded
 from captioning.features import feature_path, read_features, write_features
 from captioning.maps import entropy
-from captioning.neighbours import training_neighbours
-from captioning.rewards import Rewards
+from methods.neighbours import training_neighbours
+from methods.rewards import Rewards
 from captioning.runs import read_run
 from captioning.tokens import END, UNK, read_references
 from commands import printed

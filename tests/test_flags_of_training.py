@@ -10,12 +10,13 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
 import train
-from captioning import decode, localiser, scheduled_sampling, self_critical
+from captioning import decode
+from methods import localiser, scheduled_sampling, self_critical
 from captioning.decode import Caption, decode_files
 from captioning.features import feature_path, read_features
-from captioning.localiser import Localiser, fit, read_localiser
+from methods.localiser import Localiser, fit, read_localiser
 from captioning.maps import averages, totals
-from captioning.rewards import Rewards
+from methods.rewards import Rewards
 from captioning.runs import read_run
 from captioning.tokens import END, read_references
 from model import Captioner, Sizes

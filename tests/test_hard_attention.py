@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import model as model_module
-from captioning import hard_attention
-from captioning.ensemble import Ensemble
-from captioning.hard_attention import Reinforce, to_come, with_draws
+from methods import hard_attention
+from methods.ensemble import Ensemble
+from methods.hard_attention import Reinforce, to_come, with_draws
 from captioning.runs import build, read_run
 from model import Batch, Captioner, Sizes, drawn, likeliest, loss
 from runtime.tf import AdamOptimizer, tf

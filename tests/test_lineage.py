@@ -11,10 +11,10 @@ from analysis import deletion
 from captioning.decoded import (read_captions_of, read_source, refuse_other_images)
 from captioning.lineage import (fingerprint, is_own_data, read_lineage, refuse_seen,
                                 training_tokens)
-from captioning.neighbours import training_neighbours
 from captioning.runs import read_run
 from captioning.tokens import references_path, write_tokens
 from commands import exit_status
+from methods.neighbours import training_neighbours
 from runtime import cli
 from runtime.atomic import write_json
 from worlds import COMMANDS, QUICK, TRAIN, VAL, refused

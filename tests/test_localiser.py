@@ -4,10 +4,10 @@ import os
 import numpy as np
 import pytest
 
-from captioning import localiser
+from methods import localiser
 from captioning.batches import CaptionBatches
 from captioning.features import SHAPE, feature_path, record_path
-from captioning.localiser import Guide, Localiser, fit, localiser_path
+from methods.localiser import Guide, Localiser, fit, localiser_path
 from captioning.tokens import Vocabulary, write_tokens, write_vocabulary
 from model import loss
 from runtime import atomic

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from captioning import neighbours
 from captioning.features import SHAPE, write_features
-from captioning.neighbours import mean_vectors, nearest
+from methods import neighbours
+from methods.neighbours import mean_vectors, nearest
 
 
 def cosine(one, other):

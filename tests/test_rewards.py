@@ -10,8 +10,8 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
-from captioning.rewards import Rewards
 from captioning.tokens import END, PAD, START, UNK, Vocabulary
+from methods.rewards import Rewards
 
 WORDS = ["a", "dog", "cat", "red", "on", "with", "grass", "runs", "the"]
 VOCABULARY = Vocabulary(WORDS, [0] * (len(WORDS) + 4))

@@ -7,7 +7,7 @@ import pytest
 
 import train
 from captioning import checkpoints
-from captioning.averaging import Averaging, better
+from methods.averaging import Averaging, better
 from captioning.runs import read_run
 from captioning.schedule import (SELECT, complaint, epochs_since_best, learning_rate_at,
                                  worse_epochs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from captioning.decode import draw
-from captioning.scheduled_sampling import told, with_own_words
+from methods.scheduled_sampling import told, with_own_words
 from model import Captioner, real_words
 from runtime.tf import tf
 from test_train import assert_stopping_changes_nothing

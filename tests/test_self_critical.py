@@ -10,8 +10,8 @@ import pytest
 
 import train
 from captioning.decode import sample
-from captioning.rewards import Rewards
-from captioning.self_critical import SelfCritical, weighted
+from methods.rewards import Rewards
+from methods.self_critical import SelfCritical, weighted
 from captioning.tokens import END, START
 from model import Captioner, Sizes, loss
 from runtime.tf import tf

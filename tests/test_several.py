@@ -8,7 +8,7 @@ import pytest
 
 from captioning.decode import beam_search, draw, sample
 from captioning.diversity import distinct, diversity
-from captioning.ensemble import Ensemble
+from methods.ensemble import Ensemble
 from captioning.tokens import END, PAD, START, UNK, Vocabulary, write_vocabulary
 from runtime.tf import tf
 from test_decode import SIZES, Walker, features_of, model_of

@@ -5,7 +5,7 @@ Among candidates y it is
 
     argmax_y  sum_y' q(y') r(y, y')
 
-with r = CIDEr-D + 3 F-mean (captioning/rewards.py). A caption that many others resemble
+with r = CIDEr-D + 3 F-mean (methods/rewards.py). A caption that many others resemble
 is rarely wrong in all its words. The others y' are
 
 - the beam's own captions, q ~ exp(log p(y') / T' ** power) (`by_consensus`), or
@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.lineage import training_tokens
-from captioning.rewards import Rewards
 from captioning.tokens import read_references, read_tokens
+from methods.rewards import Rewards
 from runtime import watchdog
 
 F_MEAN = 3.  # beside CIDEr-D (0 to 10): weight of METEOR's F-mean (0 to 1)
@@ -59,7 +59,7 @@ def by_neighbours(beams, rewards, images, shares, length_power=0.):
     similar images.
 
     beams, length_power: as for `by_consensus`. rewards: `training_rewards`. images,
-    shares: the similar images of each beam, of captioning.neighbours.
+    shares: the similar images of each beam, of methods.neighbours.
     """
     def earned(captions, counts, piece):
         own = [_scores(beam, length_power) for beam in beams[piece]]

@@ -13,8 +13,8 @@ import numpy as np
 from captioning.batches import CaptionBatches, read_ahead, uniforms_of
 from captioning.decode import sample
 from captioning.features import read_features
-from captioning.rewards import Rewards
 from captioning.tokens import PAD, START, read_references, references_path
+from methods.rewards import Rewards
 from model import Batch
 from runtime import cli, ranks
 from runtime.tf import tf

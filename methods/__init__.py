@@ -1,0 +1,1 @@
+"""Methods beyond the spine, a paper a file; the steps import them, captioning never."""
