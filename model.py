@@ -43,20 +43,35 @@ class Masks(typing.NamedTuple):
     o: typing.Any = None   # (N, m): on the deep output before its last layer
 
 
-class Batch(typing.NamedTuple):
-    """What the model trains on.
-
-    features, words and masks may be tensors; the others are numpy's, and the lengths
-    and images shape the computation.
-    """
-    features: typing.Any   # float16 or float32 (I, L, F): the CNN's, of each image
-    image_of: np.ndarray   # int32 (B,): which of the I images each caption belongs to
-    words: typing.Any      # int32 (B, C + 1): start token, words, end token, padding
-    lengths: np.ndarray    # int32 (B,), falling: words to predict, END too
+class Parcel(typing.NamedTuple):
+    """A batch's tensors, or arrays: one argument of a compiled training step."""
+    features: typing.Any         # float16 or float32 (I, L, F): each image's, the CNN's
+    words: typing.Any            # int32 (B, C + 1): START, words, END, padding
     masks: Masks = Masks()
-    weights: typing.Any = None  # float (B,): factors on the captions' cross-entropies
-    told: typing.Any = None     # int32 (B, C + 1), in place of `words` before each word
-    draws: typing.Any = None    # float32 (N,): hard attention's, see `drawn`
+    told: typing.Any = None      # int32 (B, C + 1), instead of `words` before a word
+    draws: typing.Any = None     # float32 (N,): hard attention's, see `drawn`
+    weights: typing.Any = None   # float (B,): on the captions' cross-entropies
+
+
+class Batch(typing.NamedTuple):
+    """What the model trains on: a parcel of tensors, and numpy arrays that shape the
+    computation, constants of a compiled step.
+    """
+    parcel: Parcel
+    lengths: np.ndarray   # int32 (B,), falling: words to predict, END too
+    image_of: np.ndarray  # int32 (B,): which of the I images each caption belongs to
+    numbers: np.ndarray   # int (B,): the captions' numbers in their split
+
+    def replacing(self, **tensors):
+        """The Batch with these tensors in its parcel."""
+        return self._replace(parcel=self.parcel._replace(**tensors))
+
+
+class Predicted(typing.NamedTuple):
+    """What the model says of a batch's N real words, by step and then by caption."""
+    logits: typing.Any      # (N, K)
+    surprisal: typing.Any   # (N,): -log p of the true words, in nats
+    alphas: typing.List     # C tensors (k_t, L), see Captioner.teacher_forcing
 
 
 class Context(typing.NamedTuple):
@@ -229,13 +244,14 @@ class Captioner:
         the work, is one product for all words.
         """
         inputs, targets, k = real_words(batch)
-        context = self.encode(batch.features, batch.masks.a)
+        features, _, masks, _, draws, _ = batch.parcel
+        context = self.encode(features, masks.a)
         if not np.array_equal(batch.image_of, np.arange(int(context.a.shape[0]))):
             context = context.take(batch.image_of)
         h = self.h_0(context.a)
-        Ey, gates = self.embed(inputs, batch.masks.Ey)
-        looks = [None] * len(k) if batch.draws is None else [
-            functools.partial(drawn, numbers=u) for u in tf.split(batch.draws, k)]
+        Ey, gates = self.embed(inputs, masks.Ey)
+        looks = [None] * len(k) if draws is None else [
+            functools.partial(drawn, numbers=u) for u in tf.split(draws, k)]
         hs, zs, alphas = [], [], []
         for gates_t, look, k_t in zip(tf.split(gates, k), looks, k):
             if k_t < h.shape[0]:  # captions that have ended drop out of the batch
@@ -244,7 +260,7 @@ class Captioner:
             hs.append(h)
             zs.append(z)
             alphas.append(alpha)
-        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), batch.masks.o)
+        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), masks.o)
         return logits, targets, alphas
 
 
@@ -276,51 +292,71 @@ def real_words(batch):
     lengths = np.asarray(batch.lengths)
     assert (np.diff(lengths) <= 0).all(), "captions must come longest first"
     k = [int((lengths > t).sum()) for t in range(lengths[0])]
-    columns = int(batch.words.shape[1])
+    words, told = batch.parcel.words, batch.parcel.told
+    columns = int(words.shape[1])
     places = np.concatenate([np.arange(k_t) * columns + t for t, k_t in enumerate(k)])
-    told = batch.words if batch.told is None else batch.told
-    inputs = tf.gather(tf.reshape(told, (-1,)), places)
-    return inputs, tf.gather(tf.reshape(batch.words, (-1,)), places + 1), k
+    inputs = tf.gather(tf.reshape(words if told is None else told, (-1,)), places)
+    return inputs, tf.gather(tf.reshape(words, (-1,)), places + 1), k
 
 
-def loss(model, batch, penalty=0., guide=None, smoothing=0., hard=None):
-    """Doubly stochastic loss (eq. 14) of one Batch, in nats a real word.
+def loss(model, batch, terms=()):
+    """Cross-entropy of one Batch plus other terms, in nats a real word.
 
-        L_d = -log p(y | a) + lambda * sum_i (1 - sum_t alpha_ti)^2
+        L = (-log p(y | a) + sum of the terms) / N
 
-    summed over the captions and divided by N, their real words: padding counts for
-    nothing. penalty: lambda. guide: a function of the Batch and its alphas (see
-    `teacher_forcing`) whose value, a scalar tensor, is added to L_d; None: nothing is.
-    smoothing: the share of a target that all words of the vocabulary get in L_d, the
-    smoothed labels of Szegedy et al. 2016. hard: what trains hard attention, a function
-    of the Batch, its alphas and -log p of each word (N,), added as guide's value is.
-    Returns (L_d / N, cross-entropy / N, N): two scalar tensors and an int.
+    summed over the captions; N, their real words: padding counts for nothing.
+    terms: `Term`s. Returns (L, cross-entropy / N, N): two scalar tensors and an int.
     """
     logits, targets, alphas = model.teacher_forcing(batch)
     N = int(np.sum(batch.lengths))
-    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
-    total = 0.
-    if smoothing:  # with labels (1 - s) onehot + s / K, -log p becomes (1 - s) each
-        # + s mean_k(-log p_k) = each + s (logsumexp - mean_k(logits) - each)
-        total = smoothing * tf.reduce_sum(tf.reduce_logsumexp(logits, 1) - each
-                                          - tf.reduce_mean(logits, 1)) / N
-    if batch.weights is not None:
-        each *= np.concatenate([batch.weights[:alpha.shape[0]] for alpha in alphas]
-                               ).astype(logits.dtype.as_numpy_dtype)
-    cross_entropy = tf.reduce_sum(each) / N
-    total += cross_entropy
-    if penalty:
-        B, L = len(batch.lengths), alphas[0].shape[1]
-        looked = tf.zeros((B, L), logits.dtype)                  # sum_t alpha_ti
+    surprisal = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets,
+                                                               logits=logits)
+    nats = surprisal
+    if batch.parcel.weights is not None:
+        weights = tf.cast(batch.parcel.weights, logits.dtype)
+        nats *= tf.concat([weights[:alpha.shape[0]] for alpha in alphas], 0)
+    cross_entropy = tf.reduce_sum(nats) / N
+    total, predicted = cross_entropy, Predicted(logits, surprisal, alphas)
+    for term in terms:
+        total += term(batch, predicted) / N
+    return total, cross_entropy, N
+
+
+class Term:
+    """One term of the loss."""
+    variables = {}  # by name: what a checkpoint has to keep of it
+
+    def prepare(self, folder, captions, settings):
+        """Called once before training, when the model has its weights.
+
+        folder: the run's. captions: CaptionBatches that are trained on. settings: the
+        run's.
+        """
+
+    def __call__(self, batch, predicted):
+        """The sum over the batch's words, a scalar tensor. predicted: Predicted."""
+        raise NotImplementedError
+
+    def follow(self, cross_entropy):
+        """Called after each training step. cross_entropy: its, in nats a word."""
+
+
+class DoublyStochastic(Term):
+    """Attention shall visit every location: lambda * sum_i (1 - sum_t alpha_ti)^2
+    (eq. 14).
+    """
+
+    def __init__(self, penalty):
+        """penalty: lambda."""
+        self.penalty = penalty
+
+    def __call__(self, batch, predicted):
+        alphas, B = predicted.alphas, len(batch.lengths)
+        looked = tf.zeros((B, alphas[0].shape[1]), alphas[0].dtype)  # sum_t alpha_ti
         for alpha in alphas:
             missing = B - int(alpha.shape[0])                    # captions that ended
             looked += tf.pad(alpha, [[0, missing], [0, 0]]) if missing else alpha
-        total += penalty * tf.reduce_sum((1 - looked) ** 2) / N
-    if guide:
-        total += guide(batch, alphas) / N
-    if hard:
-        total += hard(batch, alphas, each) / N
-    return total, cross_entropy, N
+        return self.penalty * tf.reduce_sum((1 - looked) ** 2)
 
 
 def _drop(x, mask):

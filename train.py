@@ -47,10 +47,11 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning.batches import list_bad, read_splits
+from captioning.batches import list_bad, read_splits, tensors
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
-                                    rotate_checkpoint, save_checkpoint)
+                                    rotate_checkpoint, save_checkpoint,
+                                    variables_of)
 from captioning.features import read_record, shape_of
 from captioning.lineage import refuse_seen_by_ancestors, write_lineage
 from captioning.log import curves_path, tell, write_log
@@ -63,30 +64,32 @@ from captioning.tokens import read_references
 from captioning.validation import ValidationScorer, validate
 from methods.averaging import Averaging, better
 from methods.hard_attention import reinforce, with_draws
-from methods.localiser import Guide, prepare
+from methods.label_smoothing import LabelSmoothing
+from methods.localiser import Guide
 from methods.scheduled_sampling import with_own_words
 from methods.self_critical import SelfCritical, read_rewards
-from model import Batch, Masks, Sizes, loss
+from model import DoublyStochastic, Sizes, loss
 from runtime import cli, ranks, watchdog
 from runtime.tf import (Variable, compiled, device_errors, device_name, event_writer,
                         start, tf, unsorted_segment_sum, use_precision)
 
 
 class Trainer:
-    """What one training step needs besides the batch."""
+    """The optimizer step: gradients, compiled for common shapes, clipping, update."""
 
-    def __init__(self, model, optimizer, penalty=0., clip=5., guide=None, smoothing=0.,
-                 hard=None):
-        """penalty, clip: see the command's flags. guide, smoothing, hard: see
-        model.loss.
-
-        Its `shapes` are those that the step is compiled for: CaptionBatches.shapes.
-        """
-        self.model, self.optimizer = model, optimizer
-        self.penalty, self.guide, self.smoothing = penalty, guide, smoothing
-        self.hard = hard
-        self.shapes, self.compiled = set(), {}
+    def __init__(self, model, optimizer, terms=(), clip=5.):
+        """terms: see model.loss. clip: largest global norm of the gradients."""
+        self.model, self.optimizer, self.terms = model, optimizer, terms
+        self.common, self.compiled = set(), {}
         self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
+
+    def compile_for(self, shapes):
+        """Compile the step for batches of these shapes: CaptionBatches.shapes."""
+        self.common = set(shapes)
+
+    def variables(self):
+        """All that a checkpoint keeps, {name: Variable}."""
+        return variables_of(self.model, self.optimizer, self.terms)
 
     def gradients(self, batch, share):
         """Loss, cross-entropy, and the gradients in the order of model.weights.
@@ -96,8 +99,7 @@ class Trainer:
         """
         variables = list(self.model.weights.values())
         with tf.GradientTape() as tape:
-            total, cross_entropy, _ = loss(self.model, batch, self.penalty, self.guide,
-                                           self.smoothing, self.hard)
+            total, cross_entropy, _ = loss(self.model, batch, self.terms)
             total = share * total
         gradients = [
             # The embeddings' gradient lists the words of the batch, one by one.
@@ -107,46 +109,38 @@ class Trainer:
         return [total, share * cross_entropy] + gradients
 
     def gradients_for(self, batch):
-        """`gradients` of batches of this shape, as a function of tensors only: share,
-        features, words, what is told, what masks there are, and the draws of hard
-        attention. Compiled where that is worth it.
-        """
-        # All that a shape keeps
-        image_of, lengths, weights = batch.image_of, batch.lengths, batch.weights
+        """`gradients` of batches of this shape, a function of their parcel and share.
 
-        def plain(share, features, words, told, *masks):
-            *masks, draws = masks if self.hard else masks + (None,)
-            return self.gradients(Batch(features, image_of, words, lengths,
-                                        Masks(*masks), weights, told, draws), share)
+        Compiled where the shape is common: all captions of one length, each with
+        features of its own.
+        """
+        def gradients(parcel, share):
+            return self.gradients(batch._replace(parcel=parcel), share)
+        lengths = batch.lengths
         shape = (len(lengths), int(lengths[0]))
-        if (shape not in self.shapes or lengths[-1] != lengths[0]
-                or batch.features.shape[0] != len(lengths)):
-            return plain
+        if (shape not in self.common or lengths[-1] != lengths[0]
+                or batch.parcel.features.shape[0] != len(lengths)):
+            return gradients
         if shape not in self.compiled:
-            self.compiled[shape] = compiled(plain)
+            self.compiled[shape] = compiled(gradients)
         return self.compiled[shape]
 
     def reduced_gradients(self, batch, N):
         """The loss, cross-entropy and gradients of a batch that processes share.
 
-        batch: Batch of numpy arrays, this process's captions; None where it has none.
-        N: words of the whole batch. Each process divides the sum over its words by all
-        words, so the sum over the processes is the average over words, however unevenly
-        they are shared.
+        batch: Batch, this process's captions; None where it has none. N: words of the
+        whole batch. Each process divides the sum over its words by all words, so the
+        sum over the processes is the average over words, however unevenly they are
+        shared.
         """
         dtype = self.model.E.dtype.base_dtype
         if batch is None:
             mine = [tf.zeros((), dtype), tf.zeros((), dtype)] + [
                 tf.zeros_like(weight) for weight in self.model.weights.values()]
         else:
+            batch = tensors(batch)
             share = tf.constant(int(batch.lengths.sum()) / N, dtype)
-            masks = [tf.constant(mask) for mask in batch.masks if mask is not None]
-            words = tf.constant(batch.words)
-            told = words if batch.told is None else tf.constant(batch.told)
-            draws = [] if batch.draws is None else [tf.constant(batch.draws)]
-            features = tf.convert_to_tensor(batch.features)
-            mine = self.gradients_for(batch)(share, features, words, told, *masks,
-                                             *draws)
+            mine = self.gradients_for(batch)(batch.parcel, share)
         return ranks.total(mine)
 
     def step(self, batch, N):
@@ -161,9 +155,10 @@ class Trainer:
             if not np.isfinite(value.numpy()):
                 raise FloatingPointError(f"the {name} is {float(value.numpy())}")
         self.optimizer.apply_gradients(zip(gradients, self.model.weights.values()))
-        if self.hard:
-            self.hard.follow(float(cross_entropy.numpy()))
-        return float(cross_entropy.numpy())
+        cross_entropy = float(cross_entropy.numpy())
+        for term in self.terms:
+            term.follow(cross_entropy)
+        return cross_entropy
 
 
 def plan_epoch(captions, args, epoch):
@@ -198,22 +193,21 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
     if progress.batch and progress.order != checksum:
         cli.warn(f"the images with features are not those of before: epoch {epoch} "
                  "begins anew")
-        progress = begin_epoch(progress.history, progress.baseline)
-    trainer.shapes = captions.shapes(mine)
+        progress = begin_epoch(progress.history)
+    trainer.compile_for(captions.shapes(mine))
     done, total, words = progress.batch, progress.total, progress.words
     begin = saved = time.time()
 
     def reached(batch):
         return Progress(progress.history, batch, total, words,
-                        progress.seconds + time.time() - begin, checksum,
-                        trainer.hard.baseline.numpy().item() if trainer.hard else 0.)
+                        progress.seconds + time.time() - begin, checksum)
     batches = captions.batches(mine[done:], dropout=args.dropout,
                                sizes=trainer.model.sizes, seed=(args.seed, epoch))
     if args.attention == "hard":
-        batches = with_draws(batches, mine[done:], args.expected, (args.seed, epoch))
+        batches = with_draws(batches, args.expected, (args.seed, epoch))
     if args.scheduled_sampling:
         batches = with_own_words(
-            batches, mine[done:], trainer.model,
+            batches, trainer.model,
             (args.scheduled_sampling * (epoch - 1 + i / len(order)) / args.epochs
              for i in range(done, len(order))), (args.seed, epoch))
     with cli.interrupts_wait() as asked_to_stop, tqdm(
@@ -301,6 +295,15 @@ def settings_of(args, vocabulary):
                 processes=ranks.size)
 
 
+def terms_of(args):
+    """What is added to the cross-entropy: a list of terms of model.loss."""
+    terms = [args.label_smoothing and LabelSmoothing(args.label_smoothing),
+             args.penalty and DoublyStochastic(args.penalty),
+             args.guidance and Guide(args.guidance),
+             reinforce(args)]
+    return [term for term in terms if term]
+
+
 def train(args, folder, splits, vocabulary, scorer, rewards):
     """Begin the run in this folder, or resume it, to its last epoch.
 
@@ -320,20 +323,19 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     if args.average or args.start_share:
         optimizer = Averaging(optimizer, model, args.average, args.start_share)
     create_optimizer_variables(model, optimizer)
-    progress = resume(folder, model, optimizer, begin=lambda: args.start_from and (
+    trainer = Trainer(model, optimizer, terms_of(args), args.clip)
+    progress = resume(folder, trainer.variables(), begin=lambda: args.start_from and (
         begin_from(args, model, optimizer, vocabulary)))
     if progress.history and events:  # the run may have ended just before this
         write_log(folder, progress.history, args.dropout > 0)
-    guide = Guide(prepare(folder, splits["train"], settings),
-                  args.guidance) if args.guidance else None
-    trainer = Trainer(model, optimizer, args.penalty, args.clip, guide,
-                      args.label_smoothing, reinforce(args, progress.baseline))
+    for term in trainer.terms:
+        term.prepare(folder, splits["train"], settings)
     if rewards:
         splits = dict(splits, train=SelfCritical(splits["train"], model, rewards,
                                                  args.self_critical))
 
     def save(progress):
-        rotate_checkpoint(folder, model, optimizer, progress)
+        rotate_checkpoint(folder, trainer.variables(), progress)
 
     for epoch in range(len(progress.history) + 1, args.epochs + 1):
         history = progress.history
@@ -347,10 +349,10 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         with better(optimizer):
             row = evaluate_epoch(model, splits, scorer, progress, args)
             history = history + [row]
-            progress = begin_epoch(history, progress.baseline)
+            progress = begin_epoch(history)
             if events and epochs_since_best(history, args.select) == 0:
                 # Before the newest: it must not be missing when that is resumed
-                save_checkpoint(checkpoint_path(folder, "best"), model, optimizer,
+                save_checkpoint(checkpoint_path(folder, "best"), trainer.variables(),
                                 progress)
         save(progress)
         if events:

@@ -115,8 +115,8 @@ def flops(batch):
     not a matrix product (tanh, softmax, Adam) is not counted.
     """
     K, F, D, m, n, A = SIZES
-    rows, N, L = len(batch.features) * batch.features.shape[1], int(
-        batch.lengths.sum()), batch.features.shape[1]
+    I, L, _ = batch.parcel.features.shape
+    rows, N = I * L, int(batch.lengths.sum())
     encoder = 2 * rows * F * D * 2                 # forward, gradient of W_v
     keys = 2 * rows * D * A * 3
     word = 2 * (m * 3 * n + D * 3 * n + n * 3 * n + n * A + n * m + D * m + m * K) * 3
@@ -179,7 +179,7 @@ def bench_train(folder, rows):
     published = Published(SIZES.vocabulary)
     order = captions.epoch(64, np.random.RandomState(1))
     whole = [numbers for numbers in order if len(numbers) == 64]
-    trainer.shapes = captions.shapes(order)
+    trainer.compile_for(captions.shapes(order))
 
     dropout = dict(dropout=.5, sizes=SIZES, seed=(0,))
 
@@ -335,7 +335,7 @@ def train_on(images, folder):
     create_optimizer_variables(trainer.model, trainer.optimizer)
     order = [numbers for epoch in range(3)
              for numbers in captions.epoch(64, np.random.RandomState(epoch))]
-    trainer.shapes = captions.shapes(order[:len(order) // 3])
+    trainer.compile_for(captions.shapes(order[:len(order) // 3]))
     for batch in captions.batches(order[:100], dropout=.5, sizes=SIZES, seed=(0,)):
         trainer.step(batch, int(batch.lengths.sum()))
     print(peak_memory())

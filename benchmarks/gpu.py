@@ -32,7 +32,7 @@ from captioning import inception
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decode import beam_search
 from captioning.networks import record_of
-from model import Batch, Captioner
+from model import Batch, Captioner, Parcel
 from runtime import atomic, cli, drawing
 from runtime.tf import (AdamOptimizer, compiled, device_name, peak_gpu_memory, start,
                         tf, use)
@@ -76,13 +76,13 @@ def training(B, scale, how):
     random = np.random.RandomState(0)
     trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3))
     create_optimizer_variables(trainer.model, trainer.optimizer)
-    lengths = np.full(B, WORDS, np.int32)
-    batches = [Batch(random.random_sample((B, 64, 2048)).astype("f2"),
-                     np.arange(B, dtype=np.int32),
-                     random.randint(4, bench.SIZES.vocabulary, (B, WORDS + 1)
-                                    ).astype(np.int32), lengths) for _ in range(2)]
+    lengths, each = np.full(B, WORDS, np.int32), np.arange(B, dtype=np.int32)
+    batches = [Batch(Parcel(random.random_sample((B, 64, 2048)).astype("f2"),
+                            random.randint(4, bench.SIZES.vocabulary, (B, WORDS + 1)
+                                           ).astype(np.int32)), lengths, each, each)
+               for _ in range(2)]
     if how != "eager":
-        trainer.shapes = {(B, WORDS)}
+        trainer.compile_for({(B, WORDS)})
     return rate(lambda: [trainer.step(batch, B * WORDS) for batch in batches],
                 2 * B, scale)
 
@@ -169,7 +169,7 @@ def feeding(scale):
         order = order[:max(1, 5 * scale.files // 64)]
         count = sum(map(len, order))
         found["features read and batched, captions/s"] = rate(
-            lambda: [batch.words for batch in captions.batches(order)], count, scale)
+            lambda: [batch.parcel for batch in captions.batches(order)], count, scale)
         os.makedirs(os.path.join(folder, "pictures"))
         names = [f"pictures/{i}.jpg" for i in range(scale.files)]
         for i, name in enumerate(names):

@@ -27,13 +27,13 @@ import numpy as np
 
 from benchmarks import bench
 from captioning import inception
-from captioning.batches import CaptionBatches
+from captioning.batches import CaptionBatches, tensors
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decode import beam_search
 from methods.rewards import Rewards
 from methods.self_critical import SelfCritical
 from captioning.tokens import END, PAD, START, UNK, Vocabulary
-from model import Batch, Captioner
+from model import Batch, Captioner, Parcel
 from runtime import atomic, cli
 from runtime.tf import AdamOptimizer, compiled, start, tf
 from train import Trainer
@@ -97,11 +97,12 @@ class Ours:
         self.trainer = Trainer(self.model, AdamOptimizer(1e-3))
         create_optimizer_variables(self.model, self.trainer.optimizer)
         each = np.arange(SIZE, dtype=np.int32)
-        self.batches = [Batch(self.data[f"features{i}"], each,
-                              self.data[f"words{i}"], self.data[f"lengths{i}"])
-                        for i in range(BATCHES)]
+        self.batches = [
+            Batch(Parcel(self.data[f"features{i}"], self.data[f"words{i}"]),
+                  self.data[f"lengths{i}"], each, each) for i in range(BATCHES)]
         # As in an epoch of COCO, in which each length has hundreds of batches
-        self.trainer.shapes = {(SIZE, int(batch.lengths[0])) for batch in self.batches}
+        self.trainer.compile_for({(SIZE, int(batch.lengths[0]))
+                                  for batch in self.batches})
         self.shapes = [products_of(self.model, batch) for batch in self.batches]
         self.self_critical_trainer = Trainer(Captioner(bench.SIZES),
                                              AdamOptimizer(5e-5))
@@ -176,7 +177,7 @@ def products_of(model, batch):
         found.append((tuple(a.shape.as_list()), tuple(b.shape.as_list())))
         return matmul(a, b)
     with mock.patch.object(tf, "matmul", recorded):
-        model.teacher_forcing(batch._replace(features=tf.constant(batch.features)))
+        model.teacher_forcing(tensors(batch))
     return found
 
 

@@ -29,7 +29,7 @@ from captioning import scores
 from captioning.batches import read_ahead, read_splits
 from captioning.checkpoints import (begin_epoch, checkpoint_path,
                                     create_optimizer_variables, load_checkpoint,
-                                    save_checkpoint)
+                                    save_checkpoint, variables_of)
 from captioning.coco import read_json
 from captioning.decode import decode_files
 from captioning.features import read_features
@@ -257,7 +257,7 @@ def train_epochs(args, folder, model, learnt, val, scorer):
     newest, best = (checkpoint_path(folder, name) for name in ("newest", "best"))
     history = []
     if os.path.exists(newest):
-        history = load_checkpoint(newest, model, model.optimizer).history
+        history = load_checkpoint(newest, variables_of(model, model.optimizer)).history
         write_log(folder, history, dropout=0)
 
     def dense(features, words):
@@ -292,8 +292,8 @@ def train_epochs(args, folder, model, learnt, val, scorer):
             "seconds": round(time.time() - begin, 1)}]
         progress = begin_epoch(history)
         if epochs_since_best(history, "cider") == 0:
-            save_checkpoint(best, model, model.optimizer, progress)
-        save_checkpoint(newest, model, model.optimizer, progress)
+            save_checkpoint(best, variables_of(model, model.optimizer), progress)
+        save_checkpoint(newest, variables_of(model, model.optimizer), progress)
         write_log(folder, history, dropout=0)
         print(f"epoch {epoch}: training loss {history[-1]['train_loss']:.4f}, "
               f"validation loss {history[-1]['val_loss']:.4f} nats a word, CIDEr "
@@ -302,7 +302,7 @@ def train_epochs(args, folder, model, learnt, val, scorer):
 
 def report(args, folder, model, scorer, seen):
     """Score the captions of the best epoch, greedy and of a beam of 3."""
-    history = load_checkpoint(checkpoint_path(folder, "best"), model).history
+    history = load_checkpoint(checkpoint_path(folder, "best"), model.weights).history
     for width, name in ((1, "greedy"), (3, "beam3")):
         scored, texts = evaluated(model, scorer, width)
         summary = scores.summarize(scored, texts, scorer.references, seen)

@@ -7,7 +7,7 @@ import numpy as np
 
 from captioning.features import find_features, read_features
 from captioning.tokens import read_tokens, read_vocabulary, tokens_path, vocabulary_path
-from model import Batch, Masks
+from model import Batch, Masks, Parcel
 from runtime import cli
 from runtime.tf import tf
 
@@ -103,10 +103,11 @@ class CaptionBatches:
             return None
         lengths = self.tokens.lengths[numbers]
         images, image_of = self.images_of_batch(numbers)
-        return Batch(np.stack([read_features(self.paths[i]) for i in images]),
-                     image_of.astype(np.int32),
-                     self.tokens.words[numbers, :lengths[0] + 1], lengths,
-                     self.masks(numbers, dropout, sizes, seed) if dropout else Masks())
+        return Batch(
+            Parcel(np.stack([read_features(self.paths[i]) for i in images]),
+                   self.tokens.words[numbers, :lengths[0] + 1],
+                   self.masks(numbers, dropout, sizes, seed) if dropout else Masks()),
+            lengths, image_of.astype(np.int32), numbers)
 
     def masks(self, numbers, rate, sizes, seed):
         """Dropout's factors for one batch: model.Masks, as numpy arrays.
@@ -149,13 +150,21 @@ class CaptionBatches:
     def batches(self, order, **dropout):
         """Yield a Batch for each array of `order`; see `read_ahead` and `load`.
 
-        Its features are a tensor: they go to the GPU while it works on other batches.
+        Its parcel is of tensors: they go to the GPU while it works on other batches.
         """
         def load(numbers):
             batch = self.load(numbers, **dropout)
-            return batch and batch._replace(
-                features=tf.convert_to_tensor(batch.features))
+            return batch and tensors(batch)
         return read_ahead(load, order)
+
+
+def tensors(batch):
+    """A Batch whose parcel is of arrays, with tensors in their place."""
+    def tensor(array):
+        return None if array is None else tf.convert_to_tensor(array)
+    masks = Masks(*map(tensor, batch.parcel.masks))
+    parcel = Parcel(*map(tensor, batch.parcel._replace(masks=None)))
+    return batch._replace(parcel=parcel._replace(masks=masks))
 
 
 def uniforms_of(seeds, shape):

@@ -25,12 +25,11 @@ class Progress(typing.NamedTuple):
     words: int      # real words, summed over these
     seconds: float  # spent
     order: int      # checksum of the order of its captions
-    baseline: float = 0.  # b of hard attention, in nats a word
 
 
-def begin_epoch(history, baseline=0.):
+def begin_epoch(history):
     """The Progress of a run that has finished the epochs of this history."""
-    return Progress(history, 0, 0., 0, 0., 0, baseline)
+    return Progress(history, 0, 0., 0, 0., 0)
 
 
 def checkpoint_path(folder, name):
@@ -47,36 +46,35 @@ def is_begun(folder):
     return any(name.startswith(("newest", "previous", "best")) for name in names)
 
 
-def save_checkpoint(path, model, optimizer, progress):
-    """Weights, optimizer state and progress in one file, complete or not at all."""
-    arrays = {name: weight.numpy() for name, weight in model.weights.items()}
-    arrays.update(("optimizer/" + name, slot.numpy())
-                  for name, slot in optimizer_variables(model, optimizer).items())
+def save_checkpoint(path, variables, progress):
+    """Variables and progress in one file, complete or not at all.
+
+    variables: `variables_of` the run.
+    """
+    arrays = {name: variable.numpy() for name, variable in variables.items()}
     arrays["progress"] = np.array(json.dumps(progress._asdict()))
     atomic.write_arrays(path, arrays)
 
 
-def load_checkpoint(path, model, optimizer=None):
-    """Put a checkpoint's arrays into the model, and the optimizer; return its Progress.
+def load_checkpoint(path, variables):
+    """Put a checkpoint's arrays into these variables; return its Progress.
 
-    Raises cli.UserError where the file is missing, damaged, or its weights have other
-    sizes, and OSError where the disk does not give it; nothing has been changed then.
+    variables: `variables_of` the run, or the model's weights alone. Raises
+    cli.UserError where the file is missing, damaged, or its weights have other sizes,
+    and OSError where the disk does not give it; nothing has been changed then.
     """
-    targets = dict(model.weights)
-    if optimizer is not None:
-        targets.update(("optimizer/" + name, slot)
-                       for name, slot in optimizer_variables(model, optimizer).items())
     try:
         with atomic.load_arrays(path) as file:
-            arrays = {name: file[name] for name in targets}
-            progress = read_progress(str(file["progress"]))
+            progress, earlier = read_progress(str(file["progress"]))
+            arrays = {name: earlier[name] if name in earlier else file[name]
+                      for name in variables}
     except FileNotFoundError:
         raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
                             "its first epoch")
     except atomic.Damaged:
         raise cli.UserError(f"{path}: damaged, or not a checkpoint of this project; "
                             "move it away and start train.py again")
-    for name, variable in targets.items():
+    for name, variable in variables.items():
         if arrays[name].shape != tuple(variable.shape.as_list()):
             raise cli.UserError(
                 f"{path}: {name} has shape {arrays[name].shape}, the model expects "
@@ -84,23 +82,40 @@ def load_checkpoint(path, model, optimizer=None):
         if not np.isfinite(arrays[name]).all():
             raise cli.UserError(f"{path}: {name} is not finite; move the checkpoint "
                                 "away and start train.py again")
-    for name, variable in targets.items():  # a run that ships has float16
+    for name, variable in variables.items():  # a run that ships has float16
         variable.assign(arrays[name].astype(variable.dtype.base_dtype.as_numpy_dtype))
     return progress
 
 
 def read_progress(text):
-    """The Progress in a checkpoint's JSON. Raises ValueError, KeyError or TypeError
-    where it is none.
+    """The Progress in a checkpoint's JSON, and {name: array} of what earlier releases
+    kept there. Raises ValueError, KeyError or TypeError where it is none.
     """
-    found = Progress(**json.loads(text))
+    fields = json.loads(text)
+    earlier = {"optimizer/baseline": np.array(fields.pop("baseline"), np.float32)
+               } if "baseline" in fields else {}
+    found = Progress(**fields)
     if not (isinstance(found.history, list)
             and all(row["epoch"] == i for i, row in enumerate(found.history, 1))
             and all(type(n) is int and n >= 0
                     for n in (found.batch, found.words, found.order))
             and all(type(x) in (int, float) and np.isfinite(x)
-                    for x in (found.total, found.seconds, found.baseline))):
+                    for x in (found.total, found.seconds))):
         raise ValueError
+    return found, earlier
+
+
+def variables_of(model, optimizer, terms=()):
+    """All that a run goes on from, {name in a checkpoint: Variable}.
+
+    The weights have the paper's letters; terms: of the loss, which may have some, too.
+    """
+    found = collections.OrderedDict(model.weights)
+    for name, variable in optimizer_variables(model, optimizer).items():
+        found["optimizer/" + name] = variable
+    for term in terms:
+        found.update(("optimizer/" + name, variable)
+                     for name, variable in term.variables.items())
     return found
 
 
@@ -135,7 +150,7 @@ def create_optimizer_variables(model, optimizer):
             slot.assign(np.full(slot.shape.as_list(), value, np.float32))
 
 
-def resume(folder, model, optimizer, begin=lambda: None):
+def resume(folder, variables, begin=lambda: None):
     """Load the newest sound checkpoint and return its Progress; else a new run's.
 
     begin: called where there is none. Rank 0 reads, the others get from it what it has
@@ -143,16 +158,15 @@ def resume(folder, model, optimizer, begin=lambda: None):
     """
     found = None
     if ranks.rank == 0:
-        found = load_newest(folder, model, optimizer)
+        found = load_newest(folder, variables)
         if found is None:
             begin()
     found = found or begin_epoch([])
-    ranks.copy_first(list(model.weights.values())
-                     + list(optimizer_variables(model, optimizer).values()))
+    ranks.copy_first(list(variables.values()))
     return Progress(*ranks.from_first(found))
 
 
-def load_newest(folder, model, optimizer):
+def load_newest(folder, variables):
     """Load the newest sound checkpoint and return its Progress; None: there is none.
 
     That of the best epoch, if need be: a run begun anew would write over it. Raises
@@ -162,9 +176,9 @@ def load_newest(folder, model, optimizer):
         path = checkpoint_path(folder, name)
         if atomic.exists(path):
             try:
-                progress = load_checkpoint(path, model, optimizer)
+                progress = load_checkpoint(path, variables)
             except cli.UserError as error:
-                if name == "best" and has_weights(path, model):
+                if name == "best" and has_weights(path, variables):
                     raise cli.UserError(
                         f"{path}: has sound weights, but not what the run needs to go "
                         "on from them; choose another --run, with --start-from "
@@ -181,16 +195,17 @@ def load_newest(folder, model, optimizer):
     return None
 
 
-def has_weights(path, model):
+def has_weights(path, variables):
     """Whether a checkpoint is sound but for its optimizer: the model then has them."""
     try:
-        load_checkpoint(path, model)
+        load_checkpoint(path, {name: variable for name, variable in variables.items()
+                               if not name.startswith("optimizer/")})
     except cli.UserError:
         return False
     return True
 
 
-def rotate_checkpoint(folder, model, optimizer, progress):
+def rotate_checkpoint(folder, variables, progress):
     """Save the newest checkpoint, and keep the one before it; rank 0 does it."""
     if ranks.rank:
         return
@@ -198,4 +213,4 @@ def rotate_checkpoint(folder, model, optimizer, progress):
     previous = checkpoint_path(folder, "previous")
     with contextlib.suppress(FileNotFoundError):
         os.replace(newest, previous)
-    save_checkpoint(newest, model, optimizer, progress)
+    save_checkpoint(newest, variables, progress)

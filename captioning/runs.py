@@ -113,7 +113,7 @@ def read_run(name, checkpoint="best", folder=None):
     if settings.get("model_digest", model_digest()) != model_digest():
         cli.warn(f"model.py is not the one that trained {folder} (commit "
                  f"{settings.get('commit')}); it may give other captions")
-    progress = load_checkpoint(checkpoint_path(folder, checkpoint), model)
+    progress = load_checkpoint(checkpoint_path(folder, checkpoint), model.weights)
     return Run(folder, settings, vocabulary, model, progress.history)
 
 

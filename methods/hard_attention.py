@@ -14,29 +14,28 @@ in the paper. It is best begun from a run with soft attention.
 """
 import numpy as np
 
-from model import drawn
+from model import Term, drawn
 from runtime.tf import Variable, log, tf
 
 
-class Reinforce:
-    """What drawn locations add to the loss; a `hard` of model.loss."""
+class Reinforce(Term):
+    """What drawn locations add to the loss."""
 
     def __init__(self, reinforce, entropy, dtype="float32"):
         """reinforce: lambda_r. entropy: lambda_e."""
         self.reinforce, self.entropy = reinforce, entropy
         # b, in nats a word; 0 before the first step
         self.baseline = Variable(np.zeros((), dtype), trainable=False, name="baseline")
+        self.variables = {"baseline": self.baseline}
 
-    def __call__(self, batch, alphas, each):
-        """The sum over the batch's words, a scalar tensor.
-
-        alphas: of teacher_forcing. each: (N,), -log p of the words.
-        """
-        k = [int(alpha.shape[0]) for alpha in alphas]
-        is_drawn = tf.cast(batch.draws >= 0, each.dtype)                      # (N,)
-        earned = tf.stop_gradient(to_come(-each - self.baseline, k))          # (N,)
-        alpha = tf.concat(alphas, 0)                                          # (N, L)
-        s = drawn(tf.stop_gradient(alpha), batch.draws)                       # (N, L)
+    def __call__(self, batch, predicted):
+        """The sum over the batch's words, a scalar tensor."""
+        surprisal, draws = predicted.surprisal, batch.parcel.draws
+        k = [int(alpha.shape[0]) for alpha in predicted.alphas]
+        is_drawn = tf.cast(draws >= 0, surprisal.dtype)                       # (N,)
+        earned = tf.stop_gradient(to_come(-surprisal - self.baseline, k))     # (N,)
+        alpha = tf.concat(predicted.alphas, 0)                                # (N, L)
+        s = drawn(tf.stop_gradient(alpha), draws)                             # (N, L)
         log_p = log(tf.reduce_sum(s * alpha, 1) + 1e-9)                       # (N,)
         H = -tf.reduce_sum(alpha * log(alpha + 1e-9), 1)                      # (N,)
         return -tf.reduce_sum(is_drawn * (self.reinforce * earned * log_p
@@ -48,13 +47,10 @@ class Reinforce:
         self.baseline.assign(.9 * b - .1 * cross_entropy if b else -cross_entropy)
 
 
-def reinforce(args, baseline):
-    """The Reinforce of a command of train.py; None with soft attention. baseline: b."""
-    if args.attention == "soft":
-        return None
-    found = Reinforce(args.reinforce, args.entropy)
-    found.baseline.assign(baseline)
-    return found
+def reinforce(args):
+    """The Reinforce of a command of train.py; None with soft attention."""
+    if args.attention == "hard":
+        return Reinforce(args.reinforce, args.entropy)
 
 
 def to_come(values, k):
@@ -72,22 +68,21 @@ def to_come(values, k):
     return tf.concat(found[::-1], 0)
 
 
-def with_draws(batches, order, share, seed):
+def with_draws(batches, share, seed):
     """Yield each Batch with its `draws`.
 
-    batches: of the captions' numbers in `order`. share: of the captions that have the
-    expected context. seed: a tuple of ints. The numbers depend on it and the caption
-    only.
+    share: of the captions that have the expected context. seed: a tuple of ints. The
+    numbers depend on it and the caption only.
     """
     random = np.random.RandomState(0)
-    for batch, numbers in zip(batches, order):
+    for batch in batches:
         if batch is not None:
-            C = batch.words.shape[1] - 1
-            draws = np.empty((C, len(numbers)), np.float32)
-            for i, number in enumerate(numbers):
+            C = batch.lengths[0]
+            draws = np.empty((C, len(batch.numbers)), np.float32)
+            for i, number in enumerate(batch.numbers):
                 random.seed([*seed, 4, number])
                 expected = random.random_sample() < share
                 draws[:, i] = -1 if expected else random.random_sample(C)
-            batch = batch._replace(
-                draws=draws[np.arange(C)[:, None] < np.asarray(batch.lengths)])
+            draws = draws[np.arange(C)[:, None] < batch.lengths]
+            batch = batch.replacing(draws=tf.constant(draws))
         yield batch

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from captioning.checkpoints import is_begun
 from captioning.features import mean_vector, same_network
 from captioning.tokens import SPECIAL
+from model import Term
 from runtime import atomic, cli, ranks, watchdog
 from runtime.tf import Variable, log, tf
 
@@ -177,15 +178,25 @@ def read_localiser(folder):
         raise damaged(folder) from error
 
 
-class Guide:
-    """What the localiser adds to the loss; a `guide` of model.loss."""
+class Guide(Term):
+    """What the localiser adds to the loss."""
 
-    def __init__(self, localiser, weight, dtype="float32"):
-        """weight: lambda_g."""
-        self.row_of, self.weight = tf.constant(localiser.row_of), weight
+    def __init__(self, weight, localiser=None, dtype="float32"):
+        """weight: lambda_g. localiser: None: `prepare` reads or fits it."""
+        self.weight, self.dtype = weight, dtype
+        if localiser:
+            self.follow_evidence(localiser)
+
+    def prepare(self, folder, captions, settings):
+        """Read the run's Localiser, or fit it; see the function `prepare`."""
+        self.follow_evidence(prepare(folder, captions, settings))
+
+    def follow_evidence(self, localiser):
+        """Take this Localiser for the teacher."""
+        self.row_of = tf.constant(localiser.row_of)
         self.none = len(localiser.relevance) - 1
-        self.evidence = tf.constant(localiser.evidence.astype(dtype))
-        self.relevance = tf.constant(localiser.relevance.astype(dtype))
+        self.evidence = tf.constant(localiser.evidence.astype(self.dtype))
+        self.relevance = tf.constant(localiser.relevance.astype(self.dtype))
 
     def next_rows(self, words):
         """The row of each word, or of the next word that has evidence: (B, C) int32."""
@@ -199,12 +210,13 @@ class Guide:
         return tf.nn.softmax(tf.matmul(tf.gather(self.evidence, rows), features,
                                        transpose_b=True))
 
-    def __call__(self, batch, alphas):
+    def __call__(self, batch, predicted):
         """The sum over the batch's words, a scalar tensor."""
-        features = tf.cast(batch.features, self.evidence.dtype)
+        alphas = predicted.alphas
+        features = tf.cast(batch.parcel.features, self.evidence.dtype)
         if not np.array_equal(batch.image_of, np.arange(int(features.shape[0]))):
             features = tf.gather(features, batch.image_of)
-        rows = self.next_rows(batch.words[:, 1:])                       # (B, C)
+        rows = self.next_rows(batch.parcel.words[:, 1:])                       # (B, C)
         maps = tf.transpose(self.maps(features, rows), (1, 0, 2))       # (C, B, L)
         relevance = tf.transpose(tf.gather(self.relevance, rows))       # (C, B)
         maps, relevance = (  # of the N real words

@@ -15,16 +15,15 @@ from runtime.tf import tf
 
 
 def told(model, batch, uniforms, share):
-    """What the decoder is told in place of batch.words, int32 (B, C + 1).
+    """What the decoder is told in place of a Batch's words, int32 (B, C + 1).
 
     model: the Captioner. uniforms: float (B, C, 2), at least 0 and below 1: for each
     word one that draws the model's, and one that takes it where it is below `share`.
     """
-    plain = batch._replace(features=tf.convert_to_tensor(batch.features),
-                           masks=Masks())
+    plain = batch.replacing(masks=Masks())
     logits, _, alphas = model.teacher_forcing(plain)
     p = tf.nn.softmax(logits).numpy()                                   # (N, K)
-    words, first = np.array(batch.words), 0
+    words, first = batch.parcel.words.numpy().copy(), 0
     for t, k in enumerate(int(alpha.shape[0]) for alpha in alphas):
         drawn = draw(p[first:first + k], uniforms[:k, t, 0])
         own = uniforms[:k, t, 1] < share
@@ -33,15 +32,16 @@ def told(model, batch, uniforms, share):
     return words
 
 
-def with_own_words(batches, order, model, shares, seed):
+def with_own_words(batches, model, shares, seed):
     """Yield each Batch with its `told`, by the model as it is when that is asked for.
 
-    batches: of the captions' numbers in `order`. shares: of each batch. seed: a tuple
-    of ints. What is drawn depends on it, the caption and the weights only.
+    shares: of each batch. seed: a tuple of ints. What is drawn depends on it, the
+    caption and the weights only.
     """
-    for batch, numbers, share in zip(batches, order, shares):
+    for batch, share in zip(batches, shares):
         if batch is not None:
-            shape = batch.words.shape[1] - 1, 2
-            uniforms = uniforms_of([[*seed, 3, number] for number in numbers], shape)
-            batch = batch._replace(told=told(model, batch, uniforms, share))
+            uniforms = uniforms_of([[*seed, 3, number] for number in batch.numbers],
+                                   (batch.lengths[0], 2))
+            batch = batch.replacing(
+                told=tf.constant(told(model, batch, uniforms, share)))
         yield batch

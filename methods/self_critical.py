@@ -15,7 +15,7 @@ from captioning.decode import sample
 from captioning.features import read_features
 from captioning.tokens import PAD, START, read_references, references_path
 from methods.rewards import Rewards
-from model import Batch
+from model import Batch, Parcel
 from runtime import cli, ranks
 from runtime.tf import tf
 
@@ -110,9 +110,11 @@ def weighted(features, captions, rewards):
     words[:, 0] = START
     for row, number in zip(words, longest_first):
         row[1:lengths[number] + 1] = captions[number]
-    return Batch(features, np.repeat(np.arange(I, dtype=np.int32), S)[longest_first],
-                 words, lengths[longest_first],
-                 weights=(rewards - others).ravel()[longest_first])
+    weights = (rewards - others).ravel()[longest_first]
+    return Batch(
+        Parcel(features, tf.constant(words), weights=tf.constant(weights)),
+        lengths[longest_first],
+        np.repeat(np.arange(I, dtype=np.int32), S)[longest_first], longest_first)
 
 
 def read_rewards(args, captions, vocabulary):

@@ -11,10 +11,10 @@ import tempfile
 import numpy as np
 
 import train
-from captioning.batches import CaptionBatches
+from captioning.batches import CaptionBatches, tensors
 from captioning.checkpoints import create_optimizer_variables
 from captioning.features import SHAPE, feature_path
-from model import Captioner, Masks, Sizes
+from model import Captioner, DoublyStochastic, Masks, Sizes
 from runtime import ranks
 from runtime.atomic import write_arrays
 from runtime.tf import start
@@ -57,17 +57,19 @@ def main(path):
             optimizer = train.OPTIMIZERS["adam"](.01)
             create_optimizer_variables(model, optimizer)
             ranks.copy_first(list(model.weights.values()))
-            trainer = train.Trainer(model, optimizer, penalty, clip=.5)
+            trainer = train.Trainer(model, optimizer, [DoublyStochastic(penalty)],
+                                    clip=.5)
             first = [weight.numpy() for weight in model.weights.values()]
             mine = [n[owners[TOKENS.image_of[n]] == ranks.rank] for n in order]
             if compiled:
-                trainer.shapes = {(len(n), int(TOKENS.lengths[n[0]]))
-                                  for n in mine if len(n)}
+                trainer.compile_for({(len(n), int(TOKENS.lengths[n[0]]))
+                                     for n in mine if len(n)})
             for i, numbers in enumerate(order):
                 batch = captions.load(mine[i], dropout, SIZES, (5,))
                 if batch and dropout:
-                    batch = batch._replace(masks=Masks(*(
-                        mask.astype(dtype) for mask in batch.masks)))
+                    batch = batch.replacing(masks=Masks(*(
+                        mask.astype(dtype) for mask in batch.parcel.masks)))
+                batch = batch and tensors(batch)
                 N = int(TOKENS.lengths[numbers].sum())
                 label = f"{dtype}_{dropout}_{i}"
                 loss, cross_entropy, *gradients = trainer.reduced_gradients(batch, N)

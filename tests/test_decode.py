@@ -7,7 +7,7 @@ import pytest
 from captioning import decode
 from captioning.decode import beam_search, worth_computing
 from captioning.tokens import END, PAD, START, UNK
-from model import Batch, Captioner, Context, Sizes
+from model import Batch, Captioner, Context, Parcel, Sizes
 from runtime.tf import tf
 
 
@@ -248,8 +248,9 @@ def test_log_probs_are_those_of_teacher_forcing(width, end):
     for image, captions in enumerate(beam_search(model, features, width, 6)):
         for caption in captions:
             T = len(caption.words)
-            batch = Batch(tf.constant(features[image:image + 1]), np.array([0]),
-                          np.array([[START] + caption.words], np.int32), np.array([T]))
+            batch = Batch(Parcel(tf.constant(features[image:image + 1]),
+                                 np.array([[START] + caption.words], np.int32)),
+                          np.array([T]), np.array([0]), np.array([0]))
             logits, targets, alphas = model.teacher_forcing(batch)
             targets = targets.numpy().tolist()
             assert targets == caption.words

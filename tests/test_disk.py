@@ -11,7 +11,7 @@ import pytest
 
 from captioning import decoded, runs as run_files
 from captioning.checkpoints import (Progress, is_begun, load_checkpoint,
-                                    load_newest, rotate_checkpoint)
+                                    load_newest, rotate_checkpoint, variables_of)
 from captioning.coco import read_json
 from captioning.features import (SHAPE, calibration_path, feature_path, find_features,
                                  is_sound, keep_calibration, read_features, read_record,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.fault("disk that cannot be read, then can")
 UNREADABLE = "/proc/self/mem"
 RUN = run_files.Run(".", {}, VOCABULARY, None, [])
 READERS = {  # of every file: where it is in a folder, and what reads it
-    "newest.npz": lambda: load_checkpoint("newest.npz", Captioner(SIZES)),
+    "newest.npz": lambda: load_checkpoint("newest.npz", Captioner(SIZES).weights),
     localiser.localiser_path(""): lambda: localiser.read_localiser(""),
     calibration_path(""): lambda: calibrate(tf.keras.Sequential(), None,
                                             calibration_path("")),
@@ -229,7 +229,7 @@ def test_nothing_is_begun_where_the_disk_does_not_tell_what_there_is(tmp_path,
         return whole(path, *args, **kwargs)
     monkeypatch.setattr(os, "stat", fail)
     with pytest.raises(OSError, match="newest.npz"):
-        load_newest(str(tmp_path), None, None)
+        load_newest(str(tmp_path), {})
 
     def unlistable(path):
         raise OSError(errno.EACCES, "Permission denied", path)
@@ -240,7 +240,7 @@ def test_nothing_is_begun_where_the_disk_does_not_tell_what_there_is(tmp_path,
 
 def test_first_checkpoint_has_none_before_it(tmp_path):
     from test_train import model_and_optimizer
-    rotate_checkpoint(str(tmp_path), *model_and_optimizer(1, steps=1),
+    rotate_checkpoint(str(tmp_path), variables_of(*model_and_optimizer(1, steps=1)),
                       Progress([], 1, 1., 2, 3., 4))
     assert os.listdir(str(tmp_path)) == ["newest.npz"]
 

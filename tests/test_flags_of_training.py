@@ -70,9 +70,9 @@ def captions_of(batch):
     among the N, which are ordered by step and then by caption.
     """
     k = [int((batch.lengths > t).sum()) for t in range(batch.lengths[0])]
-    features = batch.features.numpy()
+    features = batch.parcel.features.numpy()
     for row, length in enumerate(batch.lengths):
-        words = batch.words[row, :length + 1].tobytes()
+        words = batch.parcel.words.numpy()[row, :length + 1].tobytes()
         yield words + features[batch.image_of[row]].tobytes(), [
             sum(k[:t]) + row for t in range(length)]
 
@@ -118,7 +118,9 @@ def handmade(monkeypatch):
 def pull_of(found, trainer, batch):
     """What the localiser adds with a weight of 1, by loops."""
     alphas = [alpha.numpy() for alpha in trainer.model.teacher_forcing(batch)[2]]
-    return pull(found, batch._replace(features=batch.features.numpy().astype("f4")),
+    parcel = batch.parcel
+    return pull(found, batch.replacing(
+        features=parcel.features.numpy().astype("f4"), words=parcel.words.numpy()),
                 alphas)
 
 
@@ -152,19 +154,20 @@ def test_drawn_locations_earn_and_spread_as_their_flags_say(flags, reinforce, en
     ends_well(runs("a", 1, *HARD, "--dropout", "0", *flags))
     soft = 0
     for trainer, batch, N, _ in steps:
-        trainer.hard.baseline.assign(-1.5)
+        trainer.terms[-1].baseline.assign(-1.5)
         logits, targets, alphas = trainer.model.teacher_forcing(batch)
         alphas = np.concatenate([alpha.numpy() for alpha in alphas])
         log_p = log_softmax(logits)[np.arange(N), np.array(targets.numpy())]
         expected = 0.
         for _, places in captions_of(batch):
-            if batch.draws[places[0]] < 0:  # the expected context
+            draws = batch.parcel.draws.numpy()
+            if draws[places[0]] < 0:  # the expected context
                 soft += 1
                 continue
             for t, place in enumerate(places):
                 earned = sum(log_p[later] + 1.5 for later in places[t:])
                 alpha = alphas[place].astype(float)
-                s = np.flatnonzero(alpha.cumsum() > batch.draws[place])[0]
+                s = np.flatnonzero(alpha.cumsum() > draws[place])[0]
                 expected -= (reinforce * earned * np.log(alpha[s])
                              - entropy * (alpha * np.log(alpha)).sum())
         assert added(trainer, batch, N) == pytest.approx(expected, rel=1e-4)
@@ -179,7 +182,7 @@ def draws_of(steps):
     found = {}
     for _, batch, *_ in steps:
         for key, places in captions_of(batch):
-            draws = batch.draws[places]
+            draws = batch.parcel.draws.numpy()[places]
             found.setdefault(key, []).append(
                 tuple(draws.tolist()) if draws[0] >= 0 else None)
             assert (draws >= 0).all() or (draws < 0).all()
@@ -211,7 +214,7 @@ def test_share_of_own_words_rises_from_none_and_they_are_drawn_anew(runs, steps,
     def told(model, batch, uniforms, share):
         shares.append(share)
         numbers.extend(uniforms[:, 0, 0])
-        return batch.words
+        return batch.parcel.words
     monkeypatch.setattr(scheduled_sampling, "told", told)
     ends_well(runs("a", 2, *PLAIN, "--scheduled-sampling", ".9"))
     assert shares == pytest.approx([0, .15, .3, .45, .6, .75])  # of two epochs of three
@@ -219,7 +222,7 @@ def test_share_of_own_words_rises_from_none_and_they_are_drawn_anew(runs, steps,
     first = set(numbers)
     ends_well(runs("b", 2, *PLAIN, "--scheduled-sampling", ".9", "--seed", "1"))
     assert not first & set(numbers[22:])
-    assert all(batch.told is not None for _, batch, *_ in steps)
+    assert all(batch.parcel.told is not None for _, batch, *_ in steps)
 
 
 def test_order_dropout_and_first_weights_are_those_of_seed_and_epoch(runs, steps):
@@ -232,10 +235,10 @@ def test_order_dropout_and_first_weights_are_those_of_seed_and_epoch(runs, steps
     for (epoch, numbers), (trainer, batch, *_) in zip(order, steps):
         assert batch.lengths.tolist() == TRAIN.lengths[numbers].tolist()
         words = TRAIN.words[numbers, :batch.lengths[0] + 1]
-        assert batch.words.tolist() == words.tolist()
-        for mask, other in zip(batch.masks, captions.masks(numbers, .3, model.sizes,
-                                                           (3, epoch))):
-            np.testing.assert_array_equal(mask, other)
+        assert batch.parcel.words.numpy().tolist() == words.tolist()
+        for mask, other in zip(batch.parcel.masks, captions.masks(
+                numbers, .3, model.sizes, (3, epoch))):
+            np.testing.assert_array_equal(mask.numpy(), other)
         for name, weight in model.weights.items():
             assert (weight.numpy() == trainer.model.weights[name].numpy()).all()
 
@@ -360,10 +363,11 @@ def test_step_divides_by_the_samples(runs, steps):
     assert len(steps) == 3 + 2 and len(batch.lengths) == 3 * 4
     assert_captions_per_second("first", 11)
     assert_captions_per_second("a", 3 * 6)
-    features, model = batch.features.numpy(), trainer.model
+    features, model = batch.parcel.features.numpy(), trainer.model
     value = 0.
-    for weight, image, words, length in zip(batch.weights, batch.image_of, batch.words,
-                                            batch.lengths):
+    for weight, image, words, length in zip(
+            batch.parcel.weights.numpy(), batch.image_of, batch.parcel.words.numpy(),
+            batch.lengths):
         value -= weight * float(log_p(model, features[image][None],
                                       words[1:length + 1]).numpy())
     assert abs(value) > .1
@@ -419,11 +423,12 @@ def test_defaults_are_those_of_the_recipes(runs, steps, monkeypatch):
     before = with_no_flags("first")
     assert [rate for *_, rate in before] == pytest.approx(
         [1e-3 * .75 ** epoch for epoch in range(8)])  # one batch each: of 64
-    kept = np.concatenate([batch.masks.Ey.ravel() for _, batch, *_ in before]) > 0
+    kept = np.concatenate([batch.parcel.masks.Ey.numpy().ravel()
+                           for _, batch, *_ in before]) > 0
     assert abs(kept.mean() - .6) < .05
     after = with_no_flags("a", "--start-from", "first", "--self-critical")
     assert [rate for *_, rate in after] == pytest.approx([5e-5] * 3)
-    assert all(batch.masks.Ey is None for _, batch, *_ in after)
+    assert all(batch.parcel.masks.Ey is None for _, batch, *_ in after)
     assert all(len(batch.lengths) == 5 * 6 for _, batch, *_ in after)
     for (trainer, batch, *_), weight in ((before[0], 1.), (after[0], .05)):
         assert added(trainer, batch, int(batch.lengths.sum())) == pytest.approx(

@@ -9,8 +9,9 @@ import model as model_module
 from methods import hard_attention
 from methods.ensemble import Ensemble
 from methods.hard_attention import Reinforce, to_come, with_draws
+from captioning.batches import tensors
 from captioning.runs import build, read_run
-from model import Batch, Captioner, Sizes, drawn, likeliest, loss
+from model import Batch, Captioner, Parcel, Sizes, drawn, likeliest, loss
 from runtime.tf import AdamOptimizer, tf
 from test_train import assert_stopping_changes_nothing
 from train import Trainer
@@ -87,9 +88,10 @@ def world(lengths):
     for weight in model.weights.values():
         weight.assign(random.normal(0, 1, weight.shape.as_list()))
     words = random.randint(1, 5, (len(lengths), lengths[0] + 1)).astype(np.int32)
-    return model, Batch(tf.constant(random.normal(0, 1, (len(lengths), L, 4))),
-                        np.arange(len(lengths), dtype=np.int32), words,
-                        np.array(lengths, np.int32))
+    features = tf.constant(random.normal(0, 1, (len(lengths), L, 4)))
+    captions = np.arange(len(lengths), dtype=np.int32)
+    return model, Batch(Parcel(features, tf.constant(words)),
+                        np.array(lengths, np.int32), captions, captions)
 
 
 def looks(lengths):
@@ -105,8 +107,8 @@ def estimates(model, batch, lengths, b):
     p, found = [], []
     for s in looks(lengths):
         with tf.GradientTape() as tape:
-            whole = batch._replace(draws=tf.constant(s))
-            total, _, N = loss(model, whole, hard=reinforce)
+            whole = batch.replacing(draws=tf.constant(s))
+            total, _, N = loss(model, whole, [reinforce])
         gradients = tape.gradient(total, list(model.weights.values()))
         found.append(np.concatenate([flat(g) for g in gradients]) * -N)
         alpha = tf.concat(model.teacher_forcing(whole)[2], 0).numpy()
@@ -126,7 +128,7 @@ def test_the_estimates_expectation_is_the_gradient_of_the_expectation(lengths, f
         expectation = 0.
         for s in looks(lengths):
             logits, targets, alphas = model.teacher_forcing(
-                batch._replace(draws=tf.constant(s)))
+                batch.replacing(draws=tf.constant(s)))
             p = tf.reduce_prod(tf.reduce_sum(
                 tf.concat(alphas, 0) * tf.one_hot(s.astype(int), L, dtype=tf.float64),
                 1))
@@ -155,10 +157,10 @@ def test_the_baseline_lowers_the_variance(forced):
 def test_entropy_is_added_where_locations_are_drawn(forced):
     model, batch = world((2, 1))
     draws = tf.constant([0., 1., 2.], tf.float64)
-    values = [loss(model, batch._replace(draws=draws),
-                   hard=Reinforce(0., weight, "float64"))[0].numpy()
+    values = [loss(model, batch.replacing(draws=draws),
+                   [Reinforce(0., weight, "float64")])[0].numpy()
               for weight in (0., .5)]
-    alpha = tf.concat(model.teacher_forcing(batch._replace(draws=draws))[2], 0).numpy()
+    alpha = tf.concat(model.teacher_forcing(batch.replacing(draws=draws))[2], 0).numpy()
     H = -(alpha * np.log(alpha)).sum()
     np.testing.assert_allclose(values[0] - values[1], .5 * H / 3, atol=1e-7)
 
@@ -180,8 +182,9 @@ def test_b_follows_log_p():
 # --- batches --------------------------------------------------------------------------
 
 def draws_of(captions, numbers, share):
-    batch = captions.load(numbers)
-    return next(with_draws([batch], [numbers], share, (0, 1))).draws, batch
+    batch = tensors(captions.load(numbers))
+    drawn, = with_draws([batch], share, (0, 1))
+    return drawn.parcel.draws.numpy(), batch
 
 
 def test_what_a_caption_draws_does_not_depend_on_its_batch(tmp_path):
@@ -210,9 +213,9 @@ def test_processes_together_have_the_gradient_of_one_and_compiled_or_not(tmp_pat
         draws, batch = draws_of(captions, numbers, 0.)
         reinforce = Reinforce(1., .1)
         reinforce.baseline.assign(-2.)
-        trainer = Trainer(Captioner(SIZES), AdamOptimizer(.1), hard=reinforce)
-        trainer.shapes = set(shapes)
-        found = trainer.reduced_gradients(batch._replace(draws=draws), 8)
+        trainer = Trainer(Captioner(SIZES), AdamOptimizer(.1), [reinforce])
+        trainer.compile_for(set(shapes))
+        found = trainer.reduced_gradients(batch.replacing(draws=draws), 8)
         assert bool(trainer.compiled) == bool(shapes)
         return found
     whole = gradients(numbers)
@@ -231,7 +234,7 @@ def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,
     baselines = []
     for run in ("whole", "parts"):
         with np.load(runs.file(run, "newest.npz")) as file:
-            baselines.append(json.loads(str(file["progress"]))["baseline"])
+            baselines.append(file["optimizer/baseline"])
     assert baselines[0] == baselines[1] < 0
 
 

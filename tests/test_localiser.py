@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from methods import localiser
-from captioning.batches import CaptionBatches
+from captioning.batches import CaptionBatches, tensors
 from captioning.features import SHAPE, feature_path, record_path
 from methods.localiser import Guide, Localiser, fit, localiser_path
 from captioning.tokens import Vocabulary, write_tokens, write_vocabulary
-from model import loss
+from model import Predicted, loss
 from runtime import atomic
 from runtime.atomic import write_json
 from runtime.tf import tf
-from test_model import LENGTHS, SIDE, SIZES, batch_of, model_of, tensors
+from test_model import LENGTHS, SIDE, SIZES, batch_of, model_of
 from worlds import TRAIN, VAL, WORDS, Runs, files_of, refusal, write_features
 
 DOG, ALWAYS, NOISE = 4, 5, 6  # words
@@ -134,16 +134,20 @@ def localiser_of(words=(4, 7, 9)):
                      np.append(random.uniform(.2, .9, len(words)), 0))
 
 
+def predicted(alphas):
+    return Predicted(None, None, alphas)
+
+
 def pull(found, batch, alphas):
     """The guide's value by loops; alphas: C arrays (k_t, L)."""
     total = 0.
     for b, length in enumerate(batch.lengths):
-        targets = batch.words[b, 1:length + 1]
+        targets = batch.parcel.words[b, 1:length + 1]
         for t in range(length):
             later = [w for w in targets[t:] if found.relevance[found.row_of[w]] > 0]
             if later:  # the word's own evidence, else that of the next that has some
                 row = found.row_of[later[0]]
-                s = batch.features[batch.image_of[b]].dot(found.evidence[row])
+                s = batch.parcel.features[batch.image_of[b]].dot(found.evidence[row])
                 seen = np.exp(s) / np.exp(s).sum()
                 total += found.relevance[row] * (
                     seen * (np.log(seen) - np.log(alphas[t][b]))).sum()
@@ -155,35 +159,36 @@ def pull(found, batch, alphas):
 def test_pull_is_that_of_plain_loops(lengths, image_of):
     batch = batch_of(lengths=np.array(lengths))._replace(
         image_of=np.array(image_of, np.int32))
-    batch.words[0, 2], batch.words[1, 1] = 7, 9
+    batch.parcel.words[0, 2], batch.parcel.words[1, 1] = 7, 9
     model, found = model_of(), localiser_of()
     alphas = model.teacher_forcing(tensors(batch))[2]
-    value = Guide(found, 2., "float64")(tensors(batch), alphas)
+    value = Guide(2., found, "float64")(tensors(batch), predicted(alphas))
     expected = 2 * pull(found, batch, [alpha.numpy() for alpha in alphas])
     assert expected > .1
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5)
 
 
 def test_loss_grows_by_the_pull_and_its_cross_entropy_does_not():
-    batch, guide = batch_of(), Guide(localiser_of(), 3., "float64")
-    batch.words[0, 1] = 4
+    batch, guide = batch_of(), Guide(3., localiser_of(), "float64")
+    batch.parcel.words[0, 1] = 4
     model = model_of()
-    total, plain, N = loss(model, tensors(batch), guide=guide)
+    total, plain, N = loss(model, tensors(batch), [guide])
     alphas = model.teacher_forcing(tensors(batch))[2]
     np.testing.assert_allclose((total - plain).numpy() * N,
-                               guide(tensors(batch), alphas).numpy(), rtol=1e-9)
+                               guide(tensors(batch), predicted(alphas)).numpy(),
+                               rtol=1e-9)
     assert plain.numpy() == loss(model, tensors(batch))[1].numpy()
 
 
 def test_attention_that_follows_the_evidence_is_not_pulled():
     batch, found = batch_of(lengths=np.array([1])), localiser_of()
-    batch.words[0, 1] = 9
-    s = batch.features[1].dot(found.evidence[found.row_of[9]])
+    batch.parcel.words[0, 1] = 9
+    s = batch.parcel.features[1].dot(found.evidence[found.row_of[9]])
     seen = tf.constant((np.exp(s) / np.exp(s).sum())[None])
-    guide = Guide(found, 1., "float64")
-    assert abs(guide(tensors(batch), [seen]).numpy()) < 1e-7
+    guide = Guide(1., found, "float64")
+    assert abs(guide(tensors(batch), predicted([seen])).numpy()) < 1e-7
     even = tf.constant(np.full((1, SIDE), 1 / SIDE))
-    assert guide(tensors(batch), [even]).numpy() > .01
+    assert guide(tensors(batch), predicted([even])).numpy() > .01
 
 
 # --- in training ----------------------------------------------------------------------

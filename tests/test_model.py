@@ -4,7 +4,8 @@ import collections
 import numpy as np
 import pytest
 
-from model import Batch, Captioner, Masks, Sizes, loss
+from captioning.batches import tensors
+from model import Batch, Captioner, DoublyStochastic, Masks, Parcel, Sizes, loss
 from runtime.tf import AdamOptimizer, tf
 from train import Trainer
 
@@ -31,11 +32,8 @@ def batch_of(dtype="float64", lengths=LENGTHS):
     for row, length in zip(words, lengths):
         row[:length + 1] = [1] + list(random.randint(3, 13, length - 1)) + [2]
     maps = random.normal(size=(IMAGES, SIDE, SIZES.features)).astype(dtype)
-    return Batch(maps, IMAGE_OF[:len(lengths)], words, np.asarray(lengths, np.int32))
-
-
-def tensors(batch):
-    return batch._replace(features=tf.constant(batch.features))
+    return Batch(Parcel(maps, words), np.asarray(lengths, np.int32),
+                 IMAGE_OF[:len(lengths)], np.arange(len(lengths)))
 
 
 def sigmoid(x):
@@ -44,7 +42,7 @@ def sigmoid(x):
 
 def naive(model, batch, penalty=0.):
     """The loss by loops over captions, words and locations: (total, cross-entropy)."""
-    masks = batch.masks
+    features, words, masks, *_ = batch.parcel
     if masks.a is None:
         masks = Masks(*np.ones((3, IMAGES + batch.lengths.sum(), 1, 1)))
     # the words' place in the order by step, then by caption
@@ -55,7 +53,7 @@ def naive(model, batch, penalty=0.):
     n = SIZES.hidden
     nats = doubly = 0.
     for caption in range(len(batch.lengths)):
-        v = batch.features[batch.image_of[caption]]
+        v = features[batch.image_of[caption]]
         seen = np.maximum(0, v.dot(w["W_v"]) + w["b_v"])
         a = seen * masks.a[batch.image_of[caption]]
         h = np.zeros(n)
@@ -64,7 +62,7 @@ def naive(model, batch, penalty=0.):
         looked = np.zeros(SIDE)
         for t in range(batch.lengths[caption]):
             i = place[caption, t]
-            Ey = w["E"][batch.words[caption, t]] * masks.Ey[i].ravel()
+            Ey = w["E"][words[caption, t]] * masks.Ey[i].ravel()
             query = h.dot(w["W_2"])
             if model.word_query:
                 query = query + Ey.dot(w["W_y"])
@@ -84,7 +82,7 @@ def naive(model, batch, penalty=0.):
             h = u * h + (1 - u) * np.tanh(x[2 * n:] + r * s[2 * n:])
             o = (Ey + h.dot(w["L_h"]) + z.dot(w["L_z"])) * masks.o[i].ravel()
             o = o.dot(w["L_o"]) + w["b_o"]
-            nats -= o[batch.words[caption, t + 1]] - np.log(np.exp(o).sum())
+            nats -= o[words[caption, t + 1]] - np.log(np.exp(o).sum())
         doubly += ((1 - looked) ** 2).sum()
     N = batch.lengths.sum()
     return (nats + penalty * doubly) / N, nats / N
@@ -93,7 +91,7 @@ def naive(model, batch, penalty=0.):
 def test_attention_kept_from_locations_is_renormalised_over_the_others():
     model, keep = model_of(), np.ones((1, SIDE))
     keep[0, [2, 5]] = 0
-    context = model.encode(tf.constant(batch_of().features[:1]))
+    context = model.encode(tf.constant(batch_of().parcel.features[:1]))
     h = model.h_0(context.a)
     _, gates = model.embed(np.array([1]))
     alpha = model.step(context, h, gates)[2].numpy()
@@ -104,7 +102,7 @@ def test_attention_kept_from_locations_is_renormalised_over_the_others():
 def gradients_of(model, batch, penalty):
     variables = list(model.weights.values())
     with tf.GradientTape() as tape:
-        total, _, _ = loss(model, tensors(batch), penalty)
+        total, _, _ = loss(model, tensors(batch), [DoublyStochastic(penalty)])
     return dict(zip(model.weights, (tf.convert_to_tensor(g).numpy() for g in
                                     tape.gradient(total, variables))))
 
@@ -114,7 +112,7 @@ def gradients_of(model, batch, penalty):
 @pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4), (1,)])
 def test_loss_is_that_of_naive_loops(options, lengths):
     model, batch = model_of(**options), batch_of(lengths=np.array(lengths))
-    total, cross_entropy, N = loss(model, tensors(batch), penalty=.7)
+    total, cross_entropy, N = loss(model, tensors(batch), [DoublyStochastic(.7)])
     assert N == sum(lengths)
     np.testing.assert_allclose((total.numpy(), cross_entropy.numpy()),
                                naive(model, batch, .7), rtol=1e-8)
@@ -124,21 +122,23 @@ def test_loss_is_that_of_naive_loops(options, lengths):
 def test_loss_with_dropout_is_that_of_naive_loops(lengths):
     model, batch = model_of(), batch_of(lengths=np.array(lengths))
     random, N = np.random.RandomState(7), sum(lengths)
-    batch = batch._replace(masks=Masks(*(2. * random.randint(0, 2, shape) for shape in (
-        (IMAGES, 1, SIZES.annotation), (N, SIZES.embedding), (N, SIZES.embedding)))))
-    total, cross_entropy, _ = loss(model, tensors(batch), .7)
+    shapes = (IMAGES, 1, SIZES.annotation), (N, SIZES.embedding), (N, SIZES.embedding)
+    batch = batch.replacing(masks=Masks(*(2. * random.randint(0, 2, shape)
+                                          for shape in shapes)))
+    total, cross_entropy, _ = loss(model, tensors(batch), [DoublyStochastic(.7)])
     np.testing.assert_allclose((total.numpy(), cross_entropy.numpy()),
                                naive(model, batch, .7), rtol=1e-8)
     for name in Masks._fields:  # each of the three matters
-        none = np.ones_like(getattr(batch.masks, name))
-        other = batch._replace(masks=batch.masks._replace(**{name: none}))
-        assert abs(loss(model, tensors(other), .7)[0].numpy()
+        masks = batch.parcel.masks
+        none = np.ones_like(getattr(masks, name))
+        other = tensors(batch.replacing(masks=masks._replace(**{name: none})))
+        assert abs(loss(model, other, [DoublyStochastic(.7)])[0].numpy()
                    / total.numpy() - 1) > 1e-4
 
 
 def test_float32_loss_agrees_with_float64_loops():
     batch = batch_of("float32")
-    total, _, _ = loss(model_of("float32"), tensors(batch), .7)
+    total, _, _ = loss(model_of("float32"), tensors(batch), [DoublyStochastic(.7)])
     assert abs(float(total.numpy()) / naive(model_of(), batch, .7)[0] - 1) < 1e-4
 
 
@@ -167,7 +167,7 @@ def plain_gradients(model, batch, penalty):
     with tf.GradientTape() as tape:
         nats = doubly = 0.
         for caption, length in enumerate(batch.lengths):
-            v = tf.constant(batch.features[batch.image_of[caption]])
+            v = tf.constant(batch.parcel.features[batch.image_of[caption]])
             a = tf.nn.relu(tf.matmul(v, w.W_v) + w.b_v)                   # (L, D)
             h = tf.zeros((1, n), a.dtype)
             if model.initial_state == "mean":
@@ -181,7 +181,7 @@ def plain_gradients(model, batch, penalty):
                 z = tf.reduce_sum(alpha * a, 0, keepdims=True)
                 if model.gate:
                     z *= tf.sigmoid(tf.matmul(h, w.W_beta) + w.b_beta)
-                Ey = tf.gather(w.E, batch.words[caption, t:t + 1])
+                Ey = tf.gather(w.E, batch.parcel.words[caption, t:t + 1])
                 x = tf.matmul(Ey, w.W_E) + tf.matmul(z, w.W_z) + w.b_g
                 s = tf.matmul(h, w.U)
                 r = tf.sigmoid(x[:, :n] + s[:, :n])
@@ -189,7 +189,7 @@ def plain_gradients(model, batch, penalty):
                 h = u * h + (1 - u) * tf.tanh(x[:, 2 * n:] + r * s[:, 2 * n:])
                 o = Ey + tf.matmul(h, w.L_h) + tf.matmul(z, w.L_z)
                 log_p = tf.nn.log_softmax(tf.matmul(o, w.L_o) + w.b_o)
-                nats -= log_p[0, batch.words[caption, t + 1]]
+                nats -= log_p[0, batch.parcel.words[caption, t + 1]]
             doubly += tf.reduce_sum((1 - looked) ** 2)
         total = (nats + penalty * doubly) / int(batch.lengths.sum())
     gradients = tape.gradient(total, list(model.weights.values()))
@@ -204,14 +204,14 @@ def test_fast_step_has_the_loss_and_gradients_of_the_plain_one(dtype, error, len
                                                                options, compiled):
     model, batch = model_of(dtype, **options), batch_of(dtype, np.array(lengths))
     if compiled:  # needs an image for each caption
-        batch = batch._replace(features=batch.features[batch.image_of],
-                               image_of=np.arange(3, dtype=np.int32))
+        each = batch.parcel.features[batch.image_of]
+        batch = batch.replacing(features=each)._replace(
+            image_of=np.arange(3, dtype=np.int32))
     expected, gradients = plain_gradients(model, batch, .7)
-    trainer = Trainer(model, None, penalty=.7)
-    trainer.shapes = {(3, 4)} if compiled else set()
-    words = tf.constant(batch.words)
-    total, _, *found = trainer.gradients_for(batch)(
-        tf.ones((), dtype), tf.constant(batch.features), words, words)
+    trainer = Trainer(model, None, [DoublyStochastic(.7)])
+    trainer.compile_for({(3, 4)} if compiled else set())
+    batch = tensors(batch)
+    total, _, *found = trainer.gradients_for(batch)(batch.parcel, tf.ones((), dtype))
     assert len(trainer.compiled) == (compiled and len(set(lengths)) == 1)
     assert abs(float(total.numpy()) / expected - 1) < error
     for name, mine, plain in zip(model.weights, found, gradients):
@@ -221,9 +221,10 @@ def test_fast_step_has_the_loss_and_gradients_of_the_plain_one(dtype, error, len
 
 def test_padding_changes_neither_loss_nor_gradients():
     model, batch = model_of(), batch_of()
-    other = batch._replace(words=np.where(
-        np.arange(batch.words.shape[1]) > batch.lengths[:, None], 9, batch.words))
-    assert (other.words != batch.words).any()
+    words = batch.parcel.words
+    other = batch.replacing(words=np.where(
+        np.arange(words.shape[1]) > batch.lengths[:, None], 9, words))
+    assert (other.parcel.words != words).any()
     mine, others = gradients_of(model, batch, .7), gradients_of(model, other, .7)
     for name in mine:
         np.testing.assert_array_equal(mine[name], others[name])
@@ -247,7 +248,7 @@ def test_previous_state_changes_the_next_state_and_attention():
     model = model_of()
     model.W_2.assign(np.zeros((4, 3)))      # the attention sees no state,
     model.W_beta.assign(np.zeros((4, 1)))   # nor does the gate
-    context = model.encode(tf.constant(batch_of().features)).first(1)
+    context = model.encode(tf.constant(batch_of().parcel.features)).first(1)
     _, gates = model.embed(np.array([5], np.int32))
     results = [model.step(context, tf.constant(np.full((1, 4), value)), gates)
                for value in (-.5, .5)]
@@ -259,14 +260,14 @@ def test_previous_state_changes_the_next_state_and_attention():
 def test_image_changes_the_logits():
     model, batch = model_of(), batch_of()
     logits, _, _ = model.teacher_forcing(tensors(batch))
-    swapped = tensors(batch._replace(features=batch.features[::-1].copy()))
+    swapped = tensors(batch.replacing(features=batch.parcel.features[::-1].copy()))
     assert abs(logits.numpy() - model.teacher_forcing(swapped)[0].numpy()).max() > .01
 
 
 def test_loss_at_the_start_is_near_the_log_of_the_vocabulary():
     model, batch = Captioner(SIZES, seed=0), batch_of("float32")
     # Features as small as a CNN's are against the fan-in of its layer here
-    batch = batch._replace(features=.1 * batch.features)
+    batch = batch.replacing(features=.1 * batch.parcel.features)
     _, cross_entropy, _ = loss(model, tensors(batch))
     assert abs(float(cross_entropy.numpy()) - np.log(13)) < .1
 
@@ -285,7 +286,7 @@ def test_captions_must_come_longest_first():
 
 def test_overfits_a_toy_batch():
     # Two captions of two images: two of one image could not both be certain.
-    model, batch = Captioner(SIZES, seed=1), batch_of("float32", LENGTHS[:2])
+    model, batch = Captioner(SIZES, seed=1), tensors(batch_of("float32", LENGTHS[:2]))
     trainer = Trainer(model, AdamOptimizer(.02))
     N = int(batch.lengths.sum())
     values = collections.deque((trainer.step(batch, N) for _ in range(200)), maxlen=1)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import bench, peers
 from commands import exit_status
-from model import Batch, Captioner, Sizes
+from model import Batch, Captioner, Parcel, Sizes
 from runtime import cli
 
 
@@ -68,8 +68,8 @@ def test_products_are_those_of_the_forward_pass():
     """Counted by hand: the multiplications for two captions, of 3 and 2 words."""
     K, F, D, m, n, A = sizes = Sizes(7, 6, 2, 3, 5, 4)
     L, words = 3, np.array([[1, 4, 5, 2], [1, 6, 2, 0]], np.int32)
-    batch = Batch(np.ones((2, L, F), "f2"), np.arange(2, dtype=np.int32), words,
-                  np.array([3, 2], np.int32))
+    batch = Batch(Parcel(np.ones((2, L, F), "f2"), words), np.array([3, 2], np.int32),
+                  np.arange(2, dtype=np.int32), np.arange(2))
     found = peers.products_of(Captioner(sizes), batch)
     word = (m * 3 * n + n * A + L * A + L * D + n + D * 3 * n + n * 3 * n
             + n * m + D * m + m * K)
@@ -84,7 +84,7 @@ def test_samples_have_rewards_and_no_more_words_than_said():
     features = np.random.RandomState(0).random_sample((2, 64, 2048)).astype("f2")
     batch, _, _ = drawing.draw(np.arange(2), features, (0,))
     assert batch.lengths.max() <= peers.SAMPLED_WORDS and len(batch.lengths) == 10
-    assert np.isfinite(batch.weights).all()
+    assert np.isfinite(batch.parcel.weights.numpy()).all()
 
 
 def test_process_that_ends_is_told_in_one_line():

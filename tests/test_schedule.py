@@ -7,7 +7,9 @@ import pytest
 
 import train
 from captioning import checkpoints
+from captioning.batches import tensors
 from methods.averaging import Averaging, better
+from methods.label_smoothing import LabelSmoothing
 from captioning.runs import read_run
 from captioning.schedule import (SELECT, complaint, epochs_since_best, learning_rate_at,
                                  worse_epochs)
@@ -202,13 +204,13 @@ def test_averaged_run_that_was_stopped_is_the_run_that_was_not(flags, runs):
 def test_smoothed_loss_is_that_of_smoothed_labels(tmp_path):
     write_features(str(tmp_path), TRAIN)
     batch = caption_batches(TRAIN, str(tmp_path)).load(np.array([2, 6, 7]))
-    batch = batch._replace(features=tf.constant(batch.features))
+    batch = tensors(batch)
     model, share = Captioner(SIZES), .2
     logits, targets, _ = model.teacher_forcing(batch)
     logits, targets = logits.numpy().astype(float), np.array(targets.numpy())
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     labels = (1 - share) * np.eye(SIZES.vocabulary)[targets] + share / SIZES.vocabulary
-    total, cross_entropy, N = loss(model, batch, smoothing=share)
+    total, cross_entropy, N = loss(model, batch, [LabelSmoothing(share)])
     assert float(total.numpy()) == pytest.approx(-(labels * log_p).sum() / N, rel=1e-5)
     assert float(cross_entropy.numpy()) == pytest.approx(
         float(loss(model, batch)[0].numpy()), rel=1e-6)

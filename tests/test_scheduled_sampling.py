@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from captioning.batches import tensors
 from captioning.decode import draw
 from methods.scheduled_sampling import told, with_own_words
 from model import Captioner, real_words
@@ -25,44 +26,44 @@ def runs(tmp_path, monkeypatch, capsys):
 
 
 def uniforms_of(batch, seed=0):
-    B, columns = batch.words.shape
+    B, columns = batch.parcel.words.shape
     return np.random.RandomState(seed).random_sample((B, columns - 1, 2))
 
 
 def test_without_a_share_the_true_words_are_told(batch):
     found = told(Captioner(SIZES), batch, uniforms_of(batch), 0.)
-    assert (found == batch.words).all()
+    assert (found == batch.parcel.words).all()
 
 
 def test_all_words_are_those_that_the_model_draws_after_the_true_ones(batch, tmp_path):
     """Without dropout, whatever there is in training."""
     batch = caption_batches(TRAIN, str(tmp_path)).load(NUMBERS, .5, SIZES, (0, 1))
-    assert len(set(batch.lengths)) > 1 and batch.masks.Ey is not None
+    assert len(set(batch.lengths)) > 1 and batch.parcel.masks.Ey is not None
     model, uniforms = Captioner(SIZES), uniforms_of(batch)
     found = told(model, batch, uniforms, 1.)
-    assert (found[:, 0] == batch.words[:, 0]).all()
+    assert (found[:, 0] == batch.parcel.words[:, 0]).all()
     for row, length in enumerate(batch.lengths):  # caption by caption
-        image = batch.features[batch.image_of[row]][None]
+        image = batch.parcel.features[batch.image_of[row]][None]
         context = model.encode(tf.constant(image))
         h = model.h_0(context.a)
         for t in range(length):
-            Ey, gates = model.embed(batch.words[row:row + 1, t])
+            Ey, gates = model.embed(batch.parcel.words[row:row + 1, t])
             h, z, _, _ = model.step(context, h, gates)
             p = tf.nn.softmax(model.deep_output(Ey, h, z)).numpy()
             assert found[row, t + 1] == draw(p, uniforms[row:row + 1, t, 0])[0]
-    assert (found != batch.words).any()
+    assert (found != batch.parcel.words).any()
 
 
 def test_so_many_words_are_the_models_own(batch):
     model, uniforms = Captioner(SIZES), uniforms_of(batch)
     whole, some = (told(model, batch, uniforms, share) for share in (1., .4))
     own = uniforms[:, :, 1] < .4
-    assert (some[:, 1:] == np.where(own, whole[:, 1:], batch.words[:, 1:])).all()
-    assert (some != whole).any() and (some != batch.words).any()
+    assert (some[:, 1:] == np.where(own, whole[:, 1:], batch.parcel.words[:, 1:])).all()
+    assert (some != whole).any() and (some != batch.parcel.words).any()
 
 
 def test_inputs_are_what_is_told_and_targets_are_the_true_words(batch):
-    other = batch._replace(told=batch.words + 1)
+    other = batch.replacing(told=batch.parcel.words + 1)
     for found, true, more in zip(real_words(other)[:2], real_words(batch)[:2], (1, 0)):
         assert (found.numpy() == true.numpy() + more).all()
 
@@ -71,8 +72,8 @@ def test_what_is_drawn_of_a_caption_does_not_depend_on_its_batch(batch, tmp_path
     captions, model = caption_batches(TRAIN, str(tmp_path)), Captioner(SIZES)
 
     def drawn(numbers):
-        return next(with_own_words([captions.load(numbers)], [numbers], model, [.7],
-                                   (0, 1))).told
+        found, = with_own_words([tensors(captions.load(numbers))], model, [.7], (0, 1))
+        return found.parcel.told.numpy()
     for row, number in enumerate(NUMBERS):
         length = TRAIN.lengths[number]
         assert (drawn(NUMBERS)[row, :length + 1]

@@ -91,7 +91,7 @@ def test_mean_of_the_gradient_over_all_samples_is_that_of_the_expected_reward(sa
                      [captions[i] for group in drawn for i in group],
                      rewards[np.array(drawn)])
     probable = p[np.array(drawn)].prod(axis=1)  # of each way to draw
-    batch = batch._replace(weights=batch.weights * probable[batch.image_of])
+    batch = batch.replacing(weights=batch.parcel.weights * probable[batch.image_of])
     with tf.GradientTape() as tape:
         total, _, N = loss(model, batch)
         total *= N / samples
@@ -103,7 +103,7 @@ def test_mean_of_the_gradient_over_all_samples_is_that_of_the_expected_reward(sa
 def test_samples_that_earn_the_same_teach_nothing():
     batch = weighted(features_of(2), [[0, END], [0, 0, 1], [END], [1, 1, END]],
                      np.array([[2., 2.], [.5, .5]]))
-    assert (batch.weights == 0).all()
+    assert (batch.parcel.weights.numpy() == 0).all()
 
 
 def test_baseline_is_the_mean_of_the_other_samples():
@@ -111,7 +111,7 @@ def test_baseline_is_the_mean_of_the_other_samples():
                      np.array([[1., 2., 6.], [0., 3., 3.]]))
     # The longest first: samples 2, 1 and 0 of both images
     np.testing.assert_array_equal(batch.image_of, [0, 1, 0, 1, 0, 1])
-    np.testing.assert_allclose(batch.weights, [
+    np.testing.assert_allclose(batch.parcel.weights, [
         6 - 1.5, 3 - 1.5, 2 - 3.5, 3 - 1.5, 1 - 4, 0 - 3])
 
 
@@ -167,7 +167,9 @@ def test_samples_of_an_image_do_not_depend_on_the_batch_that_it_is_in(drawer):
     def drawn(order):
         found = {}
         for images, batch in zip(order, drawer.batches(order, seed=(0, 1))):
-            for row, weight, image in zip(batch.words, batch.weights, batch.image_of):
+            for row, weight, image in zip(
+                    batch.parcel.words.numpy(), batch.parcel.weights.numpy(),
+                    batch.image_of):
                 found.setdefault(images[image], []).append(
                     (row[row > 0].tolist(), round(float(weight), 4)))
         return {image: sorted(group) for image, group in found.items()}

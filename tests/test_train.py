@@ -11,10 +11,12 @@ from PIL import Image
 
 import train
 from captioning import batches, checkpoints
+from captioning.batches import tensors
 from captioning.features import SHAPE, feature_path
 from captioning.runs import read_run, read_split, settings_to_resume
 from captioning.tokens import END, START, write_tokens
-from model import Batch, Captioner, Masks, loss
+from methods.label_smoothing import LabelSmoothing
+from model import Batch, Captioner, DoublyStochastic, Masks, Parcel, loss
 from runtime import cli
 from runtime.tf import AdamOptimizer, RMSPropOptimizer, tf, use
 from worlds import (SIZES, TRAIN, VAL, VOCABULARY, Runs, caption_batches, refusal,
@@ -91,28 +93,29 @@ def test_batch_holds_the_features_of_the_image_of_each_caption(features):
     captions = caption_batches(TRAIN, features)
     for numbers in captions.epoch(4, np.random.RandomState(0)):
         batch = captions.load(numbers)
-        assert batch.features.dtype == np.float16
+        assert batch.parcel.features.dtype == np.float16
         alike = len(set(TRAIN.lengths[numbers])) == 1
-        assert len(batch.features) == (len(numbers) if alike
-                                       else len(set(TRAIN.image_of[numbers])))
-        assert batch.words.shape == (len(numbers), batch.lengths.max() + 1)
+        assert len(batch.parcel.features) == (
+            len(numbers) if alike else len(set(TRAIN.image_of[numbers])))
+        assert batch.parcel.words.shape == (len(numbers), batch.lengths.max() + 1)
         for row, number in enumerate(numbers):
             name = TRAIN.images[TRAIN.image_of[number]]
             np.testing.assert_array_equal(
-                batch.features[batch.image_of[row]],
+                batch.parcel.features[batch.image_of[row]],
                 np.load(feature_path(features, name)).reshape(64, SHAPE[-1]))
             n = TRAIN.lengths[number]
             assert batch.lengths[row] == n
-            assert batch.words[row].tolist()[:n + 1] == TRAIN.words[
+            assert batch.parcel.words[row].tolist()[:n + 1] == TRAIN.words[
                 number, :n + 1].tolist()
-            assert (batch.words[row, n + 1:] == 0).all()
+            assert (batch.parcel.words[row, n + 1:] == 0).all()
 
 
 def test_batches_read_ahead_come_in_the_order_asked_for(features):
     captions = caption_batches(TRAIN, features)
     order = captions.epoch(1, np.random.RandomState(0))
     for numbers, batch in zip(order, captions.batches(order)):
-        np.testing.assert_array_equal(batch.words, captions.load(numbers).words)
+        np.testing.assert_array_equal(batch.parcel.words,
+                                      captions.load(numbers).parcel.words)
     assert len(list(captions.batches(order))) == 11
 
 
@@ -134,8 +137,7 @@ def test_validation_weighs_words_and_not_batches(features):
     model, _ = model_and_optimizer(seed=5, steps=20)
     total = words = 0
     for number in range(len(VAL.words)):  # one caption at a time
-        batch = captions.load(np.array([number]))
-        batch = batch._replace(features=tf.constant(batch.features))
+        batch = tensors(captions.load(np.array([number])))
         nats = loss(model, batch)[1].numpy() * VAL.lengths[number]
         total, words = total + nats, words + VAL.lengths[number]
     for batch_size in (1, 2, 3, 64):
@@ -148,14 +150,20 @@ HISTORY = [{"epoch": 1, "val_loss": 2.5}, {"epoch": 2, "val_loss": 2.25}]
 INSIDE = checkpoints.Progress(HISTORY, 3, 1.25, 17, .5, 99)
 
 
+def save(path, model, optimizer):
+    variables = checkpoints.variables_of(model, optimizer)
+    checkpoints.save_checkpoint(path, variables, INSIDE)
+
+
 @pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
 def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(1, kind, steps=3)
-    checkpoints.save_checkpoint(path, model, optimizer, INSIDE)
+    save(path, model, optimizer)
     other, other_optimizer = model_and_optimizer(2, kind, steps=1)
     before = values(checkpoints.optimizer_variables(other, other_optimizer))
-    assert checkpoints.load_checkpoint(path, other, other_optimizer) == INSIDE
+    assert checkpoints.load_checkpoint(
+        path, checkpoints.variables_of(other, other_optimizer)) == INSIDE
     assert equal(values(other.weights), values(model.weights))
     slots = values(checkpoints.optimizer_variables(model, optimizer))
     assert equal(values(checkpoints.optimizer_variables(other, other_optimizer)), slots)
@@ -171,7 +179,7 @@ def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
 def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(steps=1)
-    checkpoints.save_checkpoint(path, model, optimizer, INSIDE)
+    save(path, model, optimizer)
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     assert all(array.dtype.kind in "fuU" for array in arrays.values())
@@ -183,15 +191,15 @@ def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
 def test_model_alone_can_be_loaded(tmp_path):
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(1, steps=1)
-    checkpoints.save_checkpoint(path, model, optimizer, INSIDE)
+    save(path, model, optimizer)
     other = Captioner(SIZES, seed=2)
-    assert checkpoints.load_checkpoint(path, other) == INSIDE
+    assert checkpoints.load_checkpoint(path, other.weights) == INSIDE
     assert equal(values(other.weights), values(model.weights))
 
 
 def checkpoint_bytes(tmp_path):
     path = str(tmp_path / "whole.npz")
-    checkpoints.save_checkpoint(path, *model_and_optimizer(1, steps=1), INSIDE)
+    save(path, *model_and_optimizer(1, steps=1))
     with open(path, "rb") as file:
         return file.read()
 
@@ -205,7 +213,8 @@ def test_cut_off_checkpoint_is_refused_and_changes_nothing(keep, tmp_path):
     model, optimizer = model_and_optimizer(2)
     before = values(model.weights)
     with pytest.raises(cli.UserError) as error:
-        checkpoints.load_checkpoint(path, model, optimizer)
+        checkpoints.load_checkpoint(
+            path, checkpoints.variables_of(model, optimizer))
     assert str(error.value).startswith(path)
     assert equal(values(model.weights), before)
 
@@ -220,23 +229,23 @@ def test_pickled_checkpoint_is_refused_and_never_run(tmp_path):
     model, _ = model_and_optimizer()
     np.savez(path, **dict(values(model.weights), progress=np.array(Evil())))
     with pytest.raises(cli.UserError):
-        checkpoints.load_checkpoint(path, model)
+        checkpoints.load_checkpoint(path, model.weights)
     assert not os.path.exists(touched)
 
 
 def test_checkpoint_of_other_sizes_is_refused_and_changes_nothing(tmp_path):
     path = str(tmp_path / "a.npz")
-    checkpoints.save_checkpoint(path, *model_and_optimizer(1), INSIDE)
+    save(path, *model_and_optimizer(1))
     other = Captioner(SIZES._replace(hidden=9), seed=2)
     before = values(other.weights)
     with pytest.raises(cli.UserError, match="this checkpoint is of another run"):
-        checkpoints.load_checkpoint(path, other)
+        checkpoints.load_checkpoint(path, other.weights)
     assert equal(values(other.weights), before)
 
 
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(cli.UserError, match="no such checkpoint"):
-        checkpoints.load_checkpoint(str(tmp_path / "a.npz"), Captioner(SIZES))
+        checkpoints.load_checkpoint(str(tmp_path / "a.npz"), Captioner(SIZES).weights)
 
 
 @pytest.mark.parametrize("kind", [AdamOptimizer, RMSPropOptimizer])
@@ -541,8 +550,8 @@ def test_only_shapes_of_many_batches_are_compiled(features, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [0., .5])
-@pytest.mark.parametrize("penalty", [0., .7])
-def test_compiled_step_is_the_plain_step(dropout, penalty):
+@pytest.mark.parametrize("terms", [[], [DoublyStochastic(.7)], [LabelSmoothing(.2)]])
+def test_compiled_step_is_the_plain_step(dropout, terms):
     """The same losses and weights after three steps, to the last digits."""
     random = np.random.RandomState(8)
     words = random.randint(4, len(VOCABULARY), (5, 8)).astype(np.int32)
@@ -551,8 +560,8 @@ def test_compiled_step_is_the_plain_step(dropout, penalty):
     found = []
     for shapes in (set(), {(5, 7)}):
         model, optimizer = model_and_optimizer(seed=2)
-        trainer = train.Trainer(model, optimizer, penalty)
-        trainer.shapes = shapes
+        trainer = train.Trainer(model, optimizer, terms)
+        trainer.compile_for(shapes)
         noise = np.random.RandomState(9)
         losses = []
         for i in range(3):
@@ -560,9 +569,9 @@ def test_compiled_step_is_the_plain_step(dropout, penalty):
                 (noise.random_sample(shape) >= dropout) / np.float32(1 - dropout)
                 for shape in ((5, 1, 3), (35, 5), (35, 5)) if dropout])
             maps = np.random.RandomState(i).uniform(0, 2, (5, 64, SHAPE[-1]))
-            losses.append(trainer.step(Batch(
-                maps.astype(np.float16), np.arange(5, dtype=np.int32), words, lengths,
-                masks), 35))
+            losses.append(trainer.step(tensors(Batch(
+                Parcel(maps.astype(np.float16), words, masks), lengths,
+                np.arange(5, dtype=np.int32), np.arange(5))), 35))
         assert len(trainer.compiled) == len(shapes)
         found.append((losses, values(model.weights)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

@@ -8,6 +8,7 @@ from PIL import Image
 
 import train
 from captioning import scores
+from captioning.batches import tensors
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decoded import read_decoded
 from captioning.pictures import read_square
@@ -89,7 +90,7 @@ def test_optimizer_gets_clipped_gradients_where_they_are_too_large(clip, tmp_pat
     optimizer = Recorder(.01)
     trainer = train.Trainer(Captioner(SIZES), optimizer, clip=clip)
     create_optimizer_variables(trainer.model, optimizer)
-    batch = captions.load(captions.epoch(4)[0])
+    batch = tensors(captions.load(captions.epoch(4)[0]))
     N = int(batch.lengths.sum())
     _, _, *raw = trainer.reduced_gradients(batch, N)
     raw = [np.array(gradient.numpy()) for gradient in raw]
@@ -119,7 +120,8 @@ def test_every_epoch_has_another_order_and_other_masks(runs, monkeypatch):
     seen, real = [], train.Trainer.step
 
     def spy(trainer, batch, N):
-        seen.append((batch.words.tobytes(), batch.masks.Ey.tobytes()))
+        words, masks = batch.parcel.words.numpy(), batch.parcel.masks
+        seen.append((words.tobytes(), masks.Ey.numpy().tobytes()))
         return real(trainer, batch, N)
     monkeypatch.setattr(train.Trainer, "step", spy)
     assert runs("a", 2, "--seed", "3")[0] == 0

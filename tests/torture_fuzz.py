@@ -102,7 +102,7 @@ def settings(folder):
 
 def weights(folder):
     model = runs.read_run(os.path.join(folder, "checkpoints", "a")).model
-    return lambda: load_checkpoint(folder + "/checkpoints/a/best.npz", model)
+    return lambda: load_checkpoint(folder + "/checkpoints/a/best.npz", model.weights)
 
 
 def split(folder):
