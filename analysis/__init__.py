@@ -1,1 +1,1 @@
-"""What to look at after step 5: a report in HTML, and the pointing score."""
+"""What to look at after step 5: a report in HTML, pointing score, deletion test."""

@@ -26,13 +26,14 @@ import sys
 if not __package__:  # started by its path, not with -m
     sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
 import runtime  # noqa: F401  (first: it tells of missing packages)
-import json
 import typing
 
 import numpy as np
 from tqdm import tqdm
 
-from analysis.pointing import box_coverage, means, parser_of, read_annotated
+from analysis.boxes import box_coverage, parser_of, read_annotated
+from analysis.drops import write_drops
+from captioning.bootstrap import means
 from captioning.decoded import read_source
 from captioning.features import (cells_of, check_network, feature_path, read_features,
                                  shape_of)
@@ -40,7 +41,7 @@ from captioning.names import named, words_for
 from captioning.runs import read_run
 from captioning.tokens import START
 from methods.ensemble import read_members, together
-from runtime import atomic, cli
+from runtime import cli
 from runtime.tf import device_errors, start, tf
 
 DRAWS = 4       # of random cells, for each word
@@ -168,31 +169,6 @@ def drops_of_words(decoded, names, fallen):
     return found
 
 
-def drops_path(folder, split):
-    """Where a run's folder has what the deletion test found."""
-    return os.path.join(folder, f"deletion_{split}.json")
-
-
-def read_drops(folder, split, decoded):
-    """{image id: {place in the caption: nats}}; empty where nothing was tested.
-
-    Captions that are not those of the Decoded are left out: they were decoded since.
-    Raises cli.UserError where the file is damaged.
-    """
-    path = drops_path(folder, split)
-    try:
-        with atomic.reading(path) as file:
-            found = json.load(file).get("of_each_word", {})
-        row = {str(i): n for n, i in enumerate(decoded.image_ids)}
-        return {i: {int(place): float(drop) for place, drop in entry["drops"].items()}
-                for i, entry in found.items() if i in row and entry["words"]
-                == decoded.words[row[i], :decoded.steps[row[i]]].tolist()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise cli.UserError(f"{path}: damaged; run analysis.deletion again")
-
-
 def show(summary):
     """Print the figures as a table."""
     def cell(key, what):
@@ -241,7 +217,7 @@ def main():
         summary = dict(summarize(fallen, args.seed), words=len(names),
                        images=len(fallen), cells=args.cells,
                        of_each_word=drops_of_words(decoded, names, fallen))
-        atomic.write_json(drops_path(run.folder, args.split), summary)
+        write_drops(run.folder, args.split, summary)
     show(summary)
 
 

@@ -28,43 +28,17 @@ import collections
 
 import numpy as np
 
-from captioning.coco import read_objects
-from captioning.decoded import read_decoded, read_source
+from analysis.boxes import box_coverage, parser_of, read_annotated
+from captioning.bootstrap import means
 from captioning.features import cells_of
 from captioning.maps import changes
 from captioning.names import named, words_for
-from captioning.runs import add_run_flag, read_run
-from captioning.scores import resample
+from captioning.runs import read_run
 from runtime import atomic, cli
 from runtime.tf import start
 
 COLUMNS = ("peak", "peak_uniform", "peak_centre", "peak_after",
            "mass", "mass_uniform", "mass_centre", "mass_after")
-POINTS = 16     # per side of a cell: how finely its share inside the boxes is measured
-
-
-def box_coverage(boxes, size, grid):
-    """Share of each cell that lies inside the boxes, and whether its middle does.
-
-    boxes: (x, y, w, h) in pixels of an image of `size` (width, height). grid: a Grid; a
-    place belongs to the cell whose middle is nearest. Returns float (rows, columns),
-    bool (rows, columns), and whether the image's centre does, bool.
-    """
-    def inside(x, y):
-        hit = np.zeros(np.broadcast(x, y).shape, bool)
-        for left, top, width, height in boxes:
-            hit |= ((left <= x) & (x <= left + width)
-                    & (top <= y) & (y <= top + height))
-        return hit
-
-    y, x = ((np.arange(cells * POINTS) + .5) / (cells * POINTS) for cells in grid.shape)
-    cell = grid.rows.cell_at(y)[:, None], grid.columns.cell_at(x)
-    share, count = np.zeros((2,) + grid.shape)
-    np.add.at(share, cell, inside(x * size[0], y[:, None] * size[1]))
-    np.add.at(count, cell, 1)
-    y, x = grid.rows.middles(), grid.columns.middles()
-    return (share / count, inside(x * size[0], y[:, None] * size[1]),
-            bool(inside(np.array(size[0] / 2), np.array(size[1] / 2))))
 
 
 def pointing_hits(words, alphas, objects, size, names, grid):
@@ -93,21 +67,6 @@ def pointing_hits(words, alphas, objects, size, names, grid):
                      mass[first:last + 1].max(), share.mean(),
                      share[near].mean(), mass[after]))
     return np.array(rows, float).reshape(-1, len(COLUMNS))
-
-
-def means(groups, seed=0, of=lambda row: row):
-    """Mean of all rows, and its 95 % interval over resampled groups: (3, columns).
-
-    groups: for each image an array (n, columns), n may be 0. of: a function of the
-    means (..., columns). Returns its value, the lower and the upper end.
-    """
-    sums = np.array([group.sum(axis=0) for group in groups])
-    counts = np.array([len(group) for group in groups], float)
-    weights = resample(len(groups), seed)
-    totals = weights.dot(counts)
-    drawn = weights.dot(sums)[totals > 0] / totals[totals > 0, None]
-    return np.vstack([of(sums.sum(axis=0) / counts.sum()),
-                      np.percentile(of(drawn), [2.5, 97.5], axis=0)])
 
 
 def gains(mean):
@@ -170,15 +129,6 @@ def show(summary):
               f"nothing in common): {cell('change')}")
 
 
-def read_annotated(run, args):
-    """The Decoded of a Run and what `read_objects` says of its images; args: of
-    `parser_of`.
-    """
-    decoded = read_decoded(run.folder, args.split, run.vocabulary)
-    return decoded, read_objects(args.data or read_source(run, args.split)["data"],
-                                 decoded.images.tolist(), decoded.image_ids.tolist())
-
-
 def main():
     args = arguments()
     print("[after 5] pointing score", flush=True)
@@ -191,17 +141,6 @@ def main():
         atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
                           summary)
     show(summary)
-
-
-def parser_of(doc):
-    """The flags that say which decoded captions, and where their boxes are."""
-    parser = cli.parser(doc)
-    add_run_flag(parser)
-    parser.always("--split", type=cli.name, default="val",
-                  help="which of the decoded splits, as for plot_attention.py")
-    parser.always("--data", otherwise="that of the decoded captions",
-                  help="data set in COCO's layout")
-    return parser
 
 
 def arguments():

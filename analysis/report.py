@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.deletion import read_drops
+from analysis.drops import read_drops
 from captioning import maps
 from captioning.captioner import BEAM, load
 from captioning.coco import has_boxes, read_objects

@@ -23,19 +23,19 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice.spice import Spice
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from captioning.bootstrap import interval, paired, resample
 from captioning.tokens import WORD, normalized, split_words
 from runtime import cli
 
 N_GRAMS = (1, 2, 3, 4)
-RESAMPLES = 1000      # of the bootstrap
 PTB = "PTB"
 LAST = "end"           # the line that shows that Java came to the end
 PLAIN = "lower case without punctuation (no Java ran for PTB)"
-# After these an English sentence is not over: articles, prepositions, conjunctions
 JAVA_SECONDS = 600, 3  # that Java may take for a score, and for each caption of it
 JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 ENGLISH = (" -Duser.language=en -Duser.country=US -Duser.language.format=en"
            " -Duser.country.format=US")
+# After these an English sentence is not over: articles, prepositions, conjunctions
 OPEN = set("a an the and or but while as that of in on at with by for from to into "
            "onto over under near behind beside between across against above toward "
            "towards through along around".split())
@@ -297,40 +297,25 @@ def averages(scored, weights=None):
         (name, float(values[0]) if once else values) for name, values in found.items())
 
 
-def resample(images, seed=0):
-    """Bootstrap: how often each image is drawn, float64 (RESAMPLES, images)."""
-    random = np.random.RandomState(seed)
-    return random.multinomial(images, np.full(images, 1 / images), RESAMPLES).astype(
-        np.float64)
-
-
 def intervals(scored):
     """95 % bootstrap intervals over images: {name: (low, high)}, percent."""
     drawn = averages(scored, resample(len(scored.ids)))
     return collections.OrderedDict(
-        (name, tuple(float(v) for v in np.percentile(values, (2.5, 97.5))))
-        for name, values in drawn.items())
+        (name, interval(values)) for name, values in drawn.items())
 
 
 def compare(first, second):
     """Paired bootstrap of two Scored of the same images: second minus first.
 
-    Returns {name: (difference, low, high, p)}: points, its 95 % interval, and the share
-    of resamples in which the sign is the other one (or there is no difference), twice.
+    Returns {name: what bootstrap.paired gives}, in points.
     """
     assert first.ids == second.ids, "the same images are needed"
     weights = resample(len(first.ids))
     point = averages(first), averages(second)
     drawn = averages(first, weights), averages(second, weights)
-    found = collections.OrderedDict()
-    for name in point[0]:
-        if name in point[1]:
-            difference = point[1][name] - point[0][name]
-            many = drawn[1][name] - drawn[0][name]
-            low, high = (float(v) for v in np.percentile(many, (2.5, 97.5)))
-            p = min(1., 2 * min((many <= 0).mean(), (many >= 0).mean()))
-            found[name] = (difference, low, high, float(p))
-    return found
+    return collections.OrderedDict(
+        (name, paired(point[0][name], point[1][name], drawn[0][name], drawn[1][name]))
+        for name in point[0] if name in point[1])
 
 
 # --- what the averages do not show ----------------------------------------------------

@@ -13,7 +13,7 @@ import evaluate
 import plot_attention
 from analysis import deletion, pointing, report
 from analysis.deletion import Name, kept_cells, log_probs
-from captioning import decode, figures, scores
+from captioning import bootstrap, decode, figures, scores
 from methods.consensus import training_rewards
 from captioning.decode import Caption, sample_files
 from captioning.decoded import read_decoded
@@ -320,8 +320,8 @@ def looked(runs):
 @pytest.fixture
 def seeds(monkeypatch):
     """Those of all bootstraps."""
-    found, real = set(), pointing.resample
-    monkeypatch.setattr(pointing, "resample", lambda count, seed: (
+    found, real = set(), bootstrap.resample
+    monkeypatch.setattr(bootstrap, "resample", lambda count, seed: (
         found.add(seed), real(count, seed))[1])
     return found
 

@@ -53,6 +53,19 @@ def rooms_imported(tree):
     return found
 
 
+def modules_imported(tree):
+    """The paths of our modules that a file imports, wherever it does."""
+    return {path for node in ast.walk(tree) for path in modules_of(node)}
+
+
+def modules_of(node):
+    """The paths of our modules that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
+        node.module] + [f"{node.module}.{alias.name}" for alias in node.names
+                        ] if isinstance(node, ast.ImportFrom) else []
+    return {name.replace(".", "/") + ".py" for name in names} & set(sources())
+
+
 def strings(tree):
     """The texts of a file that are not docstrings, with {} for what is put in."""
     documented = {node.body[0].value for node in ast.walk(tree)
@@ -89,6 +102,14 @@ def test_files_import_only_what_is_below_them(path):
     assert rooms_imported(sources()[path]) & ours <= allowed
 
 
+def test_commands_of_analysis_never_import_each_other():
+    commands = {path for path, tree in sources().items() if path.startswith("analysis/")
+                and any(getattr(node, "name", "") == "main" for node in tree.body)}
+    assert len(commands) == 3  # it can find them
+    assert not [path for path in commands if modules_imported(sources()[path])
+                & commands]
+
+
 @pytest.mark.parametrize("artefact", ARTEFACTS)
 def test_name_of_a_file_is_spelled_in_one_module(artefact):
     pattern = re.compile(r"(^|/|\{\})" + re.escape(artefact)
@@ -121,15 +142,8 @@ def test_drawing_needs_neither_the_net_nor_the_scorers():
     needed, todo = set(), ["plot_attention.py"]
     while todo:
         tree = sources()[todo.pop()]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                for module in [node.module] + [f"{node.module}.{alias.name}"
-                                               for alias in node.names]:
-                    path = module.replace(".", "/") + ".py"
-                    if path in sources() and path not in needed:
-                        todo.append(path)
-                        needed.add(path)
-        needed |= rooms_imported(tree)
+        todo += modules_imported(tree) - needed
+        needed |= modules_imported(tree) | rooms_imported(tree)
     assert "captioning/decoded.py" in needed  # it can follow
     assert not needed & {"requests", "sklearn", "pycocoevalcap"}
 

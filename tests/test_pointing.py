@@ -9,7 +9,9 @@ import pytest
 from commands import printed
 
 from analysis import pointing
-from analysis.pointing import box_coverage, gains, means, pointing_hits
+from analysis.boxes import box_coverage
+from analysis.pointing import gains, pointing_hits
+from captioning.bootstrap import means
 from captioning.decoded import Decoded, write_decoded
 from captioning.grid import Axis, Grid, even
 from captioning.names import NAMES, named, plural, words_for

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import train
-from captioning import scores
+from captioning import bootstrap, scores
 from captioning.batches import tensors
 from captioning.checkpoints import create_optimizer_variables
 from captioning.decoded import read_decoded
@@ -180,7 +180,7 @@ def test_flags_of_the_search_reach_the_search(flags, words, world):
 
 def test_p_and_interval_of_a_comparison_are_two_sided_of_95_percent(monkeypatch):
     """Two systems that differ little on 40 images, resampled here by hand."""
-    monkeypatch.setattr(scores, "RESAMPLES", 40000)  # so that chance is small
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 40000)  # so that chance is small
     random = np.random.RandomState(28)
     true = {str(i): ["a b c d e f g h"] for i in range(40)}
     one, two = ({i: "a b c d e f g h"[:2 * random.randint(shortest, 9) - 1]
