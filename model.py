@@ -93,25 +93,22 @@ class Context(typing.NamedTuple):
 
 
 class Captioner:
-    """Encoder, attention and decoder. `weights` has all weights by name.
-
-    `look` is what z is made with: a function of alpha (B, L) that gives weights (B, L).
-    None: alpha itself, the expected context of soft attention (section 4.2); otherwise
-    `likeliest`, say. What is called alpha stays alpha.
-    """
-    look = None
+    """Encoder, attention and decoder. `weights` has all weights by name."""
 
     def __init__(self, sizes, gate=True, initial_state="mean", recurrent=True, seed=0,
-                 dtype="float32", word_query=False):
+                 dtype="float32", word_query=False, look=None):
         """sizes: Sizes. gate: whether beta (section 4.2.1) scales the context vector.
         initial_state: 'mean' (h_0 from the mean annotation vector, section 3.1.2) or
         'zeros'. recurrent: whether the GRU receives the state; without it only the
         attention does, the best-known fault of the published tutorial, for comparison.
         seed: of the initial weights, which are the same on every machine. word_query:
         whether attention also knows the previous word, which h_{t-1} has not seen yet.
+        look: what z is made with, a function of alpha (B, L) that gives weights (B, L);
+        None: alpha itself, the expected context of soft attention (section 4.2);
+        otherwise `likeliest`, say. What is called alpha stays alpha.
         """
         self.sizes, self.gate, self.initial_state = sizes, gate, initial_state
-        self.recurrent, self.word_query = recurrent, word_query
+        self.recurrent, self.word_query, self.look = recurrent, word_query, look
         K, F, D, m, n, A = sizes
         shapes = [
             ("W_v", (F, D)), ("b_v", (D,)),               # encoder

@@ -22,18 +22,15 @@ import os
 
 import numpy as np
 
-from captioning.captioner import BEAM, load
 from captioning.coco import read_objects
 from captioning.decoded import read_decoded, read_scores, read_source, scores_path
 from captioning.features import cells_of
-from captioning.figures import (COLOURS, FORMATS, LONGEST_SIDE, draw, notes_of,
-                                titles)
+from captioning.figures import COLOURS, FORMATS, LONGEST_SIDE, draw, notes_of
 from captioning.names import boxes_of
-from captioning.own import caption_own
-from captioning.pictures import load_picture
+from captioning.own import BEAM, caption_own, load
+from captioning.pictures import load_picture, titles
 from captioning.runs import add_run_flag, read_run
 from runtime import cli
-from runtime.tf import device_errors, start
 
 
 def choose_images(decoded, args, folder):
@@ -101,7 +98,7 @@ def draw_own(args):
     captioner = load(args.run, args.features)
     draw = None if args.captions_only else {
         "format": args.format, "layout": args.layout, "colours": args.colours}
-    with cli.locked(captioner.run.folder), device_errors():
+    with cli.locked(captioner.run.folder):
         return caption_own(captioner, args.picture, args.beam, draw)[1]
 
 
@@ -120,9 +117,8 @@ def main():
     if args.picture:
         drawn = draw_own(args)
     else:
-        start()
         run = read_run(args.run)
-        with cli.locked(run.folder), device_errors():
+        with cli.locked(run.folder):
             drawn = draw_split(run, args)
     if drawn:
         print(f"{len(drawn)} figures; open {drawn[0]}")

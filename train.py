@@ -56,9 +56,9 @@ from captioning.features import read_record, shape_of
 from captioning.lineage import refuse_seen_by_ancestors, write_lineage
 from captioning.log import curves_path, tell, write_log
 from captioning.options import OPTIMIZERS, arguments, fixed
+from captioning.models import build, start_from
 from captioning.own import keep_for_pictures
-from captioning.runs import (build, commit, model_digest, run_folder, start_from,
-                             write_settings)
+from captioning.runs import commit, model_digest, run_folder, write_settings
 from captioning.schedule import epochs_since_best, learning_rate_at
 from captioning.tokens import read_references
 from captioning.validation import ValidationScorer, validate

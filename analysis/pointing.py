@@ -35,7 +35,6 @@ from captioning.maps import changes
 from captioning.names import named, words_for
 from captioning.runs import read_run
 from runtime import atomic, cli
-from runtime.tf import start
 
 COLUMNS = ("peak", "peak_uniform", "peak_centre", "peak_after",
            "mass", "mass_uniform", "mass_centre", "mass_after")
@@ -132,7 +131,6 @@ def show(summary):
 def main():
     args = arguments()
     print("[after 5] pointing score", flush=True)
-    start()
     run = read_run(args.run)
     with cli.locked(run.folder):
         decoded, objects = read_annotated(run, args)

@@ -38,19 +38,17 @@ from tqdm import tqdm
 
 from analysis.drops import read_drops
 from captioning import maps
-from captioning.captioner import BEAM, load
 from captioning.coco import has_boxes, read_objects
 from captioning.decoded import (read_contents, read_decoded, read_nbest, read_scores,
                                 read_source, refuse_other_images)
 from captioning.features import cells_of
 from captioning.log import curves_path
 from captioning.names import boxes_of
-from captioning.own import caption_own
+from captioning.own import BEAM, caption_own, load
 from captioning.pictures import load_picture
 from captioning.runs import add_run_flag, read_run, run_name
 from captioning.tokens import read_references
 from runtime import atomic, cli
-from runtime.tf import device_errors, start
 
 TEMPLATES = os.path.dirname(os.path.abspath(__file__))
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # of each image, where there
@@ -247,7 +245,7 @@ def write_own_page(args):
     folder = captioner.run.folder
     title = re.sub(r"[^\w.-]+", "_", os.path.normpath(args.pictures[0])).strip("_.-")
     path = os.path.join(folder, f"report_own_{title[-100:]}.html")
-    with cli.locked(folder), device_errors():
+    with cli.locked(folder):
         captions, _ = caption_own(captioner, args.pictures, args.beam,
                                   None if args.no_figures else {"format": "png"})
         with atomic.writing(path, "w", encoding="utf-8") as file:
@@ -264,7 +262,6 @@ def main():
 
 def write_page(args):
     """Write the page of a split; return its path."""
-    start()
     views = [RunView(name, args.split) for name in [args.run] + (
         [args.compare] if args.compare else [])]
     contents = [read_contents(view.run.folder, args.split) for view in views]

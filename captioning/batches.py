@@ -1,6 +1,5 @@
 """Batches of captions of like length, read from disk while the model computes."""
 import collections
-import concurrent.futures
 import os
 
 import numpy as np
@@ -9,6 +8,7 @@ from captioning.features import find_features, read_features
 from captioning.tokens import read_tokens, read_vocabulary, tokens_path, vocabulary_path
 from model import Batch, Masks, Parcel
 from runtime import cli
+from runtime.ahead import read_ahead
 from runtime.tf import tf
 
 WORTH_COMPILING = 4  # batches of one shape in an epoch
@@ -178,22 +178,6 @@ def uniforms_of(seeds, shape):
         random.seed(seed)
         row[:] = random.random_sample(shape)
     return found
-
-
-def read_ahead(load, order):
-    """Yield load(item) for each item of `order`; the next ones are read meanwhile."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        ahead = collections.deque()
-        try:
-            for item in order:
-                ahead.append(pool.submit(load, item))
-                if len(ahead) > 3:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 def list_bad(folder, splits, most):

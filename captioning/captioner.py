@@ -18,13 +18,14 @@ from captioning.decode import beam_search
 from captioning.familiarity import LIMIT, REMARK, read_familiarity
 from captioning.features import cells_of, completed, read_record
 from captioning.grid import Grid
+from captioning.models import load_run
 from captioning.networks import extractor
+from captioning.own import BEAM
 from captioning.pictures import load_picture, load_square
-from captioning.runs import HERE, RUNS, others_than, read_run, settings_path
+from captioning.runs import HERE, RUNS, others_than, settings_path
 from runtime import cli
-from runtime.tf import start
+from runtime.tf import device_errors, start
 
-BEAM = 5     # width of the beam search
 LENGTH_POWER = 1.  # as in all published scores: the most probable caption is too short
 BATCH = 16   # pictures that go through the network together
 
@@ -81,8 +82,8 @@ class PictureCaptioner:
     """A trained run, and the network that made its features, to caption pictures."""
 
     def __init__(self, run, features=None):
-        """run: a Run. features: the folder of those that it was trained on, in place of
-        the network that the run names.
+        """run: a LoadedRun. features: the folder of those that it was trained on, in
+        place of the network that the run names.
         """
         self.run, self._network = run, None
         self.familiarity = read_familiarity(run.folder)
@@ -130,7 +131,8 @@ class PictureCaptioner:
                             raise
                         lost.append(error)
                 if read:
-                    found += self._captions(*zip(*read), beam=beam)
+                    with device_errors():
+                        found += self._captions(*zip(*read), beam=beam)
                 bar.update(len(paths[i:i + BATCH]))
         if lost and not found:
             raise lost[0]
@@ -173,4 +175,4 @@ def load(run, features=None):
                             f"below {' or '.join(map(os.path.dirname, places[1:]))}"
                             + others_than(run))
     start()
-    return PictureCaptioner(read_run(os.path.basename(folder), folder=folder), features)
+    return PictureCaptioner(load_run(os.path.basename(folder), folder=folder), features)

@@ -37,15 +37,6 @@ def checkpoint_path(folder, name):
     return os.path.join(folder, name + ".npz")
 
 
-def is_begun(folder):
-    """Whether the run in this folder has a checkpoint, be it a bad one set aside."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return any(name.startswith(("newest", "previous", "best")) for name in names)
-
-
 def save_checkpoint(path, variables, progress):
     """Variables and progress in one file, complete or not at all.
 

@@ -18,9 +18,9 @@ import typing
 
 import numpy as np
 
-from captioning.checkpoints import is_begun
 from captioning.features import mean_vector
 from captioning.pictures import side_of
+from captioning.runs import is_begun
 from runtime import atomic, cli, watchdog
 
 KEPT = 32         # principal axes

@@ -4,7 +4,6 @@ As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brig
 the picture where the model looked. Each cell's weight is drawn at the middle of what
 that cell sees (captioning/grid.py). No display is needed.
 """
-import collections
 import os
 
 import numpy as np
@@ -145,23 +144,3 @@ def notes_of(log_probs, betas=None):
     chances = [f"p {np.exp(p):.2f}" for p in log_probs]
     return chances if betas is None else [
         f"{p}   \u03b2 {beta:.2f}" for p, beta in zip(chances, betas)]
-
-
-def titles(paths):
-    """The name of each picture's figure: the picture's without folder and ending, and
-    with both where two would be the same. paths: all that there are, a list of str.
-    """
-    def name(path):
-        return os.path.splitext(os.path.basename(path))[0]
-    counts = collections.Counter(name(path) for path in set(paths))
-    found, taken = {}, set()
-    for path in paths:
-        if path not in found:
-            title = name(path)
-            if counts[title] > 1:
-                title = path.replace(os.sep, "/").replace("/", "_")
-            while title in taken:
-                title += "_"
-            taken.add(title)
-            found[path] = title
-    return [found[path] for path in paths]

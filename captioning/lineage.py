@@ -17,13 +17,12 @@ import typing
 
 from tqdm import tqdm
 
-from captioning.batches import read_ahead
-from captioning.checkpoints import is_begun
 from captioning.features import feature_path
-from captioning.runs import (completed, find_run, read_settings, read_split,
+from captioning.runs import (completed, find_run, is_begun, read_settings, read_split,
                              run_folder)
 from captioning.tokens import read_images, read_references, references_path
 from runtime import atomic, cli, watchdog
+from runtime.ahead import read_ahead
 
 PIECE = 16384   # bytes at either end of a file
 DOUBLES = .01   # share of images that any large collection may have twice

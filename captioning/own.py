@@ -12,9 +12,10 @@ from PIL import Image
 from captioning import familiarity
 from captioning.decoded import write_results
 from captioning.features import keep_calibration
-from captioning.figures import titles
+from captioning.pictures import titles
 from runtime import atomic, cli
 
+BEAM = 5     # width of the beam search
 PHONES = (".heic", ".heif", ".avif")  # pictures, whether or not they can be read here
 
 
@@ -115,6 +116,16 @@ def write_own(folder, captions):
                 [(int(ids[path].group(1)), new[path]) for path in there]))
     title_of = dict(zip(known, titles(list(known))))
     return lambda path: os.path.join(folder, "attention", "own_" + title_of[path])
+
+
+def load(run, features=None):
+    """The PictureCaptioner of captioner.load, which has the same arguments.
+
+    Not above: it brings TensorFlow, which those who look at decoded captions can do
+    without.
+    """
+    from captioning.captioner import load
+    return load(run, features)
 
 
 def caption_own(captioner, given, beam, draw=None):

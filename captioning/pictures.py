@@ -1,4 +1,5 @@
 """Pictures of any kind, as the network sees them and as people do."""
+import collections
 import os
 
 import numpy as np
@@ -179,3 +180,23 @@ def is_whole(path):
         return True
     except Unreadable:
         return False
+
+
+def titles(paths):
+    """The name of each picture's figure: the picture's without folder and ending, and
+    with both where two would be the same. paths: all that there are, a list of str.
+    """
+    def name(path):
+        return os.path.splitext(os.path.basename(path))[0]
+    counts = collections.Counter(name(path) for path in set(paths))
+    found, taken = {}, set()
+    for path in paths:
+        if path not in found:
+            title = name(path)
+            if counts[title] > 1:
+                title = path.replace(os.sep, "/").replace("/", "_")
+            while title in taken:
+                title += "_"
+            taken.add(title)
+            found[path] = title
+    return [found[path] for path in paths]

@@ -11,11 +11,8 @@ import os
 import subprocess
 import typing
 
-from captioning.checkpoints import checkpoint_path, is_begun, load_checkpoint
 from captioning.features import check_network
-from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary, vocabulary_path,
-                               write_vocabulary)
-from model import Captioner, Sizes, likeliest
+from captioning.tokens import LARGEST, Vocabulary, read_vocabulary, write_vocabulary
 from runtime import atomic, cli
 from runtime.flags import did_you_mean
 
@@ -25,18 +22,14 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EARLIER = {"guidance": 0., "no_word_query": True, "schedule": "epochs", "average": None,
            "start_share": 0., "label_smoothing": 0., "scheduled_sampling": 0.,
            "attention": "soft", "expected": None, "reinforce": None, "entropy": None}
-
-
-LOOKS = {"expected": None, "likeliest": likeliest}  # what z is made with: model.look
+LOOKS = ("expected", "likeliest")  # what z is made with, see models.LOOKING
 
 
 class Run(typing.NamedTuple):
-    """A trained run."""
+    """A trained run without its model, for those who read what it has written."""
     folder: str
     settings: dict
     vocabulary: Vocabulary
-    model: Captioner
-    history: typing.List[dict]  # of each finished epoch, what log.csv says
 
 
 def run_name(text):
@@ -92,29 +85,35 @@ def split_path(folder):
     return os.path.join(folder, "split.json")
 
 
-def read_run(name, checkpoint="best", folder=None):
-    """A trained run: its settings, Vocabulary and Captioner with weights, its history.
+def is_begun(folder):
+    """Whether the run in this folder has a checkpoint, be it a bad one set aside."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return any(name.startswith(("newest", "previous", "best")) for name in names)
 
-    checkpoint: 'best', 'newest' or 'previous'. folder: where it is, if not below RUNS.
-    Raises cli.UserError where the run does not exist, is damaged, or its parts do not
-    fit together.
+
+def read_run(name, folder=None):
+    """The Run of this name; folder: where it is, if not below RUNS.
+
+    Raises cli.UserError where it does not exist, is damaged, or its parts do not fit
+    together.
     """
     folder = find_run(name, folder)
     settings = read_settings(folder)
     try:
-        model = build(settings)
-    except (ValueError, KeyError, TypeError):
+        sizes, _ = settings["sizes"], settings["no_gate"]
+        if not all(type(size) is int and 0 < size < LARGEST for size in sizes.values()):
+            raise ValueError(f"bad sizes {sizes}")
+        words = sizes["vocabulary"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged(folder)
     vocabulary = read_vocabulary(folder)
-    if len(vocabulary) != settings["sizes"]["vocabulary"]:
+    if len(vocabulary) != words:
         raise cli.UserError(f"{folder}: its vocabulary has {len(vocabulary)} words, "
-                            f"the weights {settings['sizes']['vocabulary']}; put the "
-                            "run's own vocabulary back")
-    if settings.get("model_digest", model_digest()) != model_digest():
-        cli.warn(f"model.py is not the one that trained {folder} (commit "
-                 f"{settings.get('commit')}); it may give other captions")
-    progress = load_checkpoint(checkpoint_path(folder, checkpoint), model.weights)
-    return Run(folder, settings, vocabulary, model, progress.history)
+                            f"the weights {words}; put the run's own vocabulary back")
+    return Run(folder, settings, vocabulary)
 
 
 def read_settings(folder):
@@ -154,58 +153,9 @@ def read_split(folder):
     return split
 
 
-def build(settings):
-    """The Captioner of a settings.json, with its first weights.
-
-    With hard attention it looks at the likeliest location, but where one is drawn.
-    Raises ValueError, KeyError or TypeError where these are not such settings.
-    """
-    sizes = Sizes(**settings["sizes"])
-    if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
-        raise ValueError(f"bad sizes {sizes}")
-    settings = completed(settings)
-    model = Captioner(sizes, gate=not settings["no_gate"],
-                      initial_state=settings["initial_state"],
-                      recurrent=not settings["no_state"], seed=settings["seed"],
-                      word_query=not settings["no_word_query"])
-    model.look = LOOKS[how_it_looks(settings)]
-    return model
-
-
 def how_it_looks(settings):
     """What z is made with in a run of these settings: a key of LOOKS."""
     return "likeliest" if settings.get("attention") == "hard" else "expected"
-
-
-def start_from(name, model, vocabulary, features):
-    """Give the model of a new run the weights of another run, after its best epoch.
-
-    name: of that run. vocabulary, features: the Vocabulary of the new one, and the
-    folder of its features. Raises cli.UserError where these are not what the weights
-    were trained on, or the weights do not fit.
-    """
-    run = read_run(name)
-    if run.vocabulary.digest() != vocabulary.digest():
-        path = vocabulary_path(run.folder)
-        raise cli.UserError(f"{path}: the tokens have other words; make them anew with "
-                            f"tokenize_captions.py --vocabulary {path}")
-    check_network(features, run.settings, run.folder)
-    shapes, expected = ({key: tuple(weight.shape.as_list())
-                         for key, weight in weights.items()}
-                        for weights in (run.model.weights, model.weights))
-    other = [key for key, shape in expected.items() if shapes.get(key) != shape]
-    if other:
-        raise cli.UserError(
-            f"{run.folder}: its weights do not fit: {other[0]} is "
-            f"{shapes.get(other[0], 'not there')}, here {expected[other[0]]}; give the "
-            f"flags of the model that {settings_path(run.folder)} has")
-    unused = [key for key in shapes if key not in expected]
-    if unused:
-        cli.warn(f"{run.folder}: its {', '.join(unused)} have no place in this model; "
-                 f"{settings_path(run.folder)} has the flags that it was trained with")
-    for key, weight in model.weights.items():
-        weight.assign(run.model.weights[key].numpy())
-    print(f"starting from {run.folder}, epoch {len(run.history)}")
 
 
 def completed(settings):

@@ -24,7 +24,6 @@ from captioning.decoded import read_decoded
 from captioning.runs import add_run_flag, read_run
 from demo.draw_scenes import COLOURS, SHAPES
 from runtime import atomic, cli
-from runtime.tf import start
 
 NAMED = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 
@@ -56,7 +55,6 @@ def read_scenes(data):
 def main():
     args = arguments()
     print("[demo] score the drawn scenes", flush=True)
-    start()
     run = read_run(args.run)
     objects = read_scenes(run.settings["data"])
     decoded = read_decoded(run.folder, "val", run.vocabulary)

@@ -1,28 +1,28 @@
 """Several Captioners that write as one: the mean of their probabilities."""
 import numpy as np
 
-from captioning.runs import LOOKS, read_run
+from captioning.models import load_run
 from runtime import cli
 from runtime.tf import tf
 
 
 def read_members(names, checkpoint="best", look=None):
-    """The Runs that are to write together, or the only one. look: a key of LOOKS, what
-    z is made with; None: each as it was trained.
+    """The LoadedRuns that are to write together, or the only one.
+
+    look: a key of LOOKING, what z is made with; None: each as it was trained.
 
     Raises cli.UserError where one of them has other words than the first.
     """
-    runs = [read_run(name, checkpoint) for name in names]
+    runs = [load_run(name, checkpoint, look=look) for name in names]
     for run in runs:
         if run.vocabulary.digest() != runs[0].vocabulary.digest():
             raise cli.UserError(f"{run.folder}: has other words than {runs[0].folder}; "
                                 "an ensemble needs runs on the same tokens")
-        run.model.look = LOOKS[look] if look else run.model.look
     return runs
 
 
 def together(runs):
-    """The first of some Runs, with a model that writes with all of theirs."""
+    """The first of some LoadedRuns, with a model that writes with all of theirs."""
     if len(runs) == 1:
         return runs[0]
     return runs[0]._replace(model=Ensemble([run.model for run in runs]))

@@ -26,8 +26,8 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from captioning.checkpoints import is_begun
 from captioning.features import mean_vector, same_network
+from captioning.runs import is_begun
 from captioning.tokens import SPECIAL
 from model import Term
 from runtime import atomic, cli, ranks, watchdog

@@ -12,12 +12,12 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from captioning.batches import read_ahead
 from captioning.features import (check_network, feature_path, find_features,
                                  mean_vector)
 from captioning.lineage import training_tokens
 from captioning.tokens import read_images
 from runtime import cli, watchdog
+from runtime.ahead import read_ahead
 
 COUNT = 60        # neighbours of an image
 SHARPNESS = 10.   # how much more the nearest count

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from captioning import decoded, runs as run_files
-from captioning.checkpoints import (Progress, is_begun, load_checkpoint,
-                                    load_newest, rotate_checkpoint, variables_of)
+from captioning.checkpoints import (Progress, load_checkpoint, load_newest,
+                                    rotate_checkpoint, variables_of)
 from captioning.coco import read_json
 from captioning.features import (SHAPE, calibration_path, feature_path, find_features,
                                  is_sound, keep_calibration, read_features, read_record,
@@ -29,7 +29,7 @@ from worlds import SIZES, VOCABULARY, Runs, files_of, refusal
 
 pytestmark = pytest.mark.fault("disk that cannot be read, then can")
 UNREADABLE = "/proc/self/mem"
-RUN = run_files.Run(".", {}, VOCABULARY, None, [])
+RUN = run_files.Run(".", {}, VOCABULARY)
 READERS = {  # of every file: where it is in a folder, and what reads it
     "newest.npz": lambda: load_checkpoint("newest.npz", Captioner(SIZES).weights),
     localiser.localiser_path(""): lambda: localiser.read_localiser(""),
@@ -235,7 +235,7 @@ def test_nothing_is_begun_where_the_disk_does_not_tell_what_there_is(tmp_path,
         raise OSError(errno.EACCES, "Permission denied", path)
     monkeypatch.setattr(os, "listdir", unlistable)
     with pytest.raises(OSError, match="Permission denied"):
-        is_begun(str(tmp_path))
+        run_files.is_begun(str(tmp_path))
 
 
 def test_first_checkpoint_has_none_before_it(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from commands import ROOT, finished, printed
 
 import evaluate
-from captioning import runs, scores
+from captioning import models, scores
 from captioning.decode import Caption, decode_files
 from captioning.decoded import pack, read_decoded
 from captioning.features import SHAPE, feature_path, read_features
@@ -131,7 +131,7 @@ def test_command_writes_captions_attention_and_scores(place):
         assert beam[0]["caption"] == result["caption"] and len(beam) == 2
         assert 0 >= beam[0]["log_prob"] > beam[1]["log_prob"]
 
-    run = runs.read_run("small")
+    run = models.load_run("small")
     decoded = read_decoded(run.folder, "val", run.vocabulary)
     assert decoded.images.tolist() == [f"val/deep/{i}.jpg" for i in range(100, 107)]
     for i, result in enumerate(results):
@@ -194,7 +194,7 @@ def test_candidates_of_an_earlier_beam_do_not_stay(place, no_java):
 def test_captions_are_those_of_one_image_at_a_time(place, no_java):
     assert place()[0] == 0
     results = read_json(run_file(place, "captions_val_small_results.json"))
-    run = runs.read_run("small")
+    run = models.load_run("small")
     for result in results:
         path = feature_path("data/features", f"val/deep/{result['image_id']}.jpg")
         assert (read_features(path) > 1).any()
@@ -207,7 +207,7 @@ def test_words_are_told_of_one_location_or_of_all(place, no_java):
     for look in ("expected", "likeliest"):
         assert place("--look", look)[0] == 0
         assert read_json(run_file(place, "scores_val.json"))["look"] == look
-        run = runs.read_run("small")
+        run = models.load_run("small")
         log_probs[look] = read_decoded(run.folder, "val", run.vocabulary).log_probs
     assert place()[0] == 0
     assert read_json(run_file(place, "scores_val.json"))["look"] == "expected"

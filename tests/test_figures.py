@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from captioning import figures
-from captioning.figures import COLOURS, draw, lay_out, overlay, titles, upsample
+from captioning.figures import COLOURS, draw, lay_out, overlay, upsample
 from captioning.grid import Axis, Grid, even
 from captioning.names import boxes_of
-from captioning.pictures import load_picture, read_square, upright, upright_boxes
+from captioning.pictures import (load_picture, read_square, titles, upright,
+                                 upright_boxes)
 from commands import ROOT
 from runtime import cli
 from worlds import noise, some_alphas

@@ -19,12 +19,13 @@ from captioning.decode import Caption, sample_files
 from captioning.decoded import read_decoded
 from captioning.features import feature_path, read_features, write_features
 from captioning.maps import entropy
+from captioning.models import load_run
 from methods.neighbours import training_neighbours
 from methods.rewards import Rewards
 from captioning.runs import read_run
 from captioning.tokens import END, UNK, read_references
 from commands import printed
-from model import Captioner, likeliest
+from model import Captioner
 from runtime.atomic import write_json
 from test_neighbours import cosine
 from test_report import data_of
@@ -70,7 +71,7 @@ def runs(tmp_path, monkeypatch, capsys, kept):
 
 def run_command(runs, module, *flags):
     """Run it; it must succeed."""
-    runs.monkeypatch.setattr(module, "start", lambda: None)
+    runs.monkeypatch.setattr(module, "start", lambda: None, raising=False)
     runs.monkeypatch.setattr("sys.argv", [module.__name__, *flags])
     assert printed(runs.capsys, module.main)[0] == 0
 
@@ -92,10 +93,10 @@ def decoded_of(name="val", features="data/features"):
 
 @pytest.mark.parametrize("models, checkpoint, look, flags", [
     ("a", "newest", None, ("--run", "a", "--checkpoint", "newest")),
-    ("a", "best", likeliest, ("--run", "a", "--look", "likeliest", "--beam", "2")),
+    ("a", "best", "likeliest", ("--run", "a", "--look", "likeliest", "--beam", "2")),
     ("ab", "best", None, ("--ensemble", "a", "b", "--beam", "2")),
-    ("ab", "newest", likeliest, ("--ensemble", "a", "b", "--checkpoint", "newest",
-                                 "--look", "likeliest"))])
+    ("ab", "newest", "likeliest", ("--ensemble", "a", "b", "--checkpoint", "newest",
+                                   "--look", "likeliest"))])
 def test_words_have_the_mean_probability_of_the_models_that_were_asked_for(
         models, checkpoint, look, flags, runs):
     run_command(runs, evaluate, *flags)
@@ -104,8 +105,7 @@ def test_words_have_the_mean_probability_of_the_models_that_were_asked_for(
     for (features, words), found in zip(images, decoded.log_probs):
         p = []
         for run in models:
-            model = read_run(run, checkpoint).model
-            model.look = look
+            model = load_run(run, checkpoint, look=look).model
             p.append(np.exp(log_probs(model, features[None], words[None])[0]))
         np.testing.assert_allclose(np.exp(found[:len(words)]), np.mean(p, axis=0),
                                    atol=1e-4)
@@ -336,7 +336,7 @@ def test_pointing_counts_the_cells_where_the_network_looks(looked, seeds):
 
 def assert_falls(split, cells, seed):
     """What deletion.py has found, word by word; returns how often."""
-    found, model = read_json(f"deletion_{split}.json"), read_run("a").model
+    found, model = read_json(f"deletion_{split}.json"), load_run("a").model
     falls, random = collections.defaultdict(list), np.random.RandomState(seed)
     first = Name(0, 1, np.arange(6) == 0)
     for features, words in decoded_of(split, "other")[1]:

@@ -17,7 +17,7 @@ from captioning.features import feature_path, read_features
 from methods.localiser import Localiser, fit, read_localiser
 from captioning.maps import averages, totals
 from methods.rewards import Rewards
-from captioning.runs import read_run
+from captioning.models import load_run
 from captioning.tokens import END, read_references
 from model import Captioner, Sizes
 from runtime import ranks
@@ -297,7 +297,7 @@ def test_weights_that_are_kept_are_those_that_were_validated(flags, runs):
     ends_well(runs("first", 1, *PLAIN))
     ends_well(runs("a", 2, *PLAIN, "--learning-rate", ".05", "--decay", "1", "--select",
                    "cider", *flags))
-    run, newest = read_run("a"), read_run("a", "newest")
+    run, newest = load_run("a"), load_run("a", "newest")
     row, captions = run.history[-1], caption_batches(VAL, runs.features)
     assert train.validate(run.model, captions, 3) == pytest.approx(row["val_loss"],
                                                                    abs=1e-5)
@@ -313,7 +313,7 @@ def assert_captions_per_second(run, captions):
     """The log's, by the seconds that the epoch had taken before it was validated."""
     with np.load(f"checkpoints/{run}/previous.npz") as file:
         seconds = json.loads(str(file["progress"]))["seconds"]
-    found = read_run(run, "newest").history[-1]["captions_per_second"]
+    found = load_run(run, "newest").history[-1]["captions_per_second"]
     assert found == pytest.approx(captions / seconds, rel=1e-3, abs=.1)
 
 
@@ -339,7 +339,7 @@ def test_so_many_validation_images_drawn_by_the_seed_are_captioned_and_scored(
                       "--seed", seed)
         ends_well(result)
         assert "attention maps are flat (100 %" in result[2]
-        row = read_run("run" + seed).history[0]
+        row = load_run("run" + seed).history[0]
         true = {i: references[str(i)] for i in seen[-1]}
         made = {i: group[:1] for i, group in true.items()}
         assert row["val_bleu4"] == pytest.approx(100 * Bleu(4).compute_score(

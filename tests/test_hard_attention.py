@@ -10,7 +10,7 @@ from methods import hard_attention
 from methods.ensemble import Ensemble
 from methods.hard_attention import Reinforce, to_come, with_draws
 from captioning.batches import tensors
-from captioning.runs import build, read_run
+from captioning.models import build, load_run
 from model import Batch, Captioner, Parcel, Sizes, drawn, likeliest, loss
 from runtime.tf import AdamOptimizer, tf
 from test_train import assert_stopping_changes_nothing
@@ -52,19 +52,18 @@ def test_negative_numbers_give_the_expected_context():
 
 
 def test_model_that_looks_at_the_likeliest_location_has_its_annotation_vector():
-    model = Captioner(TINY)
+    model, looking = Captioner(TINY), Captioner(TINY, look=likeliest)
     features = np.random.RandomState(0).normal(0, 2, (2, L, 4)).astype("f4")
     context = model.encode(tf.constant(features))
     _, gates = model.embed(np.array([1, 2], np.int32))
     h = model.h_0(context.a)
     _, soft, alpha, beta = model.step(context, h, gates)
-    model.look = likeliest
-    _, z, same, _ = model.step(context, h, gates)
+    _, z, same, _ = looking.step(context, h, gates)
     best = alpha.numpy().argmax(1)
     np.testing.assert_allclose(
         z.numpy(), beta.numpy() * context.a.numpy()[np.arange(2), best], rtol=1e-6)
     assert (same.numpy() == alpha.numpy()).all() and (z.numpy() != soft.numpy()).any()
-    both = Ensemble([model, model])
+    both = Ensemble([looking, looking])
     _, (one, _), _, _ = both.step((context, context), both.h_0([context.a] * 2),
                                   (gates, gates))
     np.testing.assert_allclose(one.numpy(), z.numpy())
@@ -241,8 +240,8 @@ def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,
 def test_it_begins_from_a_soft_run_and_looks_at_one_location(runs):
     assert runs("a", 2)[0] == 0
     assert runs("b", 1, *HARD, "--start-from", "a", "--reinforce", "2")[0] == 0
-    assert read_run("a").model.look is None
-    run = read_run("b")
+    assert load_run("a").model.look is None
+    run = load_run("b")
     assert run.model.look is likeliest
     assert [run.settings[key] for key in ("expected", "reinforce", "entropy")] == [
         .5, 2., .002]

@@ -14,6 +14,11 @@ STEPS = ("download_coco", "extract_features", "tokenize_captions", "train", "eva
 SPINE = {"captioning", "runtime", "model"}
 ROOMS = {"runtime": {"runtime"}, "captioning": SPINE, "methods": SPINE | {"methods"},
          "analysis": SPINE | {"analysis", "methods"}, "demo": SPINE | {"demo"}}
+# Commands that read what a run has decoded: they need neither its weights nor more
+READERS = ("plot_attention.py", "analysis/report.py", "analysis/pointing.py",
+           "demo/score_scenes.py")
+HEAVY = {"tensorflow", "pycocoevalcap", "requests", "sklearn", "model.py",
+         "runtime/tf.py"}
 LONGEST = 60  # lines of a function, its docstring counted
 # Nothing with --hang-minutes uses it
 UNWATCHED = {"captioning/captioner.py"}
@@ -44,13 +49,14 @@ def sources():
 
 def rooms_imported(tree):
     """The first parts of all modules that a file imports, wherever it does."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
-    return found
+    return {name for node in ast.walk(tree) for name in packages_of(node)}
+
+
+def packages_of(node):
+    """The first parts of the modules that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
+        node.module] if isinstance(node, ast.ImportFrom) else []
+    return {name.split(".")[0] for name in names}
 
 
 def modules_imported(tree):
@@ -136,6 +142,37 @@ def test_functions_can_be_read_without_scrolling():
                 lengths[f"{path}: {node.name}"] = last - node.lineno + 1
     assert max(lengths.values()) > 20  # it can count
     assert {name for name, n in lengths.items() if n > LONGEST} == LONG
+
+
+def statements_at_import(node):
+    """The parts of a syntax tree that run when the module is imported."""
+    for inner in ast.iter_child_nodes(node):
+        if not isinstance(inner, ast.FunctionDef):
+            yield inner
+            yield from statements_at_import(inner)
+
+
+def loaded_by(path):
+    """All that is loaded with a file: the paths of our modules, and packages."""
+    loaded, todo = set(), {path}
+    while todo:
+        tree = sources()[todo.pop()]
+        for node in statements_at_import(tree):
+            todo |= modules_of(node) - loaded
+            loaded |= modules_of(node) | packages_of(node)
+    return loaded
+
+
+@pytest.mark.parametrize("path", READERS)
+def test_what_a_run_has_decoded_is_read_without_tensorflow_and_scorers(path):
+    assert "captioning/runs.py" in loaded_by(path)  # it can follow
+    assert not loaded_by(path) & HEAVY
+
+
+def test_settings_and_vocabulary_of_a_run_are_read_without_drawing_either():
+    assert not loaded_by("captioning/runs.py") & (HEAVY | {"matplotlib", "scipy"})
+    assert not loaded_by("analysis/report.py") & {"matplotlib", "scipy"}
+    assert loaded_by("captioning/models.py") >= {"model.py", "runtime/tf.py"}
 
 
 def test_drawing_needs_neither_the_net_nor_the_scorers():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tokenize_captions
-from captioning import log, scores
+from captioning import curves, log, scores
 from captioning.tokens import read_tokens, read_vocabulary, split_words
 from commands import ROOT, environment
 from runtime import cli, drawing, letters
@@ -160,7 +160,7 @@ def test_settings_of_the_users_matplotlib_change_no_picture(line, made, tmp_path
 def test_picture_that_cannot_be_drawn_stops_no_training(tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise RuntimeError("latex was not found")
-    monkeypatch.setattr(log, "draw_curves", fail)
+    monkeypatch.setattr(curves, "draw_curves", fail)
     history = [{"epoch": 1, "train_loss": 1., "val_loss": 2.}]
     log.write_log(str(tmp_path), history, True)
     assert "latex was not found" in capsys.readouterr().err

@@ -147,7 +147,6 @@ def run(tmp_path, monkeypatch, capsys):
                             "settings": {"data": str(tmp_path / "data")}})
     monkeypatch.setattr(pointing, "read_run", lambda name: fake)
     write_decoded(fake.folder, "val", decoded, {"data": str(tmp_path / "data")})
-    monkeypatch.setattr(pointing, "start", lambda: None)
 
     def command(*flags):
         monkeypatch.setattr(sys, "argv", ["analysis.pointing", *flags])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from captioning.decoded import read_decoded, read_nbest, read_scores, read_source
 from captioning.features import feature_path, write_features
+from captioning.models import load_run
 from captioning.runs import read_run, read_split
 from captioning.tokens import read_references, read_tokens
 from commands import ROOT
@@ -50,7 +51,7 @@ def captions():
 
 
 def test_everything_is_read(old):
-    run = read_run("a")
+    run = load_run("a")
     assert run.history[-1]["epoch"] == len(run.history) > 10  # of the best epoch
     assert len(read_split(run.folder)["train"]) == 9
     tokens = read_tokens("data/tokens", "val")

@@ -10,7 +10,7 @@ from captioning import checkpoints
 from captioning.batches import tensors
 from methods.averaging import Averaging, better
 from methods.label_smoothing import LabelSmoothing
-from captioning.runs import read_run
+from captioning.models import load_run
 from captioning.schedule import (SELECT, complaint, epochs_since_best, learning_rate_at,
                                  worse_epochs)
 from model import Captioner, loss
@@ -166,7 +166,7 @@ def test_best_weights_are_the_average_and_the_newest_are_not(runs):
     for name in ("W_1", "E"):
         assert (best[name] == newest["optimizer/average/" + name]).all()
         assert (best[name] != newest[name]).any()
-    assert (read_run("a").model.E.numpy() == best["E"]).all()
+    assert (load_run("a").model.E.numpy() == best["E"]).all()
 
 
 @pytest.mark.parametrize("more", [(), ("--average", ".9")])

@@ -13,7 +13,8 @@ import train
 from captioning import batches, checkpoints
 from captioning.batches import tensors
 from captioning.features import SHAPE, feature_path
-from captioning.runs import read_run, read_split, settings_to_resume
+from captioning.models import load_run
+from captioning.runs import read_split, settings_to_resume
 from captioning.tokens import END, START, write_tokens
 from methods.label_smoothing import LabelSmoothing
 from model import Batch, Captioner, DoublyStochastic, Masks, Parcel, loss
@@ -330,7 +331,7 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_loss(runs):
 
 def test_trained_run_is_read_back(runs):
     assert runs("a", 2)[0] == 0
-    run = read_run("a", "newest")
+    run = load_run("a", "newest")
     assert run.vocabulary.index_word == VOCABULARY.index_word
     assert run.history[-1]["epoch"] == 2 and run.model.sizes.hidden == 11
     arrays = runs.arrays("a")
@@ -411,7 +412,7 @@ def test_damaged_settings_are_refused_in_one_line(content, runs):
         file.write(content)
     assert "settings.json" in refusal(runs("a", 2))
     with pytest.raises(cli.UserError, match="settings.json"):
-        read_run("a")
+        load_run("a")
 
 
 def test_images_of_the_run_are_recorded_and_others_are_refused(runs):
@@ -605,7 +606,7 @@ def test_best_checkpoint_is_that_of_the_highest_score(runs):
 def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs):
     status, out, _ = runs("a", 2, "--select", "cider", "--val-images", "3")
     assert status == 0 and out.count(", CIDEr ") == 2
-    run = read_run("a", "newest")
+    run = load_run("a", "newest")
     captions = caption_batches(VAL, runs.features)
     references = {i: [VOCABULARY.decode(row[1:]) for row in
                       VAL.words[VAL.image_of == int(i)]] for i in VAL.image_ids}

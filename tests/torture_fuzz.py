@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning import runs
+from captioning import models, runs
 from captioning.checkpoints import load_checkpoint
 from captioning.coco import read_boxes, read_captions, whole_text
 from captioning.decoded import read_decoded, read_scores
@@ -97,11 +97,11 @@ def features(folder):
 
 
 def settings(folder):
-    return lambda: runs.read_run(os.path.join(folder, "checkpoints", "a"))
+    return lambda: models.load_run(os.path.join(folder, "checkpoints", "a"))
 
 
 def weights(folder):
-    model = runs.read_run(os.path.join(folder, "checkpoints", "a")).model
+    model = models.load_run(os.path.join(folder, "checkpoints", "a")).model
     return lambda: load_checkpoint(folder + "/checkpoints/a/best.npz", model.weights)
 
 

@@ -185,7 +185,7 @@ class World:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(shutil, "which", lambda name: None)  # Java takes seconds
         monkeypatch.setattr(download_coco, "PAUSES", (0,))
-        for module in (extract_features, train, evaluate, plot_attention, report):
+        for module in (extract_features, train, evaluate):
             monkeypatch.setattr(module, "start", lambda: None)
 
     def __call__(self, script, *flags):

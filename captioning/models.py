@@ -1,0 +1,86 @@
+"""The models of runs: built from their settings, and loaded with their weights."""
+import typing
+
+from captioning.checkpoints import checkpoint_path, load_checkpoint
+from captioning.features import check_network
+from captioning.runs import (completed, damaged, how_it_looks, model_digest, read_run,
+                             settings_path)
+from captioning.tokens import Vocabulary, vocabulary_path
+from model import Captioner, Sizes, likeliest
+from runtime import cli
+
+LOOKING = {"expected": None, "likeliest": likeliest}  # runs.LOOKS for a Captioner
+
+
+class LoadedRun(typing.NamedTuple):
+    """A Run with its model."""
+    folder: str
+    settings: dict
+    vocabulary: Vocabulary
+    model: Captioner
+    history: typing.List[dict]  # of each finished epoch, what log.csv says
+
+
+def load_run(name, checkpoint="best", folder=None, look=None):
+    """The LoadedRun of this name, with its weights.
+
+    checkpoint: 'best', 'newest' or 'previous'. folder: see `read_run`. look: see
+    `build`. Raises cli.UserError where the run does not exist, is damaged, or its parts
+    do not fit together.
+    """
+    run = read_run(name, folder)
+    try:
+        model = build(run.settings, look)
+    except (ValueError, KeyError, TypeError):
+        raise damaged(run.folder)
+    if run.settings.get("model_digest", model_digest()) != model_digest():
+        cli.warn(f"model.py is not the one that trained {run.folder} (commit "
+                 f"{run.settings.get('commit')}); it may give other captions")
+    progress = load_checkpoint(checkpoint_path(run.folder, checkpoint), model.weights)
+    return LoadedRun(*run, model, progress.history)
+
+
+def build(settings, look=None):
+    """The Captioner of a settings.json, with its first weights.
+
+    look: a key of LOOKING, what z is made with; None: as it was trained, with hard
+    attention the likeliest location, but where one is drawn. Raises ValueError,
+    KeyError or TypeError where these are not such settings.
+    """
+    settings = completed(settings)
+    return Captioner(Sizes(**settings["sizes"]), gate=not settings["no_gate"],
+                     initial_state=settings["initial_state"],
+                     recurrent=not settings["no_state"], seed=settings["seed"],
+                     word_query=not settings["no_word_query"],
+                     look=LOOKING[look or how_it_looks(settings)])
+
+
+def start_from(name, model, vocabulary, features):
+    """Give the model of a new run the weights of another run, after its best epoch.
+
+    name: of that run. vocabulary, features: the Vocabulary of the new one, and the
+    folder of its features. Raises cli.UserError where these are not what the weights
+    were trained on, or the weights do not fit.
+    """
+    run = load_run(name)
+    if run.vocabulary.digest() != vocabulary.digest():
+        path = vocabulary_path(run.folder)
+        raise cli.UserError(f"{path}: the tokens have other words; make them anew with "
+                            f"tokenize_captions.py --vocabulary {path}")
+    check_network(features, run.settings, run.folder)
+    shapes, expected = ({key: tuple(weight.shape.as_list())
+                         for key, weight in weights.items()}
+                        for weights in (run.model.weights, model.weights))
+    other = [key for key, shape in expected.items() if shapes.get(key) != shape]
+    if other:
+        raise cli.UserError(
+            f"{run.folder}: its weights do not fit: {other[0]} is "
+            f"{shapes.get(other[0], 'not there')}, here {expected[other[0]]}; give the "
+            f"flags of the model that {settings_path(run.folder)} has")
+    unused = [key for key in shapes if key not in expected]
+    if unused:
+        cli.warn(f"{run.folder}: its {', '.join(unused)} have no place in this model; "
+                 f"{settings_path(run.folder)} has the flags that it was trained with")
+    for key, weight in model.weights.items():
+        weight.assign(run.model.weights[key].numpy())
+    print(f"starting from {run.folder}, epoch {len(run.history)}")
