@@ -14,7 +14,7 @@ Writes, in COCO's own layout:
     DATA/archives/*.zip                      archives; those of images may be removed
     DATA/failed_images_SPLIT.txt             images that could not be had, and why
 """
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import concurrent.futures
 import contextlib
 import hashlib

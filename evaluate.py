@@ -4,24 +4,24 @@
     python evaluate.py --run baseline --beam 3
     python evaluate.py --run baseline --beam 20 --consensus neighbours
     python evaluate.py --run baseline --compare other    # a paired bootstrap
-    python evaluate.py --ensemble one two three          # runs that write together
-    python evaluate.py --run baseline --sample 5         # different captions of each
+    python evaluate.py --ensemble one two three          # several runs as one
+    python evaluate.py --run baseline --sample 5         # five captions per image
 
 Each word is decoded from the model's own previous word, its state and the image, up to
 the end token. Scores are those of the COCO caption tools against all references of an
 image, in percent; BLEU also without brevity penalty, as in the paper's table, and with
 punctuation, as in its authors' references (see scores.py). METEOR and the tools'
-tokenizer need Java. Intervals are 95 % bootstraps over images.
+tokenizer need Java. Intervals are 95 % bootstrap intervals over images.
 
 Reads:  checkpoints/<run>/, the tokens and features that the run names
 Writes, below checkpoints/<run>/:
-        captions_<split>_<run>_results.json   what the COCO server takes
-        attention_<split>.npz                 see Decoded for what is inside
+        captions_<split>_<run>_results.json   in the COCO server's format
+        attention_<split>.npz                 see Decoded for the contents
         scores_<split>.json                   the scores, and how they were made
         nbest_<split>.json                    only with --n-best
-        samples_<split>.json                  with --sample, instead of all these
+        samples_<split>.json                  with --sample, instead of all of these
 """
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import time
 
 from captioning import decode, maps, scores
@@ -43,7 +43,7 @@ FEW = 50  # images, for CIDEr
 
 
 def show(summary):
-    """Print the scores as a table, then the habits beside those of people."""
+    """Print the scores as a table, then the captions' habits beside people's."""
     rows, bleu = [("", "score", "95 % interval")], {}
     for name, value in summary["scores"].items():
         how = name.partition(" ")[2]  # BLEU-1 without brevity penalty, say
@@ -62,7 +62,7 @@ def show(summary):
               "closest references; without brevity penalty short ones score higher")
     if summary["images"] < FEW:
         print(f"CIDEr weighs words by how few of the {summary['images']} images have "
-              "them: of so few images it says little, and of one it is 0")
+              "them: with so few it says little, and with one image it is 0")
     print()
     found = summary.get("maps", {})
     cli.table([("", "generated", "first reference")] + [
@@ -80,7 +80,7 @@ def show(summary):
 def compare(run, other, texts, theirs, references):
     """Print the paired bootstrap of two runs on the images that both have captioned.
 
-    run, other: what they are called. texts, theirs: their captions by image id.
+    run, other: their names. texts, theirs: their captions by image id.
     """
     both = sorted(set(texts) & set(theirs))
     scored = [scores.score({i: captions[i] for i in both}, references)
@@ -105,7 +105,7 @@ def main():
             watchdog.watching(args.hang_minutes):
         run, data = together(runs), find_inputs(args, runs)
         if args.sample:
-            draw(args, run, data)
+            sample(args, run, data)
             return
         name = evaluate(args, run, data)
     cli.next_step("plot_attention.py", "--run", args.run,
@@ -113,9 +113,9 @@ def main():
 
 
 def evaluate(args, run, data):
-    """Caption and score a split, write the files, print the scores; the results' name.
+    """Caption and score a split: write the files, print the scores.
 
-    args: the command's. run: a Run. data: Inputs.
+    args: the command's. run: a LoadedRun. data: Inputs. Returns the results' name.
     """
     references, described = described_images(args, data)
     data.source["references"] = {i: digest(references[i]) for i in described}
@@ -162,10 +162,10 @@ def evaluate(args, run, data):
 
 
 def consensus(args, run, data):
-    """The function that puts the captions of beams in the order of --consensus.
+    """The function that reorders the captions of beams for --consensus.
 
-    args: the command's. run: a Run. data: Inputs. Raises cli.UserError where what the
-    run was trained on is not there.
+    args: the command's. run: a LoadedRun. data: Inputs. Raises cli.UserError if the
+    run's training data is missing.
     """
     elsewhere = data.source["tokens"], data.source["features"]
     rewards = training_rewards(run, elsewhere[0])
@@ -177,7 +177,7 @@ def consensus(args, run, data):
 
 
 def described_images(args, data):
-    """The references of a split, and the ids of those Inputs that have some."""
+    """The references of a split, and the ids of the Inputs that have references."""
     references = read_references(data.source["tokens"], args.split)
     described = [i for i in data.ids if i in references]
     if not described:
@@ -190,9 +190,9 @@ def described_images(args, data):
     return references, described
 
 
-def draw(args, run, data):
-    """Draw several captions of each image of a split, write them, and print how
-    different they are. args: the command's. run: a Run. data: Inputs.
+def sample(args, run, data):
+    """Sample several captions of each image of a split, write them, and report their
+    diversity. args: the command's. run: a LoadedRun. data: Inputs.
     """
     references, described = described_images(args, data)
     training = read_training(run, data.source["tokens"])
@@ -210,39 +210,39 @@ def draw(args, run, data):
         checkpoint=args.checkpoint, epoch=len(run.history), source=data.source))
     print(f"{args.sample} captions of each of {len(described)} images of {args.split}, "
           f"epoch {len(run.history)}, tokenizer: {tokenizer}\n")
-    cli.table([("", "drawn")] + [(name, f"{value:.2f}")
-                                 for name, value in figures.items()])
+    cli.table([("", "sampled")] + [(name, f"{value:.2f}")
+                                   for name, value in figures.items()])
     print(f"\nwritten: {path}")
 
 
 def forbidden(args):
-    """The words that are never written."""
+    """The words that are never decoded."""
     return (PAD, START) + (() if args.allow_unk else (UNK,))
 
 
 def read_training(run, tokens):
-    """The captions that a run was trained on, as scores.plain gives them; None where
-    they are not there any more. tokens: a folder where they may be, too.
+    """The captions that a run was trained on, normalized by scores.plain; None if they
+    no longer exist. tokens: another folder where they may be.
     """
     try:
         references = read_references(training_tokens(run, tokens), "train")
     except cli.UserError as error:
-        cli.warn(f"{error}; how many are new is not told")
+        cli.warn(f"{error}; novelty is not reported")
         return None
     return {scores.plain(c) for group in references.values() for c in group}
 
 
 def write_captions(args, run, data, beams):
-    """Write what was decoded, before it is scored; return the paths of the files.
+    """Write the decoded captions, before they are scored; return the files' paths.
 
-    data: Inputs. beams: of each image a list of Captions, best first.
+    data: Inputs. beams: a list of Captions per image, best first.
     """
     nbest = {i: [{"caption": run.vocabulary.decode(caption.words),
                   "log_prob": round(float(caption.log_probs.sum()), 4)}
                  for caption in beam[:args.n_best]]
              for i, beam in zip(data.ids, beams)} if args.n_best else None
     with atomic.together():
-        remove_scores(run.folder, data.name)  # they are of the captions before
+        remove_scores(run.folder, data.name)  # they belong to the previous captions
         write_decoded(run.folder, data.name, pack([beam[0] for beam in beams],
                                                   data.images, data.ids), data.source)
         results = write_results(run.folder, data.server, args.run, [
@@ -263,34 +263,34 @@ def arguments():
     decode.add_flags(parser)
     parser.always("--look", choices=sorted(LOOKS),
                   otherwise="expected; likeliest after --attention hard",
-                  help="a word is told the mean of all locations, weighted by "
-                       "attention, or the one likeliest location")
+                  help="context of a word: the mean over locations, weighted by "
+                       "attention, or the likeliest location alone")
     parser.add_argument("--consensus", needs="--beam", without="--sample",
                         choices=("beam", "neighbours"), nargs="?", const="beam",
-                        help="keep the caption that is most like the others of the "
-                             "beam, or most like people's captions of the training "
-                             "images that look most like the image, not the most "
-                             "probable (methods/consensus.py); --beam 20 "
-                             "--length-power 1, for example")
+                        help="instead of the most probable caption, keep the one most "
+                             "like the others in the beam, or most like people's "
+                             "captions of the most similar training images "
+                             "(methods/consensus.py); for example with --beam 20 "
+                             "--length-power 1")
     parser.add_argument("--ensemble", without="--sample", type=run_name, nargs="+",
                         metavar="RUN",
-                        help="these runs write together, with the mean of their "
-                             "probabilities; the first one's folder gets the results, "
-                             "under a name of their own")
+                        help="decode with the mean of these runs' probabilities; the "
+                             "results go to the first one's folder, under a name of "
+                             "their own")
     parser.always("--allow-seen", action="store_true",
                   help="score images that were trained on")
     parser.add_argument("--spice", without="--sample", action="store_true",
-                        help="also SPICE: takes long, needs 8 GB and a download")
+                        help="also SPICE: slow, needs 8 GB and a download")
     parser.add_argument("--compare", without="--sample", type=run_name, metavar="RUN",
                         help="paired bootstrap against another run's captions")
     parser.always("--batch-size", type=cli.positive, default=64, help="images")
     parser.always("--tokens", otherwise="those of the run",
-                  help="folder of step 3; of another data set, results get a name of "
+                  help="folder of step 3; results on another data set get a name of "
                        "their own")
     parser.always("--features", otherwise="those of the run", help="folder of step 2")
     parser.add_argument("--data", needs="--tokens",
                         otherwise="the folder that holds --tokens",
-                        help="the data set that they are of")
+                        help="the data set they belong to")
     watchdog.add_flag(parser)
     return parser.parse_args()
 

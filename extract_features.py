@@ -23,7 +23,7 @@ Writes: <features>/<split>/<file name>.npy   an image: (rows, columns, channels)
         <features>/unreadable_<split>.txt    images that were skipped, with the reason
                                              (of a share: .._I_of_N.txt)
 """
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import argparse
 import collections
 import concurrent.futures

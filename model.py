@@ -2,20 +2,20 @@
 
 The letters are the paper's:
 
-    B  captions in a batch            m  size of a word embedding          (256)
+    B  captions in a batch            m  size of a word embedding          (512)
     I  different images in a batch    n  size of the decoder's state h     (512)
     L  locations of an image  (64)    K  words in the vocabulary
-    F  features of the CNN  (2048)    C  steps to the batch's longest caption's end
+    F  features of the CNN  (2048)    C  length of the longest caption, END included
     D  size of an annotation vector   A  size of the attention's hidden layer (512)
-       after the encoder     (256)    N  real words in a batch, padding not counted
+       after the encoder     (512)    N  real words in a batch, padding not counted
 
     a  annotation vectors (L, D)      y  words        alpha  attention weights
     h  the decoder's state            E  embeddings   beta   gate on the context
     z  context vector (z-hat in the paper)
 
-One word of the decoder is `Captioner.step`. Training (`Captioner.teacher_forcing`),
-greedy decoding and beam search (captioning/decode.py) all go through it. The same in
-plain loops, one number at a time, is `naive` in tests/test_model.py.
+`Captioner.step` decodes one word. Training (`Captioner.teacher_forcing`), greedy
+decoding and beam search (captioning/decode.py) all go through it. `naive` in
+tests/test_model.py is the same model in plain loops, one number at a time.
 """
 import collections
 import functools
@@ -37,7 +37,7 @@ class Sizes(typing.NamedTuple):
 
 
 class Masks(typing.NamedTuple):
-    """Dropout's factors, 0 or 1 / (1 - rate), float32 (section 4.3); None: none."""
+    """Dropout factors, 0 or 1 / (1 - rate), float32 (section 4.3); None: no dropout."""
     a: typing.Any = None   # (I, 1, D): an image loses a channel at all locations
     Ey: typing.Any = None  # (N, m): on the embeddings of the previous words
     o: typing.Any = None   # (N, m): on the deep output before its last layer
@@ -45,30 +45,30 @@ class Masks(typing.NamedTuple):
 
 class Parcel(typing.NamedTuple):
     """A batch's tensors, or arrays: one argument of a compiled training step."""
-    features: typing.Any         # float16 or float32 (I, L, F): each image's, the CNN's
+    features: typing.Any         # float16 or float32 (I, L, F): of the CNN
     words: typing.Any            # int32 (B, C + 1): START, words, END, padding
     masks: Masks = Masks()
-    told: typing.Any = None      # int32 (B, C + 1), instead of `words` before a word
-    draws: typing.Any = None     # float32 (N,): hard attention's, see `drawn`
+    told: typing.Any = None      # int32 (B, C + 1): the decoder's inputs; None: `words`
+    draws: typing.Any = None     # float32 (N,): for hard attention, see `drawn`
     weights: typing.Any = None   # float (B,): on the captions' cross-entropies
 
 
 class Batch(typing.NamedTuple):
     """What the model trains on: a parcel of tensors, and numpy arrays that shape the
-    computation, constants of a compiled step.
+    computation and are constants of a compiled step.
     """
     parcel: Parcel
-    lengths: np.ndarray   # int32 (B,), falling: words to predict, END too
+    lengths: np.ndarray   # int32 (B,), longest first: words to predict, END included
     image_of: np.ndarray  # int32 (B,): which of the I images each caption belongs to
     numbers: np.ndarray   # int (B,): the captions' numbers in their split
 
     def replacing(self, **tensors):
-        """The Batch with these tensors in its parcel."""
+        """This Batch with some tensors of its parcel replaced."""
         return self._replace(parcel=self.parcel._replace(**tensors))
 
 
 class Predicted(typing.NamedTuple):
-    """What the model says of a batch's N real words, by step and then by caption."""
+    """Predictions for a batch's N real words, ordered by step, then by caption."""
     logits: typing.Any      # (N, K)
     surprisal: typing.Any   # (N,): -log p of the true words, in nats
     alphas: typing.List     # C tensors (k_t, L), see Captioner.teacher_forcing
@@ -77,11 +77,11 @@ class Predicted(typing.NamedTuple):
 class Context(typing.NamedTuple):
     """Encoded images.
 
-    The keys have their locations first: a query (B, A) is then added to L equal blocks,
-    which takes a third of the time.
+    The keys have locations first: adding a query (B, A) to L contiguous blocks takes a
+    third of the time.
     """
     a: typing.Any     # (B, L, D): annotation vectors
-    keys: typing.Any  # (L, B, A): a W_1 + b_1, what the attention needs of them
+    keys: typing.Any  # (L, B, A): a W_1 + b_1, for the attention
 
     def take(self, rows):
         """The Context of these captions or images; rows: int32 (B,)."""
@@ -103,9 +103,9 @@ class Captioner:
         attention does, the best-known fault of the published tutorial, for comparison.
         seed: of the initial weights, which are the same on every machine. word_query:
         whether attention also knows the previous word, which h_{t-1} has not seen yet.
-        look: what z is made with, a function of alpha (B, L) that gives weights (B, L);
-        None: alpha itself, the expected context of soft attention (section 4.2);
-        otherwise `likeliest`, say. What is called alpha stays alpha.
+        look: maps alpha (B, L) to the weights of z (B, L), as `likeliest` does; None:
+        alpha itself, the expected context of soft attention (section 4.2). The alpha
+        that is returned stays the same.
         """
         self.sizes, self.gate, self.initial_state = sizes, gate, initial_state
         self.recurrent, self.word_query, self.look = recurrent, word_query, look
@@ -137,10 +137,10 @@ class Captioner:
     def encode(self, features, mask=None):
         """CNN features (I, L, F), float16 or float32 -> Context of I images.
 
-        mask: dropout's factors on a, see Masks.
+        mask: dropout factors on a, see Masks.
 
         A fully connected layer with ReLU gives the annotation vectors a_1..a_L (section
-        3.1.1). What the attention needs of them is the same for every word: `keys`.
+        3.1.1). The attention's `keys` are the same for every word: computed once here.
         """
         L, F = features.shape.as_list()[1:]
         assert F == self.sizes.features, (F, self.sizes.features)
@@ -150,12 +150,12 @@ class Captioner:
         by_location = tf.reshape(tf.transpose(a, (1, 0, 2)), (-1, a.shape[2]))
         keys = tf.matmul(by_location, self.W_1) + self.b_1                # (L * I, A)
         keys = tf.reshape(keys, (L, -1, self.sizes.attention))
-        return Context(_drop(a, mask), keys)  # where to look is told by all channels
+        return Context(_drop(a, mask), keys)  # dropout spares the keys
 
     def h_0(self, a):
-        """The decoder's first state (B, n) from annotation vectors a (B, L, D).
+        """The decoder's initial state (B, n) from annotation vectors a (B, L, D).
 
-        f_init of section 3.1.2: a layer on their mean; zeros as the tutorial has it.
+        f_init of section 3.1.2, a layer on their mean; or zeros, as in the tutorial.
         """
         if self.initial_state == "zeros":
             return tf.zeros((a.shape[0], self.sizes.hidden), a.dtype)
@@ -164,10 +164,10 @@ class Captioner:
     # --- decoder ---------------------------------------------------------------------
 
     def embed(self, words, mask=None):
-        """Previous words, int32 (B,) -> E y (B, m) and what the step needs of it: the
-        GRU's share (B, 3n), and beside it the query's (B, A) where there is one.
+        """Previous words, int32 (B,) -> E y (B, m) and its contributions to the step:
+        to the GRU's gates (B, 3n), and with word_query also to the query (B, 3n + A).
 
-        mask: dropout's factors on E y, see Masks.
+        mask: dropout factors on E y, see Masks.
         Nothing here depends on the state: training does it for all words at once.
         """
         Ey = _drop(tf.gather(self.E, words), mask)
@@ -179,7 +179,7 @@ class Captioner:
     def attend(self, context, query, keep=None):
         """Bahdanau attention: Context of B, query (B, A) -> alpha (B, L).
 
-        keep: (B, L), 1 where attention may go and 0 where not; None: everywhere.
+        keep: (B, L), 1 where attention is allowed, else 0; None: everywhere.
 
         e_i = V . tanh(W_1 a_i + query),  alpha = softmax(e)            (eqs. 4 and 5)
         """
@@ -190,10 +190,10 @@ class Captioner:
         return tf.nn.softmax(e if keep is None else e - 1e9 * (1 - keep))
 
     def step(self, context, h, word_gates, keep=None, look=None):
-        """One word: the only place where the decoder is computed.
+        """Decode one word: the only place where the decoder is computed.
 
-        context: Context of B captions. h: (B, n), the state before. word_gates: from
-        `embed`. keep: of `attend`. look: in place of the model's own. Returns h (B, n),
+        context: Context of B captions. h: (B, n), the previous state. word_gates: from
+        `embed`. keep: see `attend`. look: replaces the model's own. Returns h (B, n),
         z (B, D), alpha (B, L), beta (B, 1) or None.
         """
         query = tf.matmul(h, self.W_2)                                    # (B, A)
@@ -210,7 +210,7 @@ class Captioner:
         if self.gate:  # beta = sigmoid(f_beta(h_{t-1})), section 4.2.1
             beta = tf.sigmoid(tf.matmul(h, self.W_beta) + self.b_beta)    # (B, 1)
             z = beta * z
-        # The GRU (Cho et al. 2014, the reset gate behind U as in cuDNN) in place of
+        # The GRU (Cho et al. 2014, the reset gate after U as in cuDNN) in place of
         # the paper's LSTM, with x = [E y, z] and the previous state h:
         #     r = sigmoid(W_r x + U_r h)            u = sigmoid(W_u x + U_u h)
         #     c = tanh(W_c x + r * (U_c h))         h <- (1 - u) * c + u * h
@@ -227,7 +227,7 @@ class Captioner:
     def deep_output(self, Ey, h, z, mask=None):
         """Logits (N, K) of N words: L_o (E y + L_h h + L_z z), equation 7.
 
-        mask: dropout's factors on the sum, see Masks.
+        mask: dropout factors on the sum, see Masks.
         """
         o = Ey + tf.matmul(h, self.L_h) + tf.matmul(z, self.L_z)          # (N, m)
         return tf.matmul(_drop(o, mask), self.L_o) + self.b_o
@@ -235,10 +235,10 @@ class Captioner:
     def teacher_forcing(self, batch):
         """Predict each real word of a Batch from the true words before it.
 
-        Returns logits (N, K), targets int32 (N,) and alphas: C tensors (k_t, L), k_t
-        being the captions that have a word at step t. The N words are ordered by step,
-        then by caption: nothing is computed for padding, and the output layer, most of
-        the work, is one product for all words.
+        Returns logits (N, K), targets int32 (N,) and alphas: C tensors (k_t, L), where
+        k_t captions have a word at step t. The N words are ordered by step, then by
+        caption: nothing is computed for padding, and the output layer, most of the
+        work, is one product for all words.
         """
         inputs, targets, k = real_words(batch)
         features, _, masks, _, draws, _ = batch.parcel
@@ -262,15 +262,15 @@ class Captioner:
 
 
 def likeliest(alpha):
-    """The one location that hard attention most probably looks at: alpha -> (B, L)."""
+    """The likeliest location of each row, one-hot: alpha (B, L) -> (B, L)."""
     return tf.one_hot(tf.argmax(alpha, 1), alpha.shape[1], dtype=alpha.dtype)
 
 
 def drawn(alpha, numbers):
-    """One location s of each row, drawn with the probabilities alpha (B, L).
+    """Sample one location s per row with the probabilities alpha (B, L), one-hot.
 
-    numbers: (B,), uniform in [0, 1); where one is below 0, the row is alpha itself. No
-    gradient goes through what was drawn. Returns (B, L).
+    numbers: (B,), uniform in [0, 1); where one is negative, the row is alpha itself.
+    No gradient flows through the samples. Returns (B, L).
     """
     numbers = tf.cast(tf.expand_dims(numbers, 1), alpha.dtype)            # (B, 1)
     below = tf.cumsum(alpha, 1) <= numbers                                # (B, L)
@@ -281,10 +281,10 @@ def drawn(alpha, numbers):
 
 
 def real_words(batch):
-    """The words of a Batch without padding, by step and then by caption.
+    """The words of a Batch without padding, ordered by step, then by caption.
 
-    Returns inputs int32 (N,), the words before; targets int32 (N,), the words; and k, a
-    list of C ints: how many captions have a word at each step.
+    Returns inputs int32 (N,), the previous words; targets int32 (N,), the words; and k,
+    a list of C ints: how many captions have a word at each step.
     """
     lengths = np.asarray(batch.lengths)
     assert (np.diff(lengths) <= 0).all(), "captions must come longest first"
@@ -297,11 +297,11 @@ def real_words(batch):
 
 
 def loss(model, batch, terms=()):
-    """Cross-entropy of one Batch plus other terms, in nats a real word.
+    """Cross-entropy of one Batch plus other terms, in nats per real word.
 
         L = (-log p(y | a) + sum of the terms) / N
 
-    summed over the captions; N, their real words: padding counts for nothing.
+    summed over the captions and their N real words: padding is left out.
     terms: `Term`s. Returns (L, cross-entropy / N, N): two scalar tensors and an int.
     """
     logits, targets, alphas = model.teacher_forcing(batch)
@@ -321,13 +321,12 @@ def loss(model, batch, terms=()):
 
 class Term:
     """One term of the loss."""
-    variables = {}  # by name: what a checkpoint has to keep of it
+    variables = {}  # {name: Variable} that checkpoints keep
 
     def prepare(self, folder, captions, settings):
         """Called once before training, when the model has its weights.
 
-        folder: the run's. captions: CaptionBatches that are trained on. settings: the
-        run's.
+        folder, settings: the run's. captions: its training CaptionBatches.
         """
 
     def __call__(self, batch, predicted):
@@ -335,12 +334,12 @@ class Term:
         raise NotImplementedError
 
     def follow(self, cross_entropy):
-        """Called after each training step. cross_entropy: its, in nats a word."""
+        """Called after each training step. cross_entropy: of that step, nats a word."""
 
 
 class DoublyStochastic(Term):
-    """Attention shall visit every location: lambda * sum_i (1 - sum_t alpha_ti)^2
-    (eq. 14).
+    """Encourage attention to visit every location (eq. 14):
+    lambda * sum_i (1 - sum_t alpha_ti)^2.
     """
 
     def __init__(self, penalty):
@@ -361,12 +360,12 @@ def _drop(x, mask):
 
 
 def _initial(name, shape, random):
-    """First weights: Glorot uniform; embeddings uniform +-0.05; biases zero."""
+    """Initial weights: Glorot uniform; embeddings uniform +-0.05; biases zero."""
     if name.startswith("b_"):
         return np.zeros(shape)
     if name == "E":
         return random.uniform(-.05, .05, shape)
-    # Gates are separate matrices side by side: the fan-out is that of one of them.
+    # The gates' matrices lie side by side: the fan-out is that of a single one.
     fan_out = shape[1] // 3 if name in ("W_E", "W_z", "U") else shape[1]
     limit = np.sqrt(6. / (shape[0] + fan_out))
     return random.uniform(-limit, limit, shape)

@@ -17,7 +17,7 @@ Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture th
 Writes: checkpoints/<run>/attention/<image>.png, .pdf or .svg
         checkpoints/<run>/attention/own_captions.json     for --picture
 """
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import os
 
 import numpy as np

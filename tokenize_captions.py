@@ -20,7 +20,7 @@ Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can re
         <tokens>/skipped_<name>.txt      empty and too long captions, if any
         <tokens>/strays_<name>.txt       captions without an image, if any
 """
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import collections
 import os
 import typing

@@ -4,43 +4,43 @@
 
 Start the same command again and it resumes from the newest checkpoint, which is also
 written inside an epoch (--save-minutes) and on Ctrl-C: the weights become those of a
-run that was never stopped. Flags that are left out are then the run's own. Batches
-hold captions of like length, as in section 4.3 of the paper, so that little is padding.
+run that was never stopped. Flags left out then keep the run's own values. Batches
+hold captions of similar length, as in section 4.3 of the paper, to avoid padding.
 
     mpirun -np 4 python train.py --data data --run baseline
 
-shares every batch among four processes, and gives what one would have given; so a run
-can also be resumed with another number of them.
+shares every batch among four processes, with the result that one would have had; so a
+run can also be resumed with another number of them.
 
     python -m runtime.restart 5 train.py --data data --run baseline
 
-starts it again, up to five times, when the GPU is lost or the process is killed.
+restarts it, up to five times, when the GPU is lost or the process is killed.
 
     python train.py --data data --run other --start-from baseline
 
-begins another run with the weights of the first. With --self-critical, too, it draws
-captions of its own and learns from what they earn (methods/self_critical.py).
+begins another run with the weights of the first. With --self-critical as well, it
+samples captions and learns from their rewards (methods/self_critical.py).
 
 Reads:  <tokens>/vocabulary.tsv, train.npz and val.npz; <features>/<split>/*.npy
 Writes, below checkpoints/<run>/:
         settings.json                  the arguments, sizes and versions of the run
-        vocabulary.tsv                 the words that the weights know
-        calibration.npz                of untrained features' network, if it is that
-        familiarity.npz                what its images are like, for unusual pictures
-        localiser.npz                  what teaches the attention (--guidance)
+        vocabulary.tsv                 the words of the model
+        calibration.npz                statistics of an untrained CNN, if it was one
+        familiarity.npz                statistics of its images, to spot unusual ones
+        localiser.npz                  the attention's teacher (--guidance)
         split.json, lineage.json       the images of training and validation, and what
                                        it and the runs before it were trained on
-        newest.npz, previous.npz       weights, optimizer, and how far the run has come
+        newest.npz, previous.npz       weights, optimizer and progress
         best.npz                       the same, after the best epoch (--select)
-        bad_features_<split>.txt       files of step 2 that are damaged, if any
-        log.csv, loss.png, events...   a line an epoch, its picture, and TensorBoard's
+        bad_features_<split>.txt       damaged files of step 2, if any
+        log.csv, loss.png, events...   one row per epoch, its plot, and TensorBoard's
 
-After every epoch the validation captions give a loss, and some validation images are
+After every epoch the validation loss is measured, and some validation images are
 captioned without teacher forcing and scored: towards the end of training the loss gets
 worse while the captions still get better, as the paper observes of log-likelihood and
 BLEU.
 """
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import time
 import zlib
 
@@ -75,7 +75,7 @@ from runtime.tf import (Variable, compiled, device_errors, device_name, event_wr
 
 
 class Trainer:
-    """The optimizer step: gradients, compiled for common shapes, clipping, update."""
+    """One optimizer step: gradients (compiled per shape), clipping, update."""
 
     def __init__(self, model, optimizer, terms=(), clip=5.):
         """terms: see model.loss. clip: largest global norm of the gradients."""
@@ -84,7 +84,7 @@ class Trainer:
         self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
 
     def compile_for(self, shapes):
-        """Compile the step for batches of these shapes: CaptionBatches.shapes."""
+        """Compile the step for batches of these shapes, see CaptionBatches.shapes."""
         self.common = set(shapes)
 
     def variables(self):
@@ -102,17 +102,17 @@ class Trainer:
             total, cross_entropy, _ = loss(self.model, batch, self.terms)
             total = share * total
         gradients = [
-            # The embeddings' gradient lists the words of the batch, one by one.
+            # The embeddings' gradient has one row for each word of the batch.
             unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
             if isinstance(gradient, tf.IndexedSlices) else gradient
             for gradient, variable in zip(tape.gradient(total, variables), variables)]
         return [total, share * cross_entropy] + gradients
 
     def gradients_for(self, batch):
-        """`gradients` of batches of this shape, a function of their parcel and share.
+        """`gradients` for batches of this shape, as a function of (parcel, share).
 
-        Compiled where the shape is common: all captions of one length, each with
-        features of its own.
+        Compiled if the shape is common: captions of one length, each with its own
+        features.
         """
         def gradients(parcel, share):
             return self.gradients(batch._replace(parcel=parcel), share)
@@ -126,12 +126,11 @@ class Trainer:
         return self.compiled[shape]
 
     def reduced_gradients(self, batch, N):
-        """The loss, cross-entropy and gradients of a batch that processes share.
+        """The loss, cross-entropy and gradients of a batch shared among processes.
 
-        batch: Batch, this process's captions; None where it has none. N: words of the
-        whole batch. Each process divides the sum over its words by all words, so the
-        sum over the processes is the average over words, however unevenly they are
-        shared.
+        batch: Batch, this process's captions; None if it has none. N: words of the
+        whole batch. Each process divides the sum over its words by N, so the sum over
+        processes is the average over all words, however unevenly they are shared.
         """
         dtype = self.model.E.dtype.base_dtype
         if batch is None:
@@ -144,10 +143,10 @@ class Trainer:
         return ranks.total(mine)
 
     def step(self, batch, N):
-        """One step; returns the cross-entropy in nats a word.
+        """Take one step; return the cross-entropy in nats a word.
 
-        The arguments are those of `reduced_gradients`. Raises FloatingPointError where
-        the loss or the gradients are not finite; the weights are as before then.
+        The arguments are those of `reduced_gradients`. Raises FloatingPointError if
+        the loss or the gradients are not finite; the weights are then unchanged.
         """
         total, cross_entropy, *gradients = self.reduced_gradients(batch, N)
         gradients, norm = self.clip(*gradients)
@@ -162,10 +161,10 @@ class Trainer:
 
 
 def plan_epoch(captions, args, epoch):
-    """The batches of an epoch: whole, as this process has them, and their checksum.
+    """The batches of an epoch: whole, this process's share of each, and a checksum.
 
-    Returns two lists of int arrays, the numbers of captions, and an int. The order
-    depends on the seed and the epoch only.
+    Returns two lists of int arrays, caption numbers, and an int. The order depends only
+    on the seed and the epoch.
     """
     order = captions.epoch(args.batch_size, np.random.RandomState([args.seed, epoch]))
     checksum = zlib.crc32(np.concatenate(order))
@@ -183,10 +182,10 @@ def plan_epoch(captions, args, epoch):
 def train_epoch(trainer, learning_rate, captions, progress, args, save):
     """Train to the end of the epoch that `progress` is in; return the new Progress.
 
-    learning_rate: the optimizer's Variable. save: a function that keeps a Progress;
+    learning_rate: the optimizer's Variable. save: a function that saves a Progress,
     called every args.save_minutes, and before KeyboardInterrupt is raised. Dropout,
-    too, depends on the seed and the epoch only, so that a run that was stopped and
-    resumed is the run that was never stopped.
+    too, depends only on the seed and the epoch, so a run that is stopped and resumed
+    gives the same result as one that never stopped.
     """
     epoch = len(progress.history) + 1
     order, mine, checksum = plan_epoch(captions, args, epoch)
@@ -247,7 +246,7 @@ def main():
 
 
 def run(args):
-    """Do what the command says. args: its own."""
+    """Prepare the data and train. args: the command's."""
     cli.print_heading(4, "train")
     folder = run_folder(args.run)
     if args.start_from == args.run:
@@ -283,7 +282,7 @@ def begin_from(args, model, optimizer, vocabulary):
 
 
 def settings_of(args, vocabulary):
-    """What settings.json says: the arguments, sizes and versions of the run."""
+    """The content of settings.json: arguments, sizes and versions of the run."""
     shape = shape_of(args.features)
     sizes = Sizes(vocabulary=len(vocabulary), features=shape[-1],
                   annotation=args.embedding, embedding=args.embedding,
@@ -296,7 +295,7 @@ def settings_of(args, vocabulary):
 
 
 def terms_of(args):
-    """What is added to the cross-entropy: a list of terms of model.loss."""
+    """The terms added to the cross-entropy, a list for model.loss."""
     terms = [args.label_smoothing and LabelSmoothing(args.label_smoothing),
              args.penalty and DoublyStochastic(args.penalty),
              args.guidance and Guide(args.guidance),
@@ -305,10 +304,10 @@ def terms_of(args):
 
 
 def train(args, folder, splits, vocabulary, scorer, rewards):
-    """Begin the run in this folder, or resume it, to its last epoch.
+    """Begin or resume the run in this folder, and train it to its last epoch.
 
     args: the command's. splits: {'train', 'val': CaptionBatches}. scorer: a
-    ValidationScorer, or None. rewards: of `read_rewards`.
+    ValidationScorer, or None. rewards: from `read_rewards`.
     """
     settings, events = settings_of(args, vocabulary), None
     if ranks.rank == 0:
@@ -351,7 +350,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
             history = history + [row]
             progress = begin_epoch(history)
             if events and epochs_since_best(history, args.select) == 0:
-                # Before the newest: it must not be missing when that is resumed
+                # Saved before newest.npz: a run resumed from that must have it
                 save_checkpoint(checkpoint_path(folder, "best"), trainer.variables(),
                                 progress)
         save(progress)
@@ -366,7 +365,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
 
 
 def evaluate_epoch(model, splits, scorer, progress, args):
-    """The row of the log about the epoch that `progress` has come to the end of."""
+    """The log's row for the epoch that `progress` has just finished."""
     epoch, begin = len(progress.history) + 1, time.time()
     val_loss = validate(model, splits["val"], args.batch_size)
     if not np.isfinite(val_loss):

@@ -16,7 +16,7 @@ import sys
 
 if not __package__:  # started by its path, not with -m
     sys.path[0] = os.path.dirname(os.path.abspath(sys.path[0]))
-import runtime  # noqa: F401  (first: it tells of missing packages)
+import runtime  # noqa: F401  (first: it reports missing packages)
 import argparse
 import signal
 import subprocess

@@ -366,7 +366,7 @@ def test_empty_captions_score_nothing_and_their_length_is_told(world, capsys):
     assert world("evaluate.py", "--run", "a", "--max-steps", "1") == 0
     out = capsys.readouterr().out
     assert "% of the words of the closest references" in out
-    assert "of so few images it says little" in out
+    assert "with so few it says little" in out
 
 
 def test_intervals_stay_between_0_and_100():
