@@ -1,18 +1,18 @@
-"""Step 1: download COCO's images and captions, whole or a few thousand images of them.
+"""Step 1: download COCO's images and captions, all of them or a few thousand images.
 
     python download_coco.py                      # COCO 2014; 42 GB of free space
     python download_coco.py --num-images 6000    # 6,000 images of each split; 3 GB
 
-Reads from the net: archives, checked by length and MD5, and with --num-images single
-images. What is there is not downloaded again, and a broken transfer continues where
-it stopped. With one --seed, the N chosen images are among those of any larger N.
+Downloads archives, checked by length and MD5, or with --num-images single images. What
+is already there is not downloaded again, and a broken transfer continues where it
+stopped. With the same --seed, the N chosen images are among those of any larger N.
 
 Writes, in COCO's own layout:
     DATA/annotations/captions_SPLIT.json     captions (of the chosen images only)
     DATA/annotations/instances_SPLIT.json    boxes and names of objects, likewise
     DATA/SPLIT/FILE_NAME                     the images
-    DATA/archives/*.zip                      archives; those of images may be removed
-    DATA/failed_images_SPLIT.txt             images that could not be had, and why
+    DATA/archives/*.zip                      archives; those of images may be deleted
+    DATA/failed_images_SPLIT.txt             images that failed, and why
 """
 import runtime  # noqa: F401  (first: it reports missing packages)
 import concurrent.futures
@@ -58,19 +58,20 @@ BLOCK = 1 << 18         # bytes
 
 
 class Broken(Exception):
-    """A transfer failed in a way that may pass."""
+    """A transfer failed, perhaps only for now."""
 
 
 def fetch(url, path, md5=None, size=None, progress=False):
     """Download `url` to `path`; return whether that was necessary.
 
-    A file called `path` is whole and right. What came of a broken transfer stays in
-    `path`.partial (unlike with atomic.writing: 13 GB over a slow line are worth it) and
-    only the rest is asked for. A file with another MD5 than `md5` becomes `path`.bad.
+    If `path` exists, it is complete and correct. The beginning of a broken transfer
+    stays in `path`.partial (unlike with atomic.writing: 13 GB over a slow line are
+    worth it) and only the rest is requested. A file whose MD5 is not `md5` becomes
+    `path`.bad.
 
-    Raises UserError naming the URL: at once for an answer like 404, and for what may
-    pass (lost connection, short body, HTTP 5xx) after PAUSES without a further byte.
-    Raises OSError where the disk is full or the folder cannot be written.
+    Raises UserError naming the URL: at once for an answer like 404, and for transient
+    errors (lost connection, short body, HTTP 5xx) after PAUSES without another byte.
+    Raises OSError if the disk is full or the folder cannot be written.
     """
     if os.path.exists(path):
         return False
@@ -102,8 +103,8 @@ def fetch(url, path, md5=None, size=None, progress=False):
 
 
 def reason(error):
-    """Why a transfer failed, in a few words, and whether the name has no address."""
-    chain = [error]  # through urllib3's layers, which try an argument of Python 2's
+    """Why a transfer failed, in a few words, and whether the host name is unknown."""
+    chain = [error]  # unwrap the layers of urllib3
     while not isinstance(chain[-1], ValueError) and (chain[-1].__cause__
                                                      or chain[-1].__context__):
         chain.append(chain[-1].__cause__ or chain[-1].__context__)
@@ -115,9 +116,9 @@ def reason(error):
 
 
 def receive(url, partial, size, progress):
-    """Ask once for what file `partial` lacks of `url`; return the MD5 of the whole.
+    """Request once what file `partial` lacks of `url`; return the MD5 of the whole.
 
-    Raises Broken if it is still not whole, UserError if asking again is no use.
+    Raises Broken if it is still incomplete, UserError if trying again is no use.
     """
     md5, have = hashlib.md5(), 0
     if os.path.exists(partial):
@@ -125,7 +126,7 @@ def receive(url, partial, size, progress):
             for block in iter(lambda: file.read(BLOCK), b""):
                 md5.update(block)
                 have += len(block)
-    if have and have == size:  # stopped just before it got its name
+    if have and have == size:  # stopped just before it was renamed
         return md5.hexdigest()
     headers = {"Accept-Encoding": "identity"}  # Content-Length counts what we store
     if have:
@@ -146,7 +147,7 @@ def receive(url, partial, size, progress):
         total = size if length is None else have + int(length)
         if size not in (None, total):
             raise cli.UserError(f"{url}: has {total} bytes, not {size}; see --mirror")
-        # What arrives of a broken transfer is kept; its length is looked at below.
+        # The beginning of a broken transfer is kept; its length is checked below.
         answer.raw.enforce_content_length = False
         with open(partial, "ab" if have else "wb") as file, tqdm(
                 total=total, initial=have, unit="B", unit_scale=True,
@@ -157,7 +158,7 @@ def receive(url, partial, size, progress):
                 have += len(block)
                 bar.update(len(block))
             file.flush()
-            os.fsync(file.fileno())  # before it gets its name
+            os.fsync(file.fileno())  # before it is renamed
     if have == 0 or total not in (None, have):
         raise Broken(f"the connection ended after {have} of {total} bytes")
     return md5.hexdigest()
@@ -174,7 +175,7 @@ def fetch_archive(data, name, mirror):
 
 @contextlib.contextmanager
 def opened(archive):
-    """Open a zip file; a broken one, or one that lacks a file, is a UserError."""
+    """Open a zip file; UserError if it is broken or lacks a file."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             yield zipped
@@ -184,10 +185,10 @@ def opened(archive):
 
 
 def unpack(archive, folder, names):
-    """Unpack the files `names` of a zip, but for those that are there; return how many.
+    """Unpack those files `names` of a zip that are missing; return how many.
 
-    Each appears under its name when it is complete and its CRC right. Raises UserError,
-    and unpacks nothing, if any name in the archive leads out of `folder`, is a link or
+    A file gets its name when it is complete and its CRC correct. Raises UserError, and
+    unpacks nothing, if any name in the archive leads out of `folder`, is a link or
     occurs twice.
     """
     with opened(archive) as zipped:
@@ -220,7 +221,7 @@ def get_whole(data, split, annotations, mirror):
     unpack(annotations, data, [annotations_path("", kind, split)
                                for kind in ("captions", "instances")])
     images = read_captions(data, split)
-    # By the images themselves: who needs the space may remove the archives of images
+    # Judged by the images themselves, since their archives may have been deleted
     missing = [image.file_name for image in images
                if not is_whole(image_path(data, split, image.file_name))]
     there = len(images) - len(missing)
@@ -231,13 +232,13 @@ def get_whole(data, split, annotations, mirror):
 
 
 def get_some(data, split, annotations, args):
-    """Download args.num_images of a split and cut its annotations to those.
+    """Download args.num_images of a split and reduce its annotations to these.
 
     args: the command's.
     """
     everything = load_member(annotations, annotations_path("", "captions", split))
     images = images_of(everything, annotations, split)
-    # The head of one shuffled order: more images later keep the ones that are there
+    # The first of one shuffled order: a larger number later keeps these images
     random.Random(args.seed).shuffle(images)
     chosen = images[:args.num_images]
     failed = fetch_images(data, split, chosen, args.mirror, args.workers, args.max_bad)
@@ -247,11 +248,11 @@ def get_some(data, split, annotations, args):
 
 
 def fetch_images(data, split, images, mirror, workers, max_bad):
-    """Download images side by side; return {file name: why} of those that failed.
+    """Download images in parallel; return {file name: why} for those that failed.
 
-    The failed ones are listed in data/failed_images_<split>.txt as well. Raises
-    UserError as soon as more than the share `max_bad` of all have failed: something
-    else is wrong then.
+    The failed ones are also listed in data/failed_images_<split>.txt. Raises UserError
+    as soon as more than the share `max_bad` of all have failed: then something else is
+    wrong.
     """
     def fetch_image(file_name):
         path = image_path(data, split, file_name)
@@ -274,7 +275,7 @@ def fetch_images(data, split, images, mirror, workers, max_bad):
                     failed[names[done]] = cli.one_line(error)
                     if len(failed) > max_bad * len(images):
                         break
-        finally:  # on Ctrl-C or a full disk, do not go through the rest first
+        finally:  # on Ctrl-C or a full disk, do not download the rest first
             for future in names:
                 future.cancel()
     cli.left_out(os.path.join(data, f"failed_images_{split}.txt"),
@@ -287,7 +288,7 @@ def fetch_images(data, split, images, mirror, workers, max_bad):
 
 
 def check_picture(path):
-    """Set a file aside as `path`.bad and raise UserError if it is not a picture."""
+    """Rename a file that is not a picture to `path`.bad and raise UserError."""
     if not is_whole(path):
         os.replace(path, path + ".bad")
         raise cli.UserError(f"{path}: not a picture that Pillow can read")
@@ -300,9 +301,9 @@ def load_member(archive, name, keep=None):
 
 
 def cut(archive, data, name, ids):
-    """Write annotations file `name` of the zip into data, cut to the images `ids`.
+    """Write annotations file `name` of the zip into data, reduced to the images `ids`.
 
-    All fields stay as they are. A file that holds these images already is left alone.
+    All fields stay as they are. A file that already holds these images is left alone.
     """
     def of_ids(item):
         other = "image_id" in item and item["image_id"] not in ids
@@ -322,9 +323,9 @@ def cut(archive, data, name, ids):
 
 
 def check_space(data, annotations, chosen, num_images):
-    """Raise UserError unless the disk of `data` has room for all that is still missing.
+    """Raise UserError unless the disk of `data` has room for everything still missing.
 
-    `annotations` is that archive's name in ARCHIVES, `chosen` the names of the splits.
+    annotations: that archive's name in ARCHIVES. chosen: the names of the splits.
     """
     def to_download(name):
         path = os.path.join(data, "archives", os.path.basename(name))

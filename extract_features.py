@@ -6,22 +6,22 @@
     python extract_features.py --data data --side 491               # 14 x 14 cells
     python extract_features.py --data data --network efficientnet-lite2
 
-InceptionV3 sees 299 x 299 pixels and gives (8, 8, 2048) numbers: L = 64 annotation
-vectors of F = 2048 (section 3.1.1 of the paper, with InceptionV3 in VGG's place).
-EfficientNet-Lite2 sees 420 x 420 pixels and gives (14, 14, 1280); its ImageNet weights
-come with the packages that `make env` installs. Features are computed once, since the
-CNN is frozen. Run again, it makes only what is missing.
+InceptionV3 takes 299 x 299 pixels and outputs (8, 8, 2048): L = 64 annotation vectors
+of F = 2048 (section 3.1.1 of the paper, with InceptionV3 in place of VGG).
+EfficientNet-Lite2 takes 420 x 420 pixels and outputs (14, 14, 1280); its ImageNet
+weights come with the packages that `make env` installs. Features are computed once,
+since the CNN is frozen. A second run computes only what is missing.
 
-Several processes share the images: those of mpirun or srun, or each started by itself,
-anywhere that sees the same folders, as one of N with --shard 1/N to --shard N/N. The
-features are the same bytes however they are shared.
+Several processes can share the images: started by mpirun or srun, or one by one on any
+machines that see the same folders, with --shard 1/N to --shard N/N. The features are
+byte-identical however the images are shared.
 
 Reads:  <data>/annotations/captions_<split>.json and <data>/<split>/<file name>
-Writes: <features>/<split>/<file name>.npy   an image: (rows, columns, channels)
+Writes: <features>/<split>/<file name>.npy   one image: (rows, columns, channels)
         <features>/extractor.json            which network made them, and their shape
         <features>/calibration.npz           only for --weights random
-        <features>/unreadable_<split>.txt    images that were skipped, with the reason
-                                             (of a share: .._I_of_N.txt)
+        <features>/unreadable_<split>.txt    skipped images, with the reason
+                                             (of one share: .._I_of_N.txt)
 """
 import runtime  # noqa: F401  (first: it reports missing packages)
 import argparse
@@ -48,7 +48,7 @@ CALIBRATION_IMAGES = 48
 
 
 def batches(paths, side, batch_size):
-    """Yield (indices, pixels, errors): up to batch_size pictures, decoded side by side.
+    """Decode pictures in parallel; yield (indices, pixels, errors) of each batch.
 
     indices: int64 (B,) into paths; pixels: uint8 (B, side, side, 3);
     errors: list of B strings, '' where the picture could be read.
@@ -56,7 +56,7 @@ def batches(paths, side, batch_size):
     def load(index):
         try:
             return read_square(paths[int(index)], side), b""
-        except Exception as error:  # nothing may escape: the input pipeline would hang
+        except Exception as error:  # one that escapes would hang the input pipeline
             return (np.zeros((side, side, 3), np.uint8),
                     (cli.one_line(error) or type(error).__name__).encode("utf-8",
                                                                          "replace"))
@@ -76,13 +76,13 @@ def extract(split, names, data, features, forward, made, batch_size, share=(0, 1
             most=1.):
     """Write the missing features of one split, or of a share of it.
 
-    forward, made: the network and its record. share: (i, N): only every N-th batch,
-    from the i-th on. most: share of the images that may be skipped; above that it stops
-    at once. Returns (name, error) of each image that was skipped, and how many images
-    the share has.
+    forward, made: the network and its record. share: (i, N): every N-th batch, from the
+    i-th on. most: fraction of the images that may be skipped; above it, extraction
+    stops at once. Returns a list of (name, error) for the skipped images, and the
+    number of images in the share.
     """
-    # Always the same batches, if only for one image of them: the last digits of its
-    # features depend on its place in a batch, but not on where a run was stopped.
+    # Batches never change, even if only one image of them is missing: the last digits
+    # of its features depend on its place in the batch, so not on where a run stopped.
     groups = [names[i:i + batch_size] for i in range(0, len(names), batch_size)]
     groups = groups[share[0]::share[1]]
     names = [name for group in groups for name in group]
@@ -112,8 +112,8 @@ def extract(split, names, data, features, forward, made, batch_size, share=(0, 1
                 bad.append((name, error))
         bar.update(len(missing.intersection(names)))
 
-    # The disk is waited for while the network works on the next batch. Whatever ends
-    # the loop, a batch that was handed over is written to its end.
+    # A batch is written while the network works on the next one. Whatever ends the
+    # loop, a batch handed to the writer is written completely.
     with tqdm(total=len(missing), desc=split, unit="image",
               disable=not todo or share[0] > 0) as bar, \
             concurrent.futures.ThreadPoolExecutor(1) as writer:
@@ -170,7 +170,7 @@ def main():
 
 
 def look_for_images(args, features, names):
-    """Raise cli.UserError where too many images are missing, before any is computed.
+    """Raise cli.UserError if too many images are missing, before any is computed.
 
     names: {split: paths below args.data}. Images that have features are not needed.
     """
@@ -187,9 +187,9 @@ def look_for_images(args, features, names):
 
 
 def share_of_process(shard):
-    """Which share of the images this process has: (i, N), from --shard or a launcher.
+    """This process's share of the images, (i, N), from --shard or a launcher.
 
-    shard: the flag's (i, N), or None. Raises cli.UserError where there are both.
+    shard: the flag's (i, N), or None. Raises cli.UserError if both are given.
     """
     launched = cli.launched()
     if launched.count == 1:
@@ -202,7 +202,7 @@ def share_of_process(shard):
 
 
 def images_of_splits(args):
-    """{split: paths of its images below args.data}, in order. args: the command's."""
+    """{split: its images' paths below args.data}, in order. args: the command's."""
     if args.captions:
         groups = read_caption_file(args.captions, args.data)
         wanted = args.splits or sorted(groups)
@@ -218,9 +218,9 @@ def images_of_splits(args):
 
 
 def extract_splits(args, features, names, made, share):
-    """Make the features of all splits, or of a share (i, N) of them.
+    """Extract the features of all splits, or of a share (i, N) of them.
 
-    names: {split: paths below args.data}. made: the record of their network.
+    names: {split: paths below args.data}. made: the network's record.
     """
     if args.weights == "random":
         print("untrained weights: for trying things out, not for results")
@@ -234,7 +234,7 @@ def extract_splits(args, features, names, made, share):
         cli.left_out(unreadable_path(features, split, suffix(share)),
                      [f"{name}\t{error}" for name, error in bad], count, args.max_bad,
                      f"images of {split}", "mend them or raise --max-bad")
-        if share == (0, 1):  # all images were looked at, those of former shares too
+        if share == (0, 1):  # the list just written replaces those of earlier shares
             for old in glob.glob(unreadable_path(glob.escape(features),
                                                  glob.escape(split), "_*_of_*")):
                 os.remove(old)
@@ -243,7 +243,7 @@ def extract_splits(args, features, names, made, share):
 
 
 def network(data, features, names, made):
-    """The network of the record `made`, which the first process writes to the folder.
+    """Build the network of the record `made`; the first process records it.
 
     names: {split: paths below data}.
     """
@@ -253,7 +253,7 @@ def network(data, features, names, made):
     def built():
         return build(made, lambda: sample_images(
             data, split, names[split], made["seed"], made["side"]), calibration)
-    # Shares come at the same time: the first of them makes what is of all.
+    # Shares may start at the same time: the first one writes what all have in common.
     with cli.locked(features, "_network", wait=True):
         new = record_extractor(features, made)
         try:
@@ -267,12 +267,12 @@ def network(data, features, names, made):
 
 
 def suffix(share):
-    """What tells the files of a share (i, N) from those of others; '' for all of it."""
+    """File-name suffix of share (i, N): _<i + 1>_of_<N>; '' if there is one share."""
     return "" if share[1] == 1 else "_{}_of_{}".format(share[0] + 1, share[1])
 
 
 def unreadable_path(features, split, suffix=""):
-    """The list of a split's images that were skipped; suffix: of a share."""
+    """The list of a split's skipped images; suffix: of a share."""
     return os.path.join(features, f"unreadable_{split}{suffix}.txt")
 
 

@@ -3,13 +3,13 @@
     python plot_attention.py --run baseline                     # some of the split
     python plot_attention.py --run baseline --images a.jpg      # of the split, by name
     python plot_attention.py --run baseline --best 5 --worst 5  # by CIDEr
-    python plot_attention.py --run baseline --boxes             # and annotated boxes
-    python plot_attention.py --run baseline --picture mine.jpg  # a file of one's own
+    python plot_attention.py --run baseline --boxes             # with annotated boxes
+    python plot_attention.py --run baseline --picture mine.jpg  # a file of your own
 
 As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
-the picture where the model looked. Under it are the word's probability and, where
-there is one, the gate beta (section 4.2.1). InceptionV3 saw the whole picture,
-stretched to a square; each cell's weight is drawn at the middle of what that cell sees
+the picture where the model looked. Under it are the word's probability and, if the
+model has one, the gate beta (section 4.2.1). The CNN saw the whole picture, stretched
+to a square; each cell's weight is drawn at the middle of what that cell sees
 (captioning/grid.py). No display is needed.
 
 Reads:  checkpoints/<run>/attention_<split>.npz and the images; for --picture the
@@ -34,10 +34,10 @@ from runtime import cli
 
 
 def choose_images(decoded, args, folder):
-    """Indices of the images to draw, as the flags say.
+    """Indices of the images to draw, chosen by the flags.
 
     By name (--images), by id (--ids), the --best and --worst by CIDEr, else --count at
-    random. folder: the run's. Raises cli.UserError where an image is not there.
+    random. folder: the run's. Raises cli.UserError if an image is missing.
     """
     for wanted, there, what in (
             (args.images, [os.path.basename(str(name)) for name in decoded.images],
@@ -68,7 +68,7 @@ def draw_split(run, args):
     data = args.data or read_source(run, args.split)["data"]
     decoded = read_decoded(run.folder, args.split, run.vocabulary)
     drawn, lost = [], []
-    prefix = "" if args.split == "val" else args.split + "_"  # each has its figures
+    prefix = "" if args.split == "val" else args.split + "_"  # splits share a folder
     title = titles(decoded.images.tolist())
     chosen = choose_images(decoded, args, run.folder)
     objects = read_objects(data, decoded.images[chosen].tolist(),
@@ -94,7 +94,7 @@ def draw_split(run, args):
 
 
 def draw_own(args):
-    """Caption pictures of one's own and draw them; return the paths of the figures."""
+    """Caption and draw the user's own pictures; return the paths of the figures."""
     captioner = load(args.run, args.features)
     draw = None if args.captions_only else {
         "format": args.format, "layout": args.layout, "colours": args.colours}
@@ -103,7 +103,7 @@ def draw_own(args):
 
 
 def _figure(run, args, title, picture, words, alphas, notes, boxes=None):
-    """Draw one figure into the run's folder, say so, and return its path."""
+    """Draw one figure into the run's folder, print and return its path."""
     path = os.path.join(run.folder, "attention", f"{title}.{args.format}")
     draw(picture, words, alphas, path, notes, args.layout, args.colours,
          cells_of(run.settings, alphas.shape[1]), boxes)

@@ -6,18 +6,18 @@
     python tokenize_captions.py --data flickr8k --captions flickr8k/captions.txt
     python tokenize_captions.py --data other --vocabulary data/tokens/vocabulary.tsv
 
-Captions are lower-cased, punctuation goes away and white space is folded. The
-vocabulary is counted on training captions only: the 5,000 most frequent words are kept
-(or those of --vocabulary), all others become UNK. An image, with all its captions, is
-either for training or for validation (or for the test, where the file of --captions
-says so: captioning/caption_files.py).
+Captions are lower-cased, and punctuation and extra white space removed. The vocabulary
+comes from training captions only: the 5,000 most frequent words are kept (or those of
+--vocabulary), all others become UNK. An image, with all its captions, is either for
+training or for validation (or for testing, if the file of --captions says so:
+captioning/caption_files.py).
 
 Reads:  <data>/annotations/captions_<split>.json, or the file of --captions
-Writes: <tokens>/vocabulary.tsv          index, word, how often; a person can read it
-        <tokens>/train.npz, val.npz      see Tokens for what is inside
+Writes: <tokens>/vocabulary.tsv          index, word, count, as plain text
+        <tokens>/train.npz, val.npz      see Tokens for the contents
         <tokens>/test.npz                only with --captions
         <tokens>/references_<name>.json  the captions as written, for the scores
-        <tokens>/skipped_<name>.txt      empty and too long captions, if any
+        <tokens>/skipped_<name>.txt      empty and overlong captions, if any
         <tokens>/strays_<name>.txt       captions without an image, if any
 """
 import runtime  # noqa: F401  (first: it reports missing packages)
@@ -43,15 +43,15 @@ NONE = "none"  # --val-split: cut the validation images off the training images
 
 
 class Split(typing.NamedTuple):
-    """Captions cut into words, before any word is dropped."""
+    """Captions split into words, before any word is dropped."""
     words: typing.List[str]  # the distinct ones
-    flat: np.ndarray         # int32: all words of all captions in a row, as indices
-    lengths: np.ndarray      # int32 (captions,): words of each
-    image_of: np.ndarray     # int32 (captions,): which image it is of
+    flat: np.ndarray         # int32: words of all captions, concatenated, as indices
+    lengths: np.ndarray      # int32 (captions,): number of words
+    image_of: np.ndarray     # int32 (captions,): index of its image
 
 
 def choose_splits(data, train_split, val_split):
-    """The names of the training and validation splits; None for one to be cut off."""
+    """The names of the training and validation splits; None for one to be held out."""
     found = splits(data)
     chosen = []
     for kind, name in (("train", train_split), ("val", val_split)):
@@ -76,7 +76,7 @@ def choose_splits(data, train_split, val_split):
 
 
 def limit(images, captions, random):
-    """Images drawn at random until they hold `captions` captions, in old order."""
+    """Random images that together have about `captions` captions, in the old order."""
     kept, total = [], 0
     for i in random.permutation(len(images)):
         if total >= captions:
@@ -87,7 +87,7 @@ def limit(images, captions, random):
 
 
 def split_by_image(images, fraction, seed):
-    """Cut a seeded fraction of the images off for validation, whole images only."""
+    """Hold out a seeded fraction of the images, with all their captions, as val."""
     if len(images) < 2:
         raise cli.UserError("one image cannot be split into training and validation; "
                             "there must be two at least")
@@ -97,7 +97,7 @@ def split_by_image(images, fraction, seed):
 
 
 def split_captions(images, name):
-    """All captions of these images as Split. name: of the split, for the progress."""
+    """All captions of these images as a Split. name: of the split, for the bar."""
     index = collections.defaultdict()
     index.default_factory = index.__len__  # a new word gets the next number
     flat, lengths, image_of = array("i"), array("i"), array("i")
@@ -118,9 +118,9 @@ def count_words(split):
 
 
 def build_vocabulary(counter, captions, size):
-    """The `size` most frequent words; equally frequent ones in alphabetical order.
+    """The Vocabulary of the `size` most frequent words; ties in alphabetical order.
 
-    counter: {word: how often}. captions: their number, the count of start and end.
+    counter: {word: count}. captions: their number, the count of start and end.
     """
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     kept = ranked[:size]
@@ -130,7 +130,7 @@ def build_vocabulary(counter, captions, size):
 
 
 def recount(vocabulary, counter, captions):
-    """A Vocabulary of the same words with other counts; the rest as build_vocabulary.
+    """A Vocabulary of the same words with new counts; arguments: see build_vocabulary.
     """
     words = vocabulary.index_word[len(SPECIAL):]
     counts = [counter.get(word, 0) for word in words]
@@ -141,7 +141,7 @@ def recount(vocabulary, counter, captions):
 def tokenize(images, split, name, vocabulary, max_words):
     """Tokens of these images, and the numbers of captions that are empty or too long.
 
-    split: what `split_captions` made of them.
+    split: from `split_captions`.
     """
     kept = (split.lengths > 0) & (split.lengths <= max_words)
     if not kept.any():
@@ -164,7 +164,7 @@ def tokenize(images, split, name, vocabulary, max_words):
 
 
 def facts(name, tokens, skipped):
-    """One line about a split, for the terminal. skipped: how many captions were."""
+    """One line about a split, for the terminal. skipped: number of skipped captions."""
     words = tokens.lengths - 1
     unknown = (tokens.words == UNK).sum() / max(1, words.sum())
     line = (f"{name}: {len(tokens.images)} images, {len(words)} captions, "
@@ -174,7 +174,7 @@ def facts(name, tokens, skipped):
 
 
 def list_skipped(folder, name, images, split, skipped, most):
-    """List the captions that are empty or too long; see cli.left_out.
+    """List the captions that are empty or too long, with cli.left_out.
 
     skipped: their numbers in `split`, the Split of these images.
     """
@@ -187,7 +187,7 @@ def list_skipped(folder, name, images, split, skipped, most):
 
 
 def strays_path(folder, name):
-    """The list of a split's captions whose image is not listed."""
+    """The list of a split's captions whose image is unknown."""
     return os.path.join(folder, f"strays_{name}.txt")
 
 
@@ -197,10 +197,10 @@ def skipped_path(folder, name):
 
 
 def assign(args, strays):
-    """Which images are for what: an ordered {'train', 'val' and perhaps 'test': list}.
+    """Assign images to splits: an ordered {'train', 'val' and perhaps 'test': list}.
 
-    By a file of captions (restval is for training), by COCO's splits, or by cutting a
-    part off for validation, of images with captions. strays: {'train', 'val': list}.
+    By a file of captions (restval is for training), by COCO's splits, or by holding out
+    some of the images that have captions. strays: {'train', 'val': list}, filled.
     """
     share, seed = args.val_fraction or .2, args.seed or 0
     random = np.random.RandomState(seed)
@@ -260,7 +260,7 @@ def look_for_pictures(data, train_split, val_split):
 
 
 def refuse_shared(groups, source):
-    """Raise cli.UserError where an image is in two of the groups, or an id twice."""
+    """Raise cli.UserError if an image is in two groups, or an id occurs twice."""
     seen = {}
     for name, images in groups.items():
         for image in images:
@@ -273,7 +273,7 @@ def refuse_shared(groups, source):
 
 
 def hint_at_blanks(name, split, tokens):
-    """Warn where captions seem to have no blanks between their words."""
+    """Warn if captions seem to have no spaces between words."""
     letters = np.mean([len(split.words[i]) for i in split.flat[:10000]])
     if letters > 4 and np.mean(tokens.lengths - 1) < 3 and any(
             "\u0e00" <= letter <= "\u0eff" or "\u2e80" <= letter <= "\uffdc"
@@ -316,9 +316,9 @@ def main():
 
 
 def write(tokens_folder, groups, vocabulary, done):
-    """Write everything but the lists of skipped captions.
+    """Write everything except the lists of skipped captions.
 
-    groups: what `assign` returns. done: a list of (name, Tokens, skipped).
+    groups: from `assign`. done: a list of (name, Tokens, skipped).
     """
     with atomic.together():
         write_vocabulary(tokens_folder, vocabulary)

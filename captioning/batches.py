@@ -1,4 +1,4 @@
-"""Batches of captions of like length, read from disk while the model computes."""
+"""Batches of captions of similar length, read from disk while the model computes."""
 import collections
 import os
 
@@ -15,16 +15,16 @@ WORTH_COMPILING = 4  # batches of one shape in an epoch
 
 
 class CaptionBatches:
-    """One split's captions and where their features are."""
-    measure = "train_loss"  # what the log calls the average of `measured`
+    """One split's captions, and the paths of their features."""
+    measure = "train_loss"  # the log's name for the average of `measured`
     unit = "caption"        # what `captions` are
-    each = 1                # captions that are trained on for each of them
+    each = 1                # training captions for each of them
 
     def __init__(self, tokens, paths, sound):
-        """tokens: Tokens. paths, sound: what `find_features` says of their images.
+        """tokens: Tokens. paths, sound: from `find_features` for their images.
 
-        Images without features (step 2 lists why) are left out, and counted in
-        `missing`; so are those whose file is damaged, in `bad`, a list of paths.
+        Images without features (step 2 lists why) are left out and counted in
+        `missing`; those with a damaged file are left out and listed in `bad` by path.
         """
         self.tokens, self.paths = tokens, paths
         unsound = [paths[i] for i in np.flatnonzero(~sound)]
@@ -33,9 +33,9 @@ class CaptionBatches:
         self.captions = np.flatnonzero(sound[tokens.image_of])
 
     def epoch(self, batch_size, random=None):
-        """Arrays of caption numbers, one a batch, of like length and the longest first.
+        """One array of caption numbers per batch: of similar length, longest first.
 
-        The captions of one length, shuffled, are cut into full batches; what remains of
+        The captions of each length, shuffled, are cut into full batches; the rest of
         all lengths is sorted by length and cut too. The batches come in random order.
         random=None: a fixed order.
         """
@@ -53,11 +53,11 @@ class CaptionBatches:
                                             for i in random.permutation(len(full))]
 
     def assign_images(self, order, processes):
-        """The rank that has each image in an epoch of these batches: int (images,).
+        """The rank that gets each image in an epoch of these batches: int (images,).
 
         An image's captions are in several batches. Each image in turn goes to the
-        process that has fewest words so far in those: then all have about as much to
-        do in every batch, and each image is read by one process only.
+        process with the fewest words so far in those batches: this balances the work
+        in every batch, and each image is read by one process only.
         """
         image_of, lengths = self.tokens.image_of, self.tokens.lengths
         batches_of = collections.defaultdict(list)
@@ -73,9 +73,9 @@ class CaptionBatches:
         return owners
 
     def shapes(self, order):
-        """What the step is worth compiling for: a set of (captions, words of each).
+        """The batch shapes worth compiling for: a set of (captions, words per caption).
 
-        Batches of one length have a shape; at least WORTH_COMPILING must have it.
+        Those of batches of a single length that occur at least WORTH_COMPILING times.
         """
         lengths = [self.tokens.lengths[numbers] for numbers in order if len(numbers)]
         counts = collections.Counter((len(n), int(n[0])) for n in lengths
@@ -83,11 +83,11 @@ class CaptionBatches:
         return {shape for shape, count in counts.items() if count >= WORTH_COMPILING}
 
     def images_of_batch(self, numbers):
-        """Which features a batch has, and which of them each caption: two int arrays.
+        """The images of a batch, and each caption's index into them: two int arrays.
 
-        Where the lengths differ, captions of one image share its features. Where they
-        do not, hardly any image comes twice, and each caption brings its own: such
-        batches then have one shape, and the training step is compiled for it.
+        Where lengths differ, captions of one image share its features. Where they do
+        not, hardly any image occurs twice, and each caption brings its own features:
+        such batches then have one shape, for which the training step is compiled.
         """
         lengths, images = self.tokens.lengths[numbers], self.tokens.image_of[numbers]
         if lengths[0] != lengths[-1]:
@@ -95,9 +95,9 @@ class CaptionBatches:
         return images, np.arange(len(numbers))
 
     def load(self, numbers, dropout=0., sizes=None, seed=()):
-        """Read one batch: caption numbers -> Batch, as numpy arrays; None for none.
+        """Read one batch: caption numbers -> Batch of numpy arrays; None if empty.
 
-        dropout, sizes, seed: of its `masks`, where dropout is not 0.
+        dropout, sizes, seed: for its `masks`, unless dropout is 0.
         """
         if not len(numbers):
             return None
@@ -110,11 +110,10 @@ class CaptionBatches:
             lengths, image_of.astype(np.int32), numbers)
 
     def masks(self, numbers, rate, sizes, seed):
-        """Dropout's factors for one batch: model.Masks, as numpy arrays.
+        """Dropout factors for one batch: model.Masks, as numpy arrays.
 
-        sizes: model.Sizes. seed: a tuple of ints. An image's masks depend on them and
-        the image only, a caption's on them and the caption: not on the rest of the
-        batch, nor on what was drawn before.
+        sizes: model.Sizes. seed: a tuple of ints. Masks depend only on these and the
+        image or caption: not on the rest of the batch, nor on earlier samples.
         """
         random = np.random.RandomState(0)  # numpy 2 takes 0.2 ms to make one
 
@@ -133,9 +132,9 @@ class CaptionBatches:
         return Masks(a, *np.split(words, 2, axis=1))
 
     def explain_nonfinite(self, numbers):
-        """Why a batch gave no finite loss, as far as its files tell: words for a line.
+        """Explain a non-finite loss, for a message: a bad file, or too large a step.
 
-        numbers: those of its captions.
+        numbers: of the batch's captions.
         """
         for i in np.unique(self.tokens.image_of[numbers]):
             if not np.isfinite(read_features(self.paths[i])).all():
@@ -144,13 +143,13 @@ class CaptionBatches:
         return "try a smaller --learning-rate or --clip in a new --run; "
 
     def measured(self, cross_entropy):
-        """What the log tells of a step, in nats a word."""
+        """The quantity logged for a step, here in nats a word."""
         return cross_entropy
 
     def batches(self, order, **dropout):
         """Yield a Batch for each array of `order`; see `read_ahead` and `load`.
 
-        Its parcel is of tensors: they go to the GPU while it works on other batches.
+        Its parcel holds tensors: they are copied to the GPU while it works on others.
         """
         def load(numbers):
             batch = self.load(numbers, **dropout)
@@ -159,7 +158,7 @@ class CaptionBatches:
 
 
 def tensors(batch):
-    """A Batch whose parcel is of arrays, with tensors in their place."""
+    """Convert the arrays in a Batch's parcel to tensors."""
     def tensor(array):
         return None if array is None else tf.convert_to_tensor(array)
     masks = Masks(*map(tensor, batch.parcel.masks))
@@ -168,20 +167,20 @@ def tensors(batch):
 
 
 def uniforms_of(seeds, shape):
-    """Numbers in [0, 1), float64 (number of seeds, *shape): each row by its own seed.
+    """Uniform numbers in [0, 1), float64 (number of seeds, *shape), one seed per row.
 
     seeds: lists of ints.
     """
     random = np.random.RandomState(0)  # numpy 2 takes 0.2 ms to make one
-    found = np.empty((len(seeds),) + shape)
-    for row, seed in zip(found, seeds):
+    numbers = np.empty((len(seeds),) + shape)
+    for row, seed in zip(numbers, seeds):
         random.seed(seed)
         row[:] = random.random_sample(shape)
-    return found
+    return numbers
 
 
 def list_bad(folder, splits, most):
-    """List damaged features files; see cli.left_out. splits: {name: CaptionBatches}."""
+    """List damaged features files with cli.left_out. splits: {name: CaptionBatches}."""
     for name, captions in splits.items():
         cli.left_out(os.path.join(folder, f"bad_features_{name}.txt"), captions.bad,
                      len(captions.paths), most, f"features of {name}", "they are "
@@ -191,8 +190,8 @@ def list_bad(folder, splits, most):
 def read_splits(folder, features):
     """The Vocabulary of a folder of tokens, and its {'train', 'val': CaptionBatches}.
 
-    features: the folder of step 2. Raises cli.UserError where files do not belong
-    together, or as the readers of steps 2 and 3 do.
+    features: the folder of step 2. Raises cli.UserError if files do not belong
+    together, or are missing or damaged.
     """
     path = vocabulary_path(folder)
     vocabulary = read_vocabulary(folder)

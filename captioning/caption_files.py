@@ -1,11 +1,11 @@
-"""Captions of all images in one file, for --captions; the images lie in folders.
+"""Captions of all images in one file, for --captions; the images are in folders.
 
-Karpathy's split files (dataset_coco.json, dataset_flickr8k.json) say which image is for
-training, for validation and for the test. A table has a row for each caption:
+Karpathy's split files (dataset_coco.json, dataset_flickr8k.json) say which images are
+for training, validation and testing. A table has one row per caption:
 
-    image,caption                    the first line names the columns, in any order and
-    1000.jpg,"A dog, and a man."     also among others; commas, semicolons, | or tabs
-    1000.jpg#0<tab>A dog .           without such a line: Flickr8k.token.txt
+    image,caption                    the first line names the columns, in any order,
+    1000.jpg,"A dog, and a man."     with or without others; commas, semicolons, | or
+    1000.jpg#0<tab>A dog .           tabs. Without such a line: Flickr8k.token.txt
 
 All images of a table are for training, unless it has a column `split`.
 """
@@ -25,12 +25,12 @@ CAPTION = ("caption", "comment", "text", "sentence", "description")
 
 
 def read_caption_file(path, data, strays=None):
-    """The images of a file of captions: {'train', perhaps 'val', 'test', 'restval':
-    list of Image}. They are looked for in `data` and in the folders there.
+    """Read a file of captions: {'train', perhaps 'val', 'test', 'restval': list of
+    Image}. The image files are searched for in `data` and the folders below it.
 
-    strays: a list that rows of a table without an image or a caption are added to;
-    None: they are counted in a warning. Raises UserError, naming the file, if it is
-    not such a file, if an image is in two folders, or if not one of them is there.
+    strays: a list that table rows without an image or a caption are appended to; None:
+    they are counted in a warning. Raises UserError, naming the file, if it is not such
+    a file, if an image is in two folders, or if no image exists.
     """
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such file; see --captions")
@@ -45,7 +45,7 @@ def read_caption_file(path, data, strays=None):
 
 
 class _Found:
-    """The images of a file of captions, as they are found in the folders of `data`."""
+    """Collects the images of a file of captions, found in the folders of `data`."""
 
     def __init__(self, path, data):
         self.path, self.data = path, data
@@ -65,7 +65,7 @@ class _Found:
                     self.folders.setdefault(name, []).append(folder)
 
     def add(self, split, identity, name, captions, folder=None):
-        """Note captions of image `name`; folder: of the image, if the file says it."""
+        """Add captions of image `name`; folder: of the image, if the file gives it."""
         there = self.folders.get(name, [])
         if len(there) > 1 and folder is None:
             raise cli.UserError(f"{self.path}: {name} is in {' and in '.join(there)} "
@@ -88,7 +88,7 @@ class _Found:
         return image
 
     def groups(self):
-        """{split: list of Image} of all that was noted, checked."""
+        """Check everything that was added, and return {split: list of Image}."""
         for name, group in self._groups.items():
             if len({str(image.id) for image in group}) < len(group):
                 raise cli.UserError(f"{self.path}: two images of {name} have one id; "
@@ -104,7 +104,7 @@ class _Found:
 
 
 def _read_karpathy(path, found):
-    """Add the images of Karpathy's file; it names their folder only for COCO."""
+    """Add the images of Karpathy's file, which gives their folder only for COCO."""
     for number, image in enumerate(items(read_json(path), path, "images",
                                          filename=(str,), split=(str,),
                                          sentences=(list,))):
@@ -184,7 +184,7 @@ def _rows(path, names):
 
 
 def _columns(path, first):
-    """The delimiter of a table, and where its images, captions and splits are.
+    """The delimiter of a table, and its image, caption and split columns' indices.
 
     first: its first line.
     """

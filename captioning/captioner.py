@@ -1,4 +1,4 @@
-"""Captions of one's own pictures, in five lines of Python:
+"""Caption your own pictures in five lines of Python:
 
     from captioning.captioner import load
 
@@ -27,7 +27,7 @@ from runtime import cli
 from runtime.tf import device_errors, start
 
 LENGTH_POWER = 1.  # as in all published scores: the most probable caption is too short
-BATCH = 16   # pictures that go through the network together
+BATCH = 16   # pictures in one pass of the network
 
 
 class OwnCaption(typing.NamedTuple):
@@ -36,22 +36,20 @@ class OwnCaption(typing.NamedTuple):
     words: typing.List[str]
     log_probs: np.ndarray    # float32 (T,): log p of each word, given those before it
     alphas: np.ndarray       # float32 (T, rows, columns): where the model looked
-    betas: typing.Optional[np.ndarray]  # float32 (T,): the gate, where there is one
+    betas: typing.Optional[np.ndarray]  # float32 (T,): the gate; None without one
     grid: Grid               # where the cells lie in the picture
-    # The share of the run's own validation images that are less strange than it; None
-    # where the run cannot tell
+    # The share of the run's own validation images that are less strange; None if the
+    # run has no statistics
     strangeness: typing.Optional[float] = None
 
     @property
     def text(self):
-        """The words as a line."""
+        """The words, joined by spaces."""
         return " ".join(self.words)
 
     @property
     def remark(self):
-        """What to say beside the caption of a picture unlike the training images; else
-        nothing.
-        """
+        """A warning if the picture is unlike the training images; else ''."""
         return REMARK if (self.strangeness or 0) > LIMIT else ""
 
     def __str__(self):
@@ -59,7 +57,7 @@ class OwnCaption(typing.NamedTuple):
 
     @property
     def flat_alphas(self):
-        """The maps as rows, (T, L)."""
+        """The maps as vectors, (T, L)."""
         return self.alphas.reshape(len(self.words), self.grid.shape[0]
                                    * self.grid.shape[1])
 
@@ -68,10 +66,10 @@ class OwnCaption(typing.NamedTuple):
         return load_picture(self.path, longest_side)
 
     def draw(self, path, layout="grid", colours="light"):
-        """Write a figure: the picture, then for each word where the model looked.
+        """Write a figure: the picture, then where the model looked for each word.
 
-        path: its ending, .png, .pdf or .svg, is the format. layout, colours: see
-        `figures.draw`. Raises cli.UserError where the picture is gone.
+        path: the extension, .png, .pdf or .svg, sets the format. layout, colours: see
+        `figures.draw`. Raises cli.UserError if the picture is gone.
         """
         figures.draw(self.picture(), self.words, self.flat_alphas, path,
                      figures.notes_of(self.log_probs, self.betas), layout, colours,
@@ -79,11 +77,11 @@ class OwnCaption(typing.NamedTuple):
 
 
 class PictureCaptioner:
-    """A trained run, and the network that made its features, to caption pictures."""
+    """Captions pictures with a trained run and the network that made its features."""
 
     def __init__(self, run, features=None):
-        """run: a LoadedRun. features: the folder of those that it was trained on, in
-        place of the network that the run names.
+        """run: a LoadedRun. features: the folder of features it was trained on, whose
+        record then gives the network instead of the run's.
         """
         self.run, self._network = run, None
         self.familiarity = read_familiarity(run.folder)
@@ -93,32 +91,32 @@ class PictureCaptioner:
             self.made = read_record(self.folder)
         else:
             self.folder, self.made = run.folder, run.settings["extractor"]
-        # Without a record `network` will tell what is missing
+        # Without a record, `network` raises the error
         self.side = completed(self.made)["side"] if self.made else 1
 
     @property
     def network(self):
         """A function uint8 (B, side, side, 3) -> float32 (B, rows, columns, channels).
 
-        Built when it is first needed. Raises cli.UserError where it cannot be had.
+        Built on first use. Raises cli.UserError if it cannot be built.
         """
         if self._network is None:
             self._network = extractor(self.made, self.folder)
         return self._network
 
     def __call__(self, path, beam=BEAM):
-        """The OwnCaption of one picture. Raises cli.UserError where it is none."""
+        """The OwnCaption of one picture. Raises cli.UserError if it is unreadable."""
         return self.many([path], beam)[0]
 
     def many(self, paths, beam=BEAM, skip=False):
         """The OwnCaptions of several pictures, in order.
 
-        paths: of the pictures. beam: width of the beam search. skip: leave out what
-        cannot be read, with a warning each, unless it is all of them. Raises
-        cli.UserError.
+        paths: of the pictures. beam: width of the beam search. skip: leave unreadable
+        pictures out, with a warning each. Raises cli.UserError for an unreadable
+        picture, with `skip` only if all of them are.
         """
         paths = [os.fspath(path) for path in paths]
-        found, lost = [], []
+        captions, lost = [], []
         with tqdm(total=len(paths), desc="caption", unit="image",
                   disable=len(paths) <= BATCH) as bar:
             for i in range(0, len(paths), BATCH):
@@ -132,13 +130,13 @@ class PictureCaptioner:
                         lost.append(error)
                 if read:
                     with device_errors():
-                        found += self._captions(*zip(*read), beam=beam)
+                        captions += self._captions(*zip(*read), beam=beam)
                 bar.update(len(paths[i:i + BATCH]))
-        if lost and not found:
+        if lost and not captions:
             raise lost[0]
         for error in lost:
             cli.warn(f"left out: {error}")
-        return found
+        return captions
 
     def _captions(self, paths, squares, beam):
         """The OwnCaptions of a batch; squares: B pictures, uint8 (side, side, 3)."""
@@ -160,11 +158,11 @@ class PictureCaptioner:
 
 
 def load(run, features=None):
-    """A trained run as a function of pictures: see `PictureCaptioner`.
+    """Load a trained run as a function of pictures: see `PictureCaptioner`.
 
     run: the path of its folder, or its name below checkpoints/ of the current folder,
-    else of this repository. features: see `PictureCaptioner`. Starts TensorFlow where
-    it has not been started. Raises cli.UserError where there is no such run.
+    else of this repository. features: see `PictureCaptioner`. Starts TensorFlow if
+    necessary. Raises cli.UserError if there is no such run.
     """
     run = os.fspath(run)
     places = [run, os.path.join(RUNS, run), os.path.join(HERE, RUNS, run)]

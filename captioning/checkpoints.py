@@ -1,9 +1,9 @@
-"""Checkpoints of a run: weights, optimizer, and how far the training has come.
+"""Checkpoints of a run: weights, optimizer and progress.
 
     checkpoints/<run>/newest.npz, previous.npz     the last two
     checkpoints/<run>/best.npz                     after the best epoch
 
-Plain arrays under the paper's letters: numpy reads them, with or without a GPU.
+Plain arrays named by the paper's letters: numpy reads them, with or without a GPU.
 """
 import collections
 import contextlib
@@ -18,17 +18,17 @@ from runtime.tf import tf
 
 
 class Progress(typing.NamedTuple):
-    """How far a run has come. All but `history` is about the epoch after that."""
-    history: typing.List[dict]  # of each finished epoch, what log.csv says
+    """How far a run has come. All but `history` describes the current epoch."""
+    history: typing.List[dict]  # the row of log.csv for each finished epoch
     batch: int      # batches done
-    total: float    # cross-entropy in nats, summed over these
-    words: int      # real words, summed over these
+    total: float    # cross-entropy in nats, summed over these batches
+    words: int      # real words, summed over these batches
     seconds: float  # spent
     order: int      # checksum of the order of its captions
 
 
 def begin_epoch(history):
-    """The Progress of a run that has finished the epochs of this history."""
+    """The Progress at the start of the epoch after this history."""
     return Progress(history, 0, 0., 0, 0., 0)
 
 
@@ -38,9 +38,9 @@ def checkpoint_path(folder, name):
 
 
 def save_checkpoint(path, variables, progress):
-    """Variables and progress in one file, complete or not at all.
+    """Save variables and progress in one file, complete or not at all.
 
-    variables: `variables_of` the run.
+    variables: from `variables_of`.
     """
     arrays = {name: variable.numpy() for name, variable in variables.items()}
     arrays["progress"] = np.array(json.dumps(progress._asdict()))
@@ -48,11 +48,11 @@ def save_checkpoint(path, variables, progress):
 
 
 def load_checkpoint(path, variables):
-    """Put a checkpoint's arrays into these variables; return its Progress.
+    """Assign a checkpoint's arrays to these variables; return its Progress.
 
-    variables: `variables_of` the run, or the model's weights alone. Raises
-    cli.UserError where the file is missing, damaged, or its weights have other sizes,
-    and OSError where the disk does not give it; nothing has been changed then.
+    variables: from `variables_of`, or the model's weights alone. Raises cli.UserError
+    if the file is missing, damaged, or its weights have other sizes, and OSError if the
+    disk fails; no variable has been changed then.
     """
     try:
         with atomic.load_arrays(path) as file:
@@ -79,8 +79,8 @@ def load_checkpoint(path, variables):
 
 
 def read_progress(text):
-    """The Progress in a checkpoint's JSON, and {name: array} of what earlier releases
-    kept there. Raises ValueError, KeyError or TypeError where it is none.
+    """The Progress in a checkpoint's JSON, and {name: array} of the variables that
+    earlier releases kept there. Raises ValueError, KeyError or TypeError if invalid.
     """
     fields = json.loads(text)
     earlier = {"optimizer/baseline": np.array(fields.pop("baseline"), np.float32)
@@ -97,9 +97,10 @@ def read_progress(text):
 
 
 def variables_of(model, optimizer, terms=()):
-    """All that a run goes on from, {name in a checkpoint: Variable}.
+    """Everything needed to resume a run: {name in a checkpoint: Variable}.
 
-    The weights have the paper's letters; terms: of the loss, which may have some, too.
+    Weights are named by the paper's letters. terms: of the loss, which may have
+    variables of their own.
     """
     found = collections.OrderedDict(model.weights)
     for name, variable in optimizer_variables(model, optimizer).items():
@@ -111,7 +112,7 @@ def variables_of(model, optimizer, terms=()):
 
 
 def optimizer_variables(model, optimizer):
-    """The optimizer's variables by names that do not depend on the process."""
+    """The optimizer's variables, by names that are the same in every process."""
     found = collections.OrderedDict()
     for name, weight in model.weights.items():
         for slot in optimizer.get_slot_names():
@@ -126,14 +127,14 @@ def optimizer_variables(model, optimizer):
 
 
 def create_optimizer_variables(model, optimizer):
-    """Create the optimizer's variables with a step of no effect, for a checkpoint."""
+    """Create the optimizer's variables by a step without effect, for a checkpoint."""
     before = {name: weight.numpy().copy() for name, weight in model.weights.items()}
     optimizer.apply_gradients([(tf.zeros_like(weight), weight)
                                for weight in model.weights.values()])
     for name, weight in model.weights.items():
         weight.assign(before[name])
-    # The step has moved what the optimizer starts from: Adam's powers of beta_1 and
-    # beta_2, and RMSProp's mean square.
+    # That step has changed initial values: Adam's powers of beta_1 and beta_2, and
+    # RMSProp's mean square.
     first = {"beta1_power": .9, "beta2_power": .999, "rms": 1., "steps": 0.}
     for name, slot in optimizer_variables(model, optimizer).items():
         value = first.get(name.split("/")[0])
@@ -144,8 +145,7 @@ def create_optimizer_variables(model, optimizer):
 def resume(folder, variables, begin=lambda: None):
     """Load the newest sound checkpoint and return its Progress; else a new run's.
 
-    begin: called where there is none. Rank 0 reads, the others get from it what it has
-    found.
+    begin: called if there is none. Rank 0 reads, and sends the others what it read.
     """
     found = None
     if ranks.rank == 0:
@@ -158,10 +158,10 @@ def resume(folder, variables, begin=lambda: None):
 
 
 def load_newest(folder, variables):
-    """Load the newest sound checkpoint and return its Progress; None: there is none.
+    """Load the newest sound checkpoint and return its Progress; None if there is none.
 
-    That of the best epoch, if need be: a run begun anew would write over it. Raises
-    OSError where the disk does not tell what there is, or give it.
+    As a last resort the best epoch's: a run begun anew would overwrite it. Raises
+    OSError if the disk fails.
     """
     for name in ("newest", "previous", "best"):
         path = checkpoint_path(folder, name)
@@ -187,7 +187,7 @@ def load_newest(folder, variables):
 
 
 def has_weights(path, variables):
-    """Whether a checkpoint is sound but for its optimizer: the model then has them."""
+    """Whether a checkpoint's weights are sound; if so, they are loaded."""
     try:
         load_checkpoint(path, {name: variable for name, variable in variables.items()
                                if not name.startswith("optimizer/")})
@@ -197,7 +197,7 @@ def has_weights(path, variables):
 
 
 def rotate_checkpoint(folder, variables, progress):
-    """Save the newest checkpoint, and keep the one before it; rank 0 does it."""
+    """Save the newest checkpoint and keep the one before it, on rank 0."""
     if ranks.rank:
         return
     newest = checkpoint_path(folder, "newest")

@@ -18,7 +18,7 @@ FAQ = 'docs/faq.md, "My own data"'
 
 
 class Image(typing.NamedTuple):
-    """One image of a data set, with the captions people wrote for it."""
+    """One image of a data set, with the captions that people wrote for it."""
     id: typing.Union[int, str]
     file_name: str                # inside the split's folder
     captions: typing.List[str]    # as written: neither tokenized nor lower-cased
@@ -26,7 +26,7 @@ class Image(typing.NamedTuple):
 
     @property
     def path(self):
-        """Its path below the data set, e.g. train2014/COCO_1.jpg, in one spelling."""
+        """Its normalized path below the data set, e.g. train2014/COCO_1.jpg."""
         return posixpath.normpath(f"{self.folder}/{self.file_name}")
 
 
@@ -37,7 +37,7 @@ def is_inside(name):
 
 
 def advice(data, of=""):
-    """How to get what a data set lacks, in words: step 1 can fetch only COCO's own.
+    """How to get what a data set lacks, for a message: step 1 downloads only COCO.
 
     of: the name of a split, or of a file. data: the folder, which may be missing.
     """
@@ -51,14 +51,14 @@ def advice(data, of=""):
 
 
 def again(path):
-    """What to do about a damaged file of annotations, in words."""
+    """What to do about a damaged annotations file, for a message."""
     return f"correct it, or {advice(os.path.dirname(os.path.dirname(path)), path)}"
 
 
 def splits(data):
-    """The sorted names of the splits in folder `data`: those that have captions.
+    """The sorted names of the splits in folder `data` that have captions.
 
-    Raises UserError where there is none.
+    Raises UserError if there are none.
     """
     folder = os.path.join(data, "annotations")
     found = os.listdir(folder) if os.path.isdir(folder) else []
@@ -70,19 +70,19 @@ def splits(data):
 
 
 def annotations_path(data, kind, split):
-    """Where the captions or the instances (kind) of a split are."""
+    """The path of a split's captions or instances (kind)."""
     return os.path.join(data, "annotations", f"{kind}_{split}.json")
 
 
 def image_path(data, split, file_name):
-    """Where the image called `file_name` in the annotations of `split` is."""
+    """The path of the image called `file_name` in the annotations of `split`."""
     return os.path.join(data, split, file_name)
 
 
 def split_of(image):
-    """The split whose folder an image is in, by its path below the data set.
+    """The split whose folder an image is in, from its path below the data set.
 
-    In the folder there may be others: an image's file_name may have folders, too.
+    That is the first folder: an image's file_name may contain further ones.
     """
     return image.replace(os.sep, "/").split("/")[0]
 
@@ -90,11 +90,11 @@ def split_of(image):
 def read_captions(data, split, strays=None):
     """The images of a split as a list of Image, in the file's order.
 
-    Captions keep their order too; an image without any has an empty list. An image is
-    a file: captions of entries with one file name are joined, under the first's id.
-    strays: a list that captions of images that are not listed are added to, as lines;
-    None: they are counted in a warning. Raises UserError, naming the file, if it is
-    missing, is not JSON, or is not what COCO calls captions.
+    Captions keep their order too; an image without any has an empty list. Entries with
+    the same file name are one image: their captions are joined, under the first id.
+    strays: a list that captions of unlisted images are appended to, as lines; None:
+    they are counted in a warning. Raises UserError, naming the file, if it is missing,
+    not JSON, or not in COCO's captions format.
     """
     path = annotations_path(data, "captions", split)
     return images_of(read_json(path), path, split, strays)
@@ -132,7 +132,7 @@ def images_of(content, path, split, strays=None):
 
 
 def whole_text(text):
-    """Text that can be written: halves of letters (lone surrogates) become U+FFFD."""
+    """Text that can be encoded: lone surrogates become U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
@@ -140,9 +140,9 @@ def read_boxes(data, split):
     """The objects of a split: {image id: ((width, height), [(name, (x, y, w, h))])}.
 
     name: of the category. In pixels of the original image, from its upper left corner.
-    An image without objects has no entry. Returns None where there is no
-    instances_<split>.json. Raises UserError, naming the file, if it is not what COCO
-    calls instances.
+    An image without objects has no entry. Returns None if there is no
+    instances_<split>.json. Raises UserError, naming the file, if it is not in COCO's
+    instances format.
     """
     def without_outline(item):  # most of the file, and gigabytes in memory
         item.pop("segmentation", None)
@@ -179,10 +179,10 @@ def has_boxes(data, images):
 
 
 def read_objects(data, images, ids):
-    """Of each image its size and objects: a list of ((width, height), [(name, box)]).
+    """The size and objects of images: a list of ((width, height), [(name, box)]).
 
-    images: their paths below `data`; ids: their ids, str. The boxes are those of the
-    pictures as they stand upright. Raises cli.UserError where there are none for them.
+    images: their paths below `data`; ids: their ids, str. Boxes refer to the upright
+    pictures. Raises cli.UserError if the images' splits have no boxes.
     """
     of_split = {}
     for split in sorted(set(map(split_of, images))):
@@ -198,7 +198,7 @@ def read_objects(data, images, ids):
 
 
 def read_json(path, keep=None):
-    """The content of a JSON file, or UserError; `keep` as in load_json."""
+    """The content of a JSON file, or UserError; keep: see load_json."""
     try:
         with atomic.reading(path, encoding="utf-8-sig") as file:
             return load_json(file, path, keep)
@@ -210,8 +210,8 @@ def read_json(path, keep=None):
 def load_json(file, path, keep=None):
     """The content of an open JSON file; UserError naming `path` if it is not JSON.
 
-    `keep` replaces every object as soon as it is parsed, so that what is not needed of
-    COCO's 330 MB of instances never piles up in memory.
+    keep: called on every object as soon as it is parsed, returns its replacement, so
+    that the unneeded parts of COCO's 330 MB of instances never pile up in memory.
     """
     try:
         return json.load(file, object_hook=keep)
@@ -222,14 +222,14 @@ def load_json(file, path, keep=None):
 def items(content, path, key, **types):
     """content[key], a list of objects with fields of the given types, or UserError.
 
-    What is text among these fields becomes whole_text.
+    Text in these fields goes through whole_text.
     """
     listed = content.get(key) if isinstance(content, dict) else None
     if not isinstance(listed, list):
         raise cli.UserError(f"{path}: has no list {key!r}; {again(path)}")
     for number, item in enumerate(listed):
         for field, allowed in types.items():
-            # type(), not isinstance(): true and false are no numbers here
+            # type(), not isinstance(): true and false are not numbers here
             if not isinstance(item, dict) or type(item.get(field)) not in allowed:
                 raise cli.UserError(f"{path}: item {number} of {key!r} has no valid "
                                     f"{field!r}; {again(path)}")

@@ -1,4 +1,4 @@
-"""The curves of a run: its loss and its scores, epoch by epoch."""
+"""Curves of a run: its loss and scores after each epoch."""
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -6,7 +6,7 @@ from runtime import atomic, drawing
 
 
 def write_curves(path, history, dropout):
-    """Draw them into a PNG file; the arguments are those of log.write_log."""
+    """Draw the curves into a PNG file; history, dropout: see log.write_log."""
     with drawing.defaults():
         figure = draw_curves(history, dropout)
         with atomic.writing(path) as file:
@@ -14,7 +14,7 @@ def write_curves(path, history, dropout):
 
 
 def draw_curves(history, dropout):
-    """Their Figure; history, dropout: as for log.write_log."""
+    """The curves as a Figure; history, dropout: see log.write_log."""
     training = "training (with dropout)" if dropout else "training"
     panels = [("cross-entropy (nats a word)",
                (("train_loss", "#4477aa", training),
@@ -26,7 +26,7 @@ def draw_curves(history, dropout):
         panels.append(("score of validation captions (%)",
                        (("val_cider", "#228833", "CIDEr"),
                         ("val_bleu4", "#aa3377", "BLEU-4"))))
-    if all("val_entropy" in row for row in history):  # releases before had none
+    if all("val_entropy" in row for row in history):  # not in earlier releases
         panels.append(("maps of validation captions (%)",
                        (("val_entropy", "#66ccee", "entropy (even: 100)"),
                         ("val_change", "#ccbb44", "change from word to word"))))

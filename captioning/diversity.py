@@ -1,4 +1,4 @@
-"""How different several captions of an image are, and how good the best of them is."""
+"""How diverse several captions of an image are, and how good the best of them is."""
 import collections
 
 import numpy as np
@@ -8,15 +8,15 @@ from captioning import scores
 
 
 def diversity(samples, references, training=None):
-    """The figures that the field gives for a set of captions: an ordered {what: float}.
+    """The usual diversity figures of a set of captions: an ordered {what: float}.
 
-    samples: {id: list of N captions}. references: {id: list of captions}. training: as
-    for scores.habits.
+    samples: {id: list of N captions}. references: {id: list of captions}. training: see
+    scores.habits.
 
-    Distinct n-grams are those of an image's captions, by their words (Div-n of Shetty
-    et al. 2017). CIDEr is that of the best caption of each image, which an oracle would
-    choose (Vijayakumar et al. 2018), and the mean of all. Also returns the name of the
-    tokenizer.
+    Distinct n-grams are counted over an image's captions and divided by their words
+    (Div-n of Shetty et al. 2017). CIDEr is given for each image's best caption, the
+    choice of an oracle (Vijayakumar et al. 2018), and as the mean of all. Also returns
+    the name of the tokenizer.
     """
     ids, N = sorted(samples), len(next(iter(samples.values())))
     plain = [[scores.plain(caption) for caption in samples[i]] for i in ids]
@@ -42,9 +42,9 @@ def diversity(samples, references, training=None):
 
 
 def distinct(groups, n):
-    """Distinct n-grams of a group of captions by its words, the mean over the groups.
+    """Distinct n-grams of a group of captions over its words, averaged over groups.
 
-    groups: of each image a list of captions, lists of words.
+    groups: for each image a list of captions, which are lists of words.
     """
     shares = []
     for group in groups:

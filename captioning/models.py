@@ -1,4 +1,4 @@
-"""The models of runs: built from their settings, and loaded with their weights."""
+"""Models of runs, built from their settings and loaded with their weights."""
 import typing
 
 from captioning.checkpoints import checkpoint_path, load_checkpoint
@@ -9,7 +9,7 @@ from captioning.tokens import Vocabulary, vocabulary_path
 from model import Captioner, Sizes, likeliest
 from runtime import cli
 
-LOOKING = {"expected": None, "likeliest": likeliest}  # runs.LOOKS for a Captioner
+LOOKING = {"expected": None, "likeliest": likeliest}  # runs.LOOKS -> Captioner's look
 
 
 class LoadedRun(typing.NamedTuple):
@@ -18,15 +18,15 @@ class LoadedRun(typing.NamedTuple):
     settings: dict
     vocabulary: Vocabulary
     model: Captioner
-    history: typing.List[dict]  # of each finished epoch, what log.csv says
+    history: typing.List[dict]  # the row of log.csv for each finished epoch
 
 
 def load_run(name, checkpoint="best", folder=None, look=None):
-    """The LoadedRun of this name, with its weights.
+    """Load the run of this name: a LoadedRun.
 
     checkpoint: 'best', 'newest' or 'previous'. folder: see `read_run`. look: see
-    `build`. Raises cli.UserError where the run does not exist, is damaged, or its parts
-    do not fit together.
+    `build`. Raises cli.UserError if the run does not exist, is damaged, or its parts do
+    not fit together.
     """
     run = read_run(name, folder)
     try:
@@ -41,11 +41,11 @@ def load_run(name, checkpoint="best", folder=None, look=None):
 
 
 def build(settings, look=None):
-    """The Captioner of a settings.json, with its first weights.
+    """Build the Captioner of a settings.json, with its initial weights.
 
-    look: a key of LOOKING, what z is made with; None: as it was trained, with hard
-    attention the likeliest location, but where one is drawn. Raises ValueError,
-    KeyError or TypeError where these are not such settings.
+    look: a key of LOOKING, how attention is turned into a context; None: as in
+    training, where hard attention means the likeliest location unless one is sampled.
+    Raises ValueError, KeyError or TypeError if the settings are invalid.
     """
     settings = completed(settings)
     return Captioner(Sizes(**settings["sizes"]), gate=not settings["no_gate"],
@@ -56,11 +56,11 @@ def build(settings, look=None):
 
 
 def start_from(name, model, vocabulary, features):
-    """Give the model of a new run the weights of another run, after its best epoch.
+    """Initialize the model of a new run with another run's weights, of its best epoch.
 
-    name: of that run. vocabulary, features: the Vocabulary of the new one, and the
-    folder of its features. Raises cli.UserError where these are not what the weights
-    were trained on, or the weights do not fit.
+    name: of that run. vocabulary, features: the new run's Vocabulary and folder of
+    features. Raises cli.UserError if the weights were trained on other words or
+    features, or do not fit.
     """
     run = load_run(name)
     if run.vocabulary.digest() != vocabulary.digest():
