@@ -2,6 +2,7 @@
 # make photo   captions of the photographs in demo/photos, or of PICTURE=file or folder, by
 #              the run RUN=flickr8k: a page in which one points at words, and figures
 # make test    the tests, or those in TESTS=
+# make quick   two minutes of them, to run while working: model, decoding, tokens, options...
 # make test-1.9, test-1.15, test-2   likewise, with another TensorFlow, which stands in
 #                                    .venv-1.9, ...
 # make test-versions                 these three, one after the other
@@ -20,9 +21,10 @@
 PY = .venv/bin/python
 JOBS ?= 2
 RUN ?= flickr8k
+QUICK = house options flags model decode maps grid schedule rewards consensus
 export GPU PICTURE
 
-.PHONY: help env demo photo test test-versions torture bench bench-peers bench-gpu horovod mpi lint clean distclean
+.PHONY: help env demo photo test quick test-versions torture bench bench-peers bench-gpu horovod mpi lint clean distclean
 
 help:
 	@sed -n '/^PY/q; s/^# //p' Makefile
@@ -37,8 +39,7 @@ demo: env
 	$(PY) -m demo.draw_scenes --data demo/data
 	$(PY) extract_features.py --data demo/data --network efficientnet-lite2 --side 292
 	$(PY) tokenize_captions.py --data demo/data
-	$(PY) train.py --data demo/data --run demo --epochs 4 --batch-size 32 --units 256 \
-		--embedding 256 --dropout 0.5 --decay 1 --guidance 0.05 --no-word-query --average 0.99
+	$(PY) train.py --data demo/data --run demo @recipes/demo.txt
 	$(PY) evaluate.py --run demo
 	$(PY) -m demo.score_scenes --run demo
 	$(PY) -m analysis.pointing --run demo
@@ -55,6 +56,9 @@ test: env
 	status=0; for part; do \
 		$(PY) -m pytest -n $(JOBS) --dist loadfile $$part || status=$$?; \
 	done; exit $$status
+
+quick: env
+	@$(MAKE) --no-print-directory test TESTS="$(patsubst %,tests/test_%.py,$(QUICK))"
 
 test-%:
 	@./tools/make_env.sh $*

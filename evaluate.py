@@ -125,8 +125,7 @@ def evaluate(args, run, data):
 
     begin = time.time()
     beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
-                         max_steps=args.max_steps, length_power=args.length_power,
-                         forbidden=forbidden(args))
+                         max_steps=args.max_steps, length_power=args.length_power)
     if args.consensus:
         beams = in_order(beams)
     watchdog.waits_for(None)  # the scorers may take long
@@ -196,28 +195,24 @@ def sample(args, run, data):
     """
     references, described = described_images(args, data)
     training = read_training(run, data.source["tokens"])
-    drawn = sample_files(run.model, data.paths, args.batch_size, args.sample,
-                         args.max_steps, args.seed, temperature=args.temperature,
-                         top_p=args.top_p, forbidden=forbidden(args))
+    count, seed = args.sample
+    drawn = sample_files(run.model, data.paths, args.batch_size, count,
+                         args.max_steps, seed, temperature=args.temperature,
+                         top_p=args.top_p, forbidden=(PAD, START, UNK))
     watchdog.waits_for(None)  # the scorers may take long
     samples = {i: [run.vocabulary.decode(caption.words) for caption in group]
                for i, group in zip(data.ids, drawn)}
     figures, tokenizer = diversity({i: samples[i] for i in described}, references,
                                    training)
     path = write_samples(run.folder, data.name, samples, dict(
-        diversity=figures, tokenizer=tokenizer, split=args.split, samples=args.sample,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+        diversity=figures, tokenizer=tokenizer, split=args.split, samples=count,
+        temperature=args.temperature, top_p=args.top_p, seed=seed,
         checkpoint=args.checkpoint, epoch=len(run.history), source=data.source))
-    print(f"{args.sample} captions of each of {len(described)} images of {args.split}, "
+    print(f"{count} captions of each of {len(described)} images of {args.split}, "
           f"epoch {len(run.history)}, tokenizer: {tokenizer}\n")
     cli.table([("", "sampled")] + [(name, f"{value:.2f}")
                                    for name, value in figures.items()])
     print(f"\nwritten: {path}")
-
-
-def forbidden(args):
-    """The words that are never decoded."""
-    return (PAD, START) + (() if args.allow_unk else (UNK,))
 
 
 def read_training(run, tokens):
@@ -285,12 +280,9 @@ def arguments():
                         help="paired bootstrap against another run's captions")
     parser.always("--batch-size", type=cli.positive, default=64, help="images")
     parser.always("--tokens", otherwise="those of the run",
-                  help="folder of step 3; results on another data set get a name of "
-                       "their own")
+                  help="folder of step 3, inside its data set; results on another data "
+                       "set get a name of their own")
     parser.always("--features", otherwise="those of the run", help="folder of step 2")
-    parser.add_argument("--data", needs="--tokens",
-                        otherwise="the folder that holds --tokens",
-                        help="the data set they belong to")
     watchdog.add_flag(parser)
     return parser.parse_args()
 

@@ -29,7 +29,7 @@ from captioning.figures import COLOURS, FORMATS, LONGEST_SIDE, draw, notes_of
 from captioning.names import boxes_of
 from captioning.own import BEAM, caption_own, load
 from captioning.pictures import load_picture, titles
-from captioning.runs import add_run_flag, read_run
+from captioning.runs import add_run_flag, has_gate, read_run
 from runtime import cli
 
 
@@ -82,7 +82,7 @@ def draw_split(run, args):
             continue
         words = run.vocabulary.words(decoded.words[i, :decoded.steps[i]])
         notes = notes_of(decoded.log_probs[i, :len(words)],
-                         None if run.settings["no_gate"] else decoded.betas[i])
+                         decoded.betas[i] if has_gate(run.settings) else None)
         drawn.append(_figure(run, args, prefix + title[i], picture, words,
                              decoded.alphas[i, :len(words)], notes,
                              boxes_of(words, *objects[n]) if args.boxes else None))

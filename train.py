@@ -55,10 +55,11 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
 from captioning.features import read_record, shape_of
 from captioning.lineage import refuse_seen_by_ancestors, write_lineage
 from captioning.log import curves_path, tell, write_log
-from captioning.options import OPTIMIZERS, arguments, fixed
+from captioning.options import fixed
 from captioning.models import build, start_from
 from captioning.own import keep_for_pictures
-from captioning.runs import commit, model_digest, run_folder, write_settings
+from captioning.resuming import arguments, write_settings
+from captioning.runs import commit, run_folder
 from captioning.schedule import epochs_since_best, learning_rate_at
 from captioning.tokens import read_references
 from captioning.validation import ValidationScorer, validate
@@ -70,8 +71,11 @@ from methods.scheduled_sampling import with_own_words
 from methods.self_critical import SelfCritical, read_rewards
 from model import DoublyStochastic, Sizes, loss
 from runtime import cli, ranks, watchdog
-from runtime.tf import (Variable, compiled, device_errors, device_name, event_writer,
-                        start, tf, unsorted_segment_sum, use_precision)
+from runtime.tf import (AdamOptimizer, RMSPropOptimizer, Variable, compiled,
+                        device_errors, device_name, event_writer, start, tf,
+                        unsorted_segment_sum, use_precision)
+
+OPTIMIZERS = {"adam": AdamOptimizer, "rmsprop": RMSPropOptimizer}
 
 
 class Trainer:
@@ -289,9 +293,8 @@ def settings_of(args, vocabulary):
                   hidden=args.units, attention=args.units)
     return dict(vars(args), sizes=sizes._asdict(), shape=shape, device=device_name(),
                 vocabulary_digest=vocabulary.digest(), commit=commit(),
-                model_digest=model_digest(), extractor=read_record(args.features),
-                versions={"tensorflow": tf.__version__, "numpy": np.__version__},
-                processes=ranks.size)
+                extractor=read_record(args.features), processes=ranks.size,
+                versions={"tensorflow": tf.__version__, "numpy": np.__version__})
 
 
 def terms_of(args):
@@ -312,7 +315,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
     settings, events = settings_of(args, vocabulary), None
     if ranks.rank == 0:
         images = {name: some.tokens.images.tolist() for name, some in splits.items()}
-        write_settings(folder, settings, images, vocabulary, fixed)
+        write_settings(folder, settings, images, vocabulary)
         write_lineage(args, images["train"])
         keep_for_pictures(folder, args.data, args.features, splits)
         events = event_writer(folder)

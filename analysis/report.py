@@ -46,7 +46,7 @@ from captioning.log import curves_path
 from captioning.names import boxes_of
 from captioning.own import BEAM, caption_own, load
 from captioning.pictures import load_picture
-from captioning.runs import add_run_flag, read_run, run_name
+from captioning.runs import add_run_flag, has_gate, read_run, run_name
 from captioning.tokens import read_references
 from runtime import atomic, cli
 
@@ -124,8 +124,8 @@ class RunView:
                             if name in each}},
                 facts_of(words, self.decoded.log_probs[row, :T],
                          self.decoded.alphas[row, :T],
-                         None if self.run.settings["no_gate"]
-                         else self.decoded.betas[row, :T], self.grid,
+                         self.decoded.betas[row, :T] if has_gate(self.run.settings)
+                         else None, self.grid,
                          [drops.get(place) for place in range(T)], objects))
 
 

@@ -312,6 +312,12 @@ def read_maps(paths):
     return maps
 
 
+def sample_and_seed(text):
+    """An argparse type: '5' or '5:1', how many captions an image and the seed."""
+    count, _, seed = text.partition(":")
+    return cli.positive(count), cli.seed(seed or "0")
+
+
 def add_flags(parser):
     """Flags about how captions are searched or drawn."""
     parser.add_argument("--beam", without="--sample", type=cli.positive, default=1,
@@ -325,9 +331,9 @@ def add_flags(parser):
     parser.add_argument("--n-best", without="--sample", type=cli.positive, metavar="N",
                         help="also write the N best captions of the beam and their "
                              "log probabilities")
-    parser.always("--sample", type=cli.positive, metavar="N",
-                  help="draw N captions of each image by their probability, and tell "
-                       "how different they are")
+    parser.always("--sample", type=sample_and_seed, metavar="N[:SEED]",
+                  help="draw N captions of each image by their probability, and report "
+                       "their diversity; another seed than 0 draws others")
     parser.add_argument("--temperature", needs="--sample",
                         type=cli.number(float, above=0), default=1.,
                         help="divides the logits")
@@ -335,6 +341,3 @@ def add_flags(parser):
                         type=cli.number(float, above=0, at_most=1), default=1.,
                         help="draw among the most probable words that have this share "
                              "together")
-    parser.add_argument("--seed", needs="--sample", type=cli.seed, default=0,
-                        help="which captions are drawn")
-    parser.always("--allow-unk", action="store_true", help="let the model write UNK")

@@ -65,7 +65,7 @@ def find_inputs(args, runs):
     tokens = read_tokens(source["tokens"], args.split)
     name = args.split
     if args.tokens:
-        source["data"] = args.data or os.path.dirname(os.path.abspath(args.tokens))
+        source["data"] = os.path.dirname(os.path.abspath(args.tokens))
         if not is_own_data(run, args.tokens):
             name += "_of_" + os.path.basename(os.path.abspath(source["data"]))
     for each in runs:

@@ -18,7 +18,7 @@ import typing
 from tqdm import tqdm
 
 from captioning.features import feature_path
-from captioning.runs import (completed, find_run, is_begun, read_settings, read_split,
+from captioning.runs import (find_run, is_begun, read_settings, read_split,
                              run_folder)
 from captioning.tokens import read_images, read_references, references_path
 from runtime import atomic, cli, watchdog
@@ -80,10 +80,11 @@ def read_lineage(folder, younger=()):
                             "unknown; put it back, or train another run")
     own = Generation(os.path.basename(folder), dict.fromkeys(
         map(spelled, read_split(folder)["train"])), {})
-    parent = completed(read_settings(folder)).get("start_from")
+    parent = read_settings(folder).get("start_from")
     if not parent:
         return [own]
-    parent = os.path.join(os.path.dirname(folder), parent)
+    parent = os.path.join(os.path.dirname(folder), os.path.basename(
+        os.path.normpath(parent)))  # it may have been given as a path
     if parent in younger or not os.path.isdir(parent):
         cli.warn(f"{folder}: started from {parent}, which is gone, so not all images "
                  "that it was trained on are known")

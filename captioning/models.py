@@ -3,8 +3,8 @@ import typing
 
 from captioning.checkpoints import checkpoint_path, load_checkpoint
 from captioning.features import check_network
-from captioning.runs import (completed, damaged, how_it_looks, model_digest, read_run,
-                             settings_path)
+from captioning.options import completed
+from captioning.runs import damaged, how_it_looks, read_run, settings_path
 from captioning.tokens import Vocabulary, vocabulary_path
 from model import Captioner, Sizes, likeliest
 from runtime import cli
@@ -33,9 +33,6 @@ def load_run(name, checkpoint="best", folder=None, look=None):
         model = build(run.settings, look)
     except (ValueError, KeyError, TypeError):
         raise damaged(run.folder)
-    if run.settings.get("model_digest", model_digest()) != model_digest():
-        cli.warn(f"model.py is not the one that trained {run.folder} (commit "
-                 f"{run.settings.get('commit')}); it may give other captions")
     progress = load_checkpoint(checkpoint_path(run.folder, checkpoint), model.weights)
     return LoadedRun(*run, model, progress.history)
 
@@ -48,10 +45,11 @@ def build(settings, look=None):
     Raises ValueError, KeyError or TypeError if the settings are invalid.
     """
     settings = completed(settings)
-    return Captioner(Sizes(**settings["sizes"]), gate=not settings["no_gate"],
-                     initial_state=settings["initial_state"],
-                     recurrent=not settings["no_state"], seed=settings["seed"],
-                     word_query=not settings["no_word_query"],
+    without = settings["without"]
+    return Captioner(Sizes(**settings["sizes"]), gate="gate" not in without,
+                     initial_state="zeros" if "h0" in without else "mean",
+                     recurrent="state" not in without, seed=settings["seed"],
+                     word_query="word-query" not in without,
                      look=LOOKING[look or how_it_looks(settings)])
 
 

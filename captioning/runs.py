@@ -5,23 +5,17 @@
     checkpoints/<run>/split.json         the images of training and validation
 """
 import argparse
-import hashlib
 import json
 import os
 import subprocess
 import typing
 
-from captioning.features import check_network
-from captioning.tokens import LARGEST, Vocabulary, read_vocabulary, write_vocabulary
+from captioning.tokens import LARGEST, Vocabulary, read_vocabulary
 from runtime import atomic, cli
 from runtime.flags import did_you_mean
 
 RUNS = "checkpoints"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# What runs of earlier releases, whose settings do not say, were trained with
-EARLIER = {"guidance": 0., "no_word_query": True, "schedule": "epochs", "average": None,
-           "start_share": 0., "label_smoothing": 0., "scheduled_sampling": 0.,
-           "attention": "soft", "expected": None, "reinforce": None, "entropy": None}
 LOOKS = ("expected", "likeliest")  # what z is made with, see models.LOOKING
 
 
@@ -103,7 +97,7 @@ def read_run(name, folder=None):
     folder = find_run(name, folder)
     settings = read_settings(folder)
     try:
-        sizes, _ = settings["sizes"], settings["no_gate"]
+        sizes = settings["sizes"]
         if not all(type(size) is int and 0 < size < LARGEST for size in sizes.values()):
             raise ValueError(f"bad sizes {sizes}")
         words = sizes["vocabulary"]
@@ -153,81 +147,14 @@ def read_split(folder):
     return split
 
 
+def has_gate(settings):
+    """Whether a run of these settings, of whatever release, has beta."""
+    return not settings.get("no_gate") and "gate" not in settings.get("without", ())
+
+
 def how_it_looks(settings):
     """What z is made with in a run of these settings: a key of LOOKS."""
     return "likeliest" if settings.get("attention") == "hard" else "expected"
-
-
-def completed(settings):
-    """Settings with all that they need to have; see EARLIER."""
-    found = dict(EARLIER, **settings)
-    if found.get("start_from"):  # it may have been given as a path
-        found["start_from"] = os.path.basename(os.path.normpath(found["start_from"]))
-    return found
-
-
-def settings_to_resume(folder):
-    """The settings of a run that has begun; empty for a new run. folder: the run's.
-
-    Defaults may change from release to release: a run keeps its own.
-    """
-    try:
-        with atomic.reading(settings_path(folder)) as file:
-            settings = completed(json.load(file))
-        return settings if is_begun(folder) else {}
-    except (FileNotFoundError, ValueError, TypeError):  # check_settings will tell
-        return {}
-
-
-def write_settings(folder, settings, images, vocabulary, fixed):
-    """Write a new run's settings, or check that an old run is resumed with the same.
-
-    images: {'train', 'val': list of str}, what `read_split` returns. vocabulary: a
-    Vocabulary. fixed: tells of settings which of them must be the same. A run that has
-    no checkpoint yet (out of memory, say) may begin again with other settings. Raises
-    cli.UserError where the run is another one.
-    """
-    if is_begun(folder):
-        check_settings(folder, settings, images, fixed)
-    os.makedirs(folder, exist_ok=True)
-    atomic.write_json(split_path(folder), images)
-    atomic.write_json(settings_path(folder), settings)
-    write_vocabulary(folder, vocabulary)
-
-
-def check_settings(folder, settings, images, fixed):
-    """Raise cli.UserError where a run was started with other settings or images.
-
-    The arguments are those of `write_settings`.
-    """
-    path = settings_path(folder)
-    try:
-        with atomic.reading(path) as file:
-            before = completed(json.load(file))
-        names = fixed(before)
-        other = [key for key in names + ["sizes", "vocabulary_digest"]
-                 if before.get(key) != settings[key]]
-    except FileNotFoundError:
-        raise cli.UserError(f"{path}: missing, so what these checkpoints are of is "
-                            "unknown; put it back, or choose another --run")
-    except (ValueError, AttributeError, TypeError):
-        raise cli.UserError(f"{path}: damaged; choose another --run")
-    if before.get("shipped"):
-        name = os.path.basename(folder)
-        raise cli.UserError(f"{folder}: this run ships with the project and is not "
-                            "trained further; choose another --run, and --start-from "
-                            f"{name} to begin with its weights")
-    if other:
-        were = ", ".join(f"{key} {before.get(key)}" for key in other if key in names)
-        raise cli.UserError(
-            f"{path}: this run was started with another "
-            + f"{', '.join(other)}; repeat its command".replace("_", " ")
-            + (f" ({were})".replace("_", " ") if were else "")
-            + ", or choose another --run")
-    check_network(settings["features"], before, folder)
-    if read_split(folder) != images:
-        raise cli.UserError(f"{folder}: this run was started with other images; "
-                            "tokenize those again, or choose another --run")
 
 
 def commit():
@@ -242,9 +169,3 @@ def commit():
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def model_digest():
-    """What tells two versions of model.py apart: its SHA-256."""
-    with atomic.reading(os.path.join(HERE, "model.py"), "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()

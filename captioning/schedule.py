@@ -40,8 +40,7 @@ def worse_epochs(history, select):
 def learning_rate_at(args, history, done):
     """The learning rate when the share `done` of the epoch after this history is done.
 
-    args: the command's, see options.py. It grows with the batch where --base-batch-size
-    is given, and rises to its height in the first --warm-up epochs (Goyal et al. 2017).
+    args: the command's, see options.py.
     """
     passed = len(history) + done
     height = args.learning_rate
@@ -51,8 +50,4 @@ def learning_rate_at(args, history, done):
         height *= args.decay ** worse_epochs(history, args.select)
     else:
         height *= args.decay ** len(history)
-    if args.base_batch_size:
-        height *= args.batch_size / args.base_batch_size
-    if args.warm_up:
-        height *= min(1, passed / args.warm_up)
     return height

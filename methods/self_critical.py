@@ -136,5 +136,4 @@ def read_rewards(args, captions, vocabulary):
             raise cli.UserError(f"{references_path(args.tokens, 'train')}: has nothing "
                                 f"of {captions.tokens.images[i]}; run "
                                 "tokenize_captions.py again")
-    return Rewards(vocabulary, groups, args.bleu_reward or 0.,
-                   args.meteor_reward or 0.)
+    return Rewards(vocabulary, groups, args.bleu_reward or 0.)

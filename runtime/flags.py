@@ -21,10 +21,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         notes = [f"{word} {' or '.join(conditions)}" for word, conditions in
                  (("only with", getattr(action, "needs", ())),
                   ("not with", getattr(action, "without", ()))) if conditions]
-        default = getattr(action, "otherwise", None) or (
-            action.default if action.option_strings else None)
-        if not any(default is none for none in (None, False, argparse.SUPPRESS)):
-            notes.append(f"default: {_as_typed(default)}")
+        default = default_of(action)
+        if default:
+            notes.append(f"default: {default}")
         return action.help + (f" ({'; '.join(notes)})" if notes else "")
 
 
@@ -34,6 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     Its `given` are the names of the arguments that the command line had.
     """
+    _group = None
 
     def __init__(self, doc, **kwargs):
         # allow_abbrev: a flag that is added later must not change what an old command
@@ -49,13 +49,17 @@ class Parser(argparse.ArgumentParser):
         warns where its data leave the flag without effect. always: it has one in any
         case. otherwise: its default in words, where that depends on something.
         """
-        action = super().add_argument(*names, **kwargs)
+        action = (self._group or super()).add_argument(*names, **kwargs)
         action.needs, action.without = (
             (some,) if isinstance(some, str) else tuple(some)
             for some in (needs, without))
         action.always, action.says = always, bool(needs or without or by_data or always)
         action.otherwise, action.off = otherwise, action.default
         return action
+
+    def begin_group(self, title):
+        """Have --help list the arguments that are added from now on under a title."""
+        self._group = self.add_argument_group(title)
 
     def always(self, *names, **kwargs):
         """Add an argument that has an effect whatever the others are."""
@@ -112,6 +116,15 @@ def did_you_mean(word, known):
     by_plain = {plain(name): name for name in known}
     found = difflib.get_close_matches(plain(word), sorted(by_plain), 1)
     return f"; did you mean {by_plain[found[0]]}?" if found else ""
+
+
+def default_of(action):
+    """The default of an argument in words, as one would type it; '' for none."""
+    default = getattr(action, "otherwise", None) or (
+        action.default if action.option_strings else None)
+    if any(default is none for none in (None, False, argparse.SUPPRESS)):
+        return ""
+    return _as_typed(default)
 
 
 def _as_typed(value):

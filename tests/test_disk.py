@@ -18,6 +18,7 @@ from captioning.features import (SHAPE, calibration_path, feature_path, find_fea
                                  record_path)
 from captioning.inception import calibrate
 from captioning.lite2 import read_state
+from captioning.resuming import settings_to_resume
 from captioning.tokens import (read_images, read_references, read_tokens,
                                read_vocabulary, references_path, tokens_path,
                                vocabulary_path)
@@ -51,7 +52,7 @@ READERS = {  # of every file: where it is in a folder, and what reads it
     decoded.nbest_path("", "val"): lambda: decoded.read_nbest("", "val"),
     run_files.split_path(""): lambda: run_files.read_split(""),
     "checkpoints/a/settings.json": lambda: run_files.read_run("a"),
-    "settings.json": lambda: run_files.settings_to_resume(""),
+    "settings.json": lambda: settings_to_resume(""),
     "captions.json": lambda: read_json("captions.json")}
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from captioning import options
+from captioning import options, resuming
 from commands import exit_status
 from runtime import cli
 from test_cli import modules
@@ -179,7 +179,7 @@ def test_unknown_flag_is_told_the_nearest(module, words, nearest, capsys, monkey
     monkeypatch.setattr(sys, "argv", [module + ".py", *words.split()])
     build = importlib.import_module(module)
     make = build.arguments if module != "train" else (
-        lambda: options.arguments("doc"))
+        lambda: resuming.arguments("doc"))
     assert exit_status(make) == 2
     line = capsys.readouterr()[1]
     assert re.findall("did you mean (--[a-z-]+)[?]", line) == [nearest] * bool(nearest)

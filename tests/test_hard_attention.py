@@ -239,12 +239,12 @@ def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,
 
 def test_it_begins_from_a_soft_run_and_looks_at_one_location(runs):
     assert runs("a", 2)[0] == 0
-    assert runs("b", 1, *HARD, "--start-from", "a", "--reinforce", "2")[0] == 0
+    assert runs("b", 1, *HARD, "--start-from", "a")[0] == 0
     assert load_run("a").model.look is None
     run = load_run("b")
     assert run.model.look is likeliest
     assert [run.settings[key] for key in ("expected", "reinforce", "entropy")] == [
-        .5, 2., .002]
+        .5, 1., .002]
     assert build({key: value for key, value in run.settings.items()
                   if key != "attention"}).look is None  # as earlier releases
 
@@ -262,8 +262,7 @@ def test_run_of_an_earlier_release_does_not_become_hard(runs):
 
 
 @pytest.mark.parametrize("flags, line", [
-    (("--reinforce", "1"), "--reinforce: has no effect without --attention hard"),
-    (("--expected", ".2"), "--expected: has no effect without --attention hard"),
+    (("--expected", ".2"), "unrecognized arguments: --expected"),
     (HARD + ("--start-from", "a", "--self-critical"), "leave one of the two out")])
 def test_flags_that_do_not_go_together_are_refused(runs, flags, line):
     assert line in refusal(runs("b", 1, *flags))

@@ -1,20 +1,23 @@
 """What becomes of each flag of train.py when a run is resumed."""
 import json
 import os
+import re
 import sys
 
 import pytest
 
-from captioning.options import arguments, build_parser, fixed
-from captioning.runs import settings_path, write_settings
-from commands import exit_status
+from captioning.options import build_parser, fixed
+from captioning.resuming import arguments, write_settings
+from captioning.runs import settings_path
+from commands import ROOT, exit_status
 from runtime import cli
 from test_flags import flags_of, sample_of, with_needs
+from tools.options_table import page
 from worlds import VOCABULARY
 
 # What a run can be resumed with another of; it stays the run that it was.
-FREE = {"data", "tokens", "features", "run", "save_minutes", "max_bad", "hang_minutes",
-        "patience", "allow_seen"}
+FREE = {"data", "tokens", "features", "run", "save_minutes", "hang_minutes", "patience",
+        "allow_seen"}
 IMAGES = {"train": ["train/1.jpg"], "val": ["val/2.jpg", "val/3.jpg"]}
 
 
@@ -33,7 +36,7 @@ def begin(args):
     """Write a run's settings as train.py does, and that it has begun; or check them."""
     folder = os.path.join("checkpoints", args.run)
     write_settings(folder, dict(vars(args), sizes=[], vocabulary_digest="a"), IMAGES,
-                   VOCABULARY, fixed)
+                   VOCABULARY)
     open(os.path.join(folder, "newest.npz"), "a").close()
 
 
@@ -113,19 +116,89 @@ def test_defaults_of_a_later_release_do_not_change_a_run(read):
     path = settings_path("checkpoints/a")
     with open(path) as file:
         settings = json.load(file)
-    for name in ("guidance", "no_word_query", "expected"):  # as before there were these
+    for name in ("guidance", "without", "expected"):  # as before there were these
         del settings[name]
-    settings["units"] = 99
+    settings.update(units=99, no_gate=True, clip=3.)  # flags once
     with open(path, "w") as file:
         json.dump(settings, file)
     args = read("--run", "a")
-    assert (args.units, args.guidance, args.no_word_query, args.expected) == (
-        99, 0, True, None)
+    assert (args.units, args.guidance, args.without, args.expected, args.clip) == (
+        99, 0, ["gate", "word-query"], .5, 3.)
     begin(args)
 
 
 def test_flags_that_a_resumed_run_turns_on_have_their_effect(read, capsys):
-    begin(read("--run", "a", "--attention", "hard", "--entropy", ".5"))
-    assert read("--run", "a", "--entropy", ".5").entropy == .5
-    assert exit_status(lambda: read("--run", "b", "--entropy", ".5")) == 2
-    assert "--entropy: has no effect without --attention hard" in capsys.readouterr()[1]
+    begin(read("--run", "a", "--start-from", "x", "--self-critical", "--bleu-reward",
+               ".5"))
+    assert read("--run", "a", "--bleu-reward", ".5").bleu_reward == .5
+    assert exit_status(lambda: read("--run", "b", "--bleu-reward", ".5")) == 2
+    assert "--bleu-reward: has no effect without --self-critical" in (
+        capsys.readouterr()[1])
+
+
+@pytest.mark.parametrize("name, value", [("warm_up", 1.), ("meteor_reward", 2.),
+                                         ("base_batch_size", 32)])
+def test_run_that_was_made_with_a_flag_that_is_gone_is_not_gone_on_with(name, value,
+                                                                        read):
+    begin(read("--run", "a"))
+    path = settings_path("checkpoints/a")
+    with open(path) as file:
+        settings = json.load(file)
+    for now in (None, value):
+        settings.update({name: now}, commit="abc")
+        with open(path, "w") as file:
+            json.dump(settings, file)
+        if now is None:
+            assert read("--run", "a").run == "a"
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(cli.UserError, match=f"{flag} {value}.* commit abc"):
+        read("--run", "a")
+
+
+@pytest.mark.parametrize("words, expected", [
+    (("gate",), ["gate"]),
+    (("word-query", "h0", "gate"), ["gate", "h0", "word-query"])])
+def test_parts_that_are_left_out_are_the_same_in_any_order(words, expected, read):
+    begin(read("--run", "a", "--without", *words))
+    args = read("--run", "a", "--without", *reversed(words))
+    assert args.without == read("--run", "a").without == expected
+    begin(args)
+    with pytest.raises(cli.UserError, match="without"):
+        begin(read("--run", "a", "--without", "state"))
+
+
+# --- recipes --------------------------------------------------------------------------
+
+def test_recipe_stands_for_its_flags_and_those_after_it_count(read, tmp_path):
+    (tmp_path / "mine.txt").write_text("# mine\n--epochs 3 --without gate h0  # both\n"
+                                       "\n--decay .5\n")
+    args = read("@mine.txt", "--decay", ".25", "--run", "a")
+    assert (args.epochs, args.without, args.decay) == (3, ["gate", "h0"], .25)
+    assert read("--decay", ".25", "@mine.txt").decay == .5
+
+
+@pytest.mark.parametrize("recipe", sorted(os.listdir(os.path.join(ROOT, "recipes"))))
+def test_every_recipe_is_read(recipe, read):
+    args = read("@" + os.path.join(ROOT, "recipes", recipe), "--start-from", "x")
+    usual = read("--start-from", "x")
+    assert vars(args) != vars(usual)
+
+
+# --- --help ---------------------------------------------------------------------------
+
+def test_help_prints_each_flag_once_in_groups_and_its_default_once(capsys):
+    parser = build_parser("doc")
+    assert len(list(flags())) <= 30
+    text = parser.format_help()
+    for group in ("data", "model", "training", "attention", "self-critical", "saving"):
+        assert f"\n{group}:\n" in text
+    for action in flags_of(parser):
+        assert len(re.findall(rf"^  {action.option_strings[0]}\b", text, re.M)) == 1
+    for part in re.split(r"^  --", text, flags=re.M)[1:]:
+        assert part.count("default") <= 1, part
+
+
+def test_options_page_has_the_table(read):
+    """Made anew with: python -m tools.options_table > docs/options-of-training.md"""
+    with open(os.path.join(ROOT, "docs", "options-of-training.md")) as file:
+        assert file.read() == page()

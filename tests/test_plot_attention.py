@@ -69,7 +69,7 @@ def test_split_is_drawn_with_the_words_before_the_end(tmp_path, monkeypatch, cap
     calls = []
     real = pa.draw
     monkeypatch.setattr(pa, "draw", lambda *args: calls.append(args) or real(*args))
-    run = Run(str(tmp_path), {"data": str(tmp_path / "data"), "no_gate": False},
+    run = Run(str(tmp_path), {"data": str(tmp_path / "data"), "without": []},
               VOCABULARY)
     monkeypatch.setattr(sys, "argv", ["plot_attention.py"])
     paths = pa.draw_split(run, pa.arguments())

@@ -192,7 +192,7 @@ def steps_shares(processes):
 # --- whole runs -----------------------------------------------------------------------
 
 TRAINING = (os.path.join(ROOT, "train.py"), "--embedding", "7", "--units", "11",
-            "--batch-size", "4", "--val-images", "3", "--learning-rate", ".003",
+            "--batch-size", "4", "--learning-rate", ".003",
             "--run")
 
 

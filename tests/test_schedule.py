@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import train
-from captioning import checkpoints
+from captioning import checkpoints, options
 from captioning.batches import tensors
 from methods.averaging import Averaging, better
 from methods.label_smoothing import LabelSmoothing
@@ -104,15 +104,6 @@ def test_learning_rate_decays_by_the_epoch_and_also_after_a_stop(runs, rates):
     assert all((whole[key] == parts[key]).all() for key in whole)
 
 
-def test_learning_rate_grows_with_the_batch_and_warms_up(runs, rates):
-    flags = ("--base-batch-size", "2", "--warm-up", "2", "--learning-rate", ".01",
-             "--decay", ".5")
-    assert runs("a", 3, *flags)[0] == 0
-    rise = np.arange(1, 2 * BATCHES + 1) / (2 * BATCHES)
-    height = np.repeat([.02, .01, .005], BATCHES)
-    assert rates == pytest.approx(height * np.append(rise, np.ones(BATCHES)))
-
-
 def test_cosine_falls_to_zero_at_the_end_of_the_run(runs, rates):
     assert runs("a", 2, "--schedule", "cosine", "--learning-rate", ".02")[0] == 0
     passed = np.arange(1, 2 * BATCHES + 1) / (2 * BATCHES)
@@ -123,8 +114,7 @@ def test_cosine_falls_to_zero_at_the_end_of_the_run(runs, rates):
 @pytest.mark.parametrize("select, sign", [("loss", 1), ("cider", -1)])
 def test_plateau_waits_for_an_epoch_that_is_no_better(select, sign):
     args = argparse.Namespace(learning_rate=.1, schedule="plateau", decay=.5,
-                              warm_up=None, base_batch_size=None, select=select,
-                              epochs=9)
+                              select=select, epochs=9)
     # The other figure gets better all the time
     history = [{"val_loss": -i, "val_cider": i, SELECT[select][0]: sign * x}
                for i, x in enumerate((3, 2, 2.5, 1, 1.5))]
@@ -170,24 +160,24 @@ def test_best_weights_are_the_average_and_the_newest_are_not(runs):
 
 
 @pytest.mark.parametrize("more", [(), ("--average", ".9")])
-def test_best_weights_have_a_share_of_those_that_the_run_started_from(more, runs):
+def test_best_weights_have_a_share_of_those_that_the_run_started_from(more, runs,
+                                                                      monkeypatch):
+    monkeypatch.setattr(options, "START_SHARE", .3)
     assert runs("a", 1, "--learning-rate", ".02")[0] == 0
-    assert runs("b", 2, "--learning-rate", ".02", "--start-from", "a", "--start-share",
-                ".3", "--decay", "1", *more)[0] == 0
+    assert runs("b", 1, "--learning-rate", ".02", "--start-from", "a",
+                "--self-critical", "2", *more)[0] == 0
     start, best, newest = (runs.arrays(*which) for which in (
         ("a", "best"), ("b", "best"), ("b", "newest")))
-    assert best["epoch"].tolist() == newest["epoch"].tolist() == [1, 2]
+    assert best["epoch"].tolist() == newest["epoch"].tolist() == [1]
     for name in ("W_1", "E"):
         assert (newest["optimizer/start/" + name] == start[name]).all()
         moved = newest["optimizer/average/" + name] if more else newest[name]
         np.testing.assert_allclose(best[name], .3 * start[name] + .7 * moved, rtol=1e-5,
                                    atol=1e-7)
         assert abs(moved - start[name]).max() > 1e-2
-    assert "has no effect without --start-from" in refusal(
-        runs("c", 1, "--start-share", ".3"))
 
 
-@pytest.mark.parametrize("flags", [(), ("--start-from", "a", "--start-share", ".5")])
+@pytest.mark.parametrize("flags", [(), ("--start-from", "a", "--self-critical", "2")])
 def test_averaged_run_that_was_stopped_is_the_run_that_was_not(flags, runs):
     assert not flags or runs("a", 1)[0] == 0
     flags += ("--average", ".9", "--learning-rate", ".02")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import train
+from captioning import options
 from captioning.decode import sample
 from methods.rewards import Rewards
 from methods.self_critical import SelfCritical, weighted
@@ -179,8 +180,12 @@ def test_samples_of_an_image_do_not_depend_on_the_batch_that_it_is_in(drawer):
     assert len({str(group) for group in whole.values()}) == 6
 
 
+def words_of(batch):
+    return batch.parcel.words.numpy().tolist()
+
+
 def test_every_epoch_and_every_seed_draws_others(drawer):
-    words = [next(drawer.batches([np.arange(6)], seed=seed)).words.tolist()
+    words = [words_of(next(drawer.batches([np.arange(6)], seed=seed)))
              for seed in ((0, 1), (0, 1), (0, 2), (1, 1))]
     assert words[0] == words[1]
     assert words[0] != words[2] != words[3] != words[0]
@@ -190,9 +195,9 @@ def test_each_batch_is_drawn_by_the_model_as_it_is_then(drawer):
     images = np.arange(6)
     batches = drawer.batches([images] * 3, seed=(0, 1))
     first, again = next(batches), next(batches)
-    assert first.words.tolist() == again.words.tolist()
+    assert words_of(first) == words_of(again)
     drawer.model.b_o.assign(np.float32([0, 0, 99, 0, 0, 0, 0, 0, 0]))  # the end at once
-    assert next(batches).words.tolist() == 18 * [[START, END]]
+    assert words_of(next(batches)) == 18 * [[START, END]]
 
 
 def test_no_sample_is_longer_than_the_longest_caption(drawer):
@@ -244,8 +249,7 @@ def test_reward_of_the_log_is_what_the_weights_draw(runs):
     assert rewards.std() > 0 and rewards == pytest.approx(rewards.mean(), rel=.25)
 
 
-@pytest.mark.parametrize("flags", [("2", "--bleu-reward", "3"),
-                                   ("2", "--meteor-reward", "3"), ("--penalty", "1")])
+@pytest.mark.parametrize("flags", [("2", "--bleu-reward", "3"), ("--penalty", "1")])
 def test_flags_of_self_critical_training_make_other_weights(flags, runs):
     assert runs("b", 1, *SELF_CRITICAL)[0] == runs("c", 1, *SELF_CRITICAL, *flags)[0]
     assert not (runs.arrays("b")["U"] == runs.arrays("c")["U"]).all()
@@ -277,8 +281,7 @@ def test_run_stopped_at_any_batch_goes_on_as_if_never_stopped(number, runs,
     (("--self-critical",), "give that run to --start-from"),
     (("--start-from", "a", "--self-critical", "1"), "at least 2"),
     (("--start-from", "a", "--self-critical", "--dropout", ".3"), "no effect"),
-    (("--bleu-reward", "1"), "bleu-reward: has no effect without --self-critical"),
-    (("--meteor-reward", "1"), "meteor-reward: has no effect without --self-critical")])
+    (("--bleu-reward", "1"), "bleu-reward: has no effect without --self-critical")])
 def test_flags_that_do_not_go_together_are_refused(flags, said, runs):
     status, _, errors = runs("b", 1, *flags)
     assert status == 2 and said in errors and "Traceback" not in errors
@@ -292,13 +295,16 @@ def test_self_critical_run_is_resumed_as_one_without_its_flags(runs):
     assert "self critical" in refusal(runs("b", 3, "--self-critical", "9"))
 
 
-def test_best_weights_are_part_of_the_way_back_but_of_runs_before_that(runs):
+def test_best_weights_are_part_of_the_way_back_but_of_runs_before_that(runs,
+                                                                       monkeypatch):
     assert runs("b", 1, *SELF_CRITICAL)[0] == 0
     start, best, newest = (runs.arrays(*which) for which in (
         ("a", "best"), ("b", "best"), ("b", "newest")))
     np.testing.assert_allclose(best["U"], .6 * start["U"] + .4 * newest["U"], rtol=1e-5,
                                atol=1e-7)
-    assert runs("c", 1, *SELF_CRITICAL, "--start-share", "0")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "START_SHARE", 0.)
+        assert runs("c", 1, *SELF_CRITICAL)[0] == 0
     with open(runs.file("c", "settings.json")) as file:
         settings = json.load(file)
     del settings["start_share"]

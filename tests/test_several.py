@@ -146,7 +146,7 @@ def test_diversity_by_hand():
 def test_command_draws_captions_and_tells_how_different_they_are(world, capsys):
     found = []
     for seed in ("1", "1", "2"):
-        assert world("evaluate.py", "--run", "a", "--sample", "3", "--seed", seed,
+        assert world("evaluate.py", "--run", "a", "--sample", "3:" + seed,
                      "--temperature", "2", "--top-p", ".9", "--max-steps", "6") == 0
         with open("checkpoints/a/samples_val.json") as file:
             found.append(json.load(file))

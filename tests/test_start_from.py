@@ -51,7 +51,7 @@ def test_other_settings_may_be_chosen_where_the_sizes_fit(runs):
 
 
 def test_weights_that_the_new_model_has_no_place_for_are_named(runs):
-    status, _, errors = runs("b", 1, "--start-from", "a", "--no-gate")
+    status, _, errors = runs("b", 1, "--start-from", "a", "--without", "gate")
     assert status == 0
     assert "checkpoints/a: its W_beta, b_beta have no place in this model" in errors
 
@@ -93,7 +93,7 @@ def test_weights_of_other_sizes_are_refused_in_one_line(flags, said, runs):
 
 
 def test_weights_that_the_other_run_lacks_are_named(runs):
-    assert runs("gateless", 1, "--no-gate")[0] == 0
+    assert runs("gateless", 1, "--without", "gate")[0] == 0
     assert "W_beta is not there, here (11, 1)" in refusal(
         runs("b", 1, "--start-from", "gateless"))
 

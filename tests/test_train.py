@@ -13,8 +13,10 @@ import train
 from captioning import batches, checkpoints
 from captioning.batches import tensors
 from captioning.features import SHAPE, feature_path
+from captioning.options import CONSTANTS
 from captioning.models import load_run
-from captioning.runs import read_split, settings_to_resume
+from captioning.resuming import settings_to_resume
+from captioning.runs import read_split
 from captioning.tokens import END, START, write_tokens
 from methods.label_smoothing import LabelSmoothing
 from model import Batch, Captioner, DoublyStochastic, Masks, Parcel, loss
@@ -297,7 +299,7 @@ def test_loss_falls_over_the_epochs(runs):
 
 
 @pytest.mark.parametrize("flags", [(), ("--optimizer", "rmsprop", "--penalty", "1"),
-                                   ("--no-gate", "--initial-state", "zeros")])
+                                   ("--without", "gate", "h0")])
 def test_run_that_was_stopped_and_goes_on_is_the_run_that_was_never_stopped(flags,
                                                                             runs):
     assert runs("whole", 4, *flags)[0] == 0
@@ -343,7 +345,7 @@ def test_trained_run_is_read_back(runs):
 
 
 @pytest.mark.parametrize("flags, word", [  # test_options.py tries all
-    (("--units", "12"), "units"), (("--no-gate",), "no gate"),
+    (("--units", "12"), "units"), (("--without", "gate"), "without"),
     (("--select", "cider"), "select")])
 def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
     assert runs("a", 1)[0] == 0
@@ -373,8 +375,8 @@ def test_precision_is_the_runs_and_needs_tensorflow_2(runs):
 
 
 def test_flags_that_are_left_out_on_resuming_are_those_of_the_run(runs):
-    flags = ("--dropout", ".25", "--decay", ".5", "--average", ".9", "--no-gate",
-             "--label-smoothing", ".1", "--penalty", ".5")
+    flags = ("--dropout", ".25", "--decay", ".5", "--average", ".9", "--penalty", ".5",
+             "--without", "gate", "--label-smoothing", ".1")
     assert runs("whole", 2, *flags)[0] == 0 == runs("parts", 1, *flags)[0]
     status, out, errors = runs("parts", 2)
     assert status == 0 and "resuming from" in out, errors
@@ -509,11 +511,12 @@ def test_many_damaged_features_stop_the_run_and_are_listed(runs):
     assert os.listdir(runs.file("a", "")) == ["bad_features_train.txt"]
 
 
-def test_few_damaged_features_are_left_out_and_listed(runs):
+def test_few_damaged_features_are_left_out_and_listed(runs, monkeypatch):
     path = feature_path(runs.features, TRAIN.images[2])
     whole = np.load(path)
     cut_off(path)
-    status, out, errors = runs("a", 1, "--max-bad", ".2")
+    monkeypatch.setitem(CONSTANTS, "max_bad", .2)
+    status, out, errors = runs("a", 1)
     assert status == 0 and "train: 9 captions" in out
     assert "1 of 6 features of train are left out, listed in" in errors
     assert os.path.exists(runs.file("a", "bad_features_train.txt"))
@@ -603,8 +606,10 @@ def test_best_checkpoint_is_that_of_the_highest_score(runs):
     assert runs.arrays("a", "best")["epoch"].tolist() == list(range(1, best + 1))
 
 
-def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs):
-    status, out, _ = runs("a", 2, "--select", "cider", "--val-images", "3")
+def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs,
+                                                                     monkeypatch):
+    monkeypatch.setitem(CONSTANTS, "val_images", 3)
+    status, out, _ = runs("a", 2, "--select", "cider")
     assert status == 0 and out.count(", CIDEr ") == 2
     run = load_run("a", "newest")
     captions = caption_batches(VAL, runs.features)

@@ -21,7 +21,7 @@ from runtime import atomic, cli
 
 KEPT = ("vocabulary.tsv", "split.json", "log.csv", "loss.png", "lineage.json",
         "familiarity.npz")
-OF_THE_MACHINE = ("device", "model_digest", "save_minutes", "hang_minutes")
+OF_THE_MACHINE = ("device", "save_minutes", "hang_minutes")
 
 
 def main():
