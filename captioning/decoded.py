@@ -1,10 +1,10 @@
-"""What a run has decoded of a split: captions with attention, scores, n-best lists.
+"""What a run has decoded on a split: captions with attention, scores, n-best lists.
 
     checkpoints/<run>/attention_<split>.npz                 see Decoded
     checkpoints/<run>/scores_<split>.json                   see scores.summarize
     checkpoints/<run>/nbest_<split>.json                    candidates of the beam
-    checkpoints/<run>/samples_<split>.json                  captions drawn, --sample
-    checkpoints/<run>/captions_<split>_<run>_results.json   what the COCO server takes
+    checkpoints/<run>/samples_<split>.json                  sampled captions, --sample
+    checkpoints/<run>/captions_<split>_<run>_results.json   for the COCO server
 """
 import contextlib
 import json
@@ -25,8 +25,8 @@ OLD_HABIT = "words that stood in the caption before, %"
 
 
 class Inputs(typing.NamedTuple):
-    """What is captioned: images with sound features."""
-    name: str                     # of the results: the split's, or one of its own
+    """What evaluate.py captions: images with sound features."""
+    name: str                     # of the results: the split's, or a separate one
     alone: str                    # the name without the other runs of an ensemble
     source: dict                  # see `read_source`
     images: typing.List[str]      # paths below the data set
@@ -41,7 +41,7 @@ class Decoded(typing.NamedTuple):
     images: np.ndarray     # str (I,): paths below the data set
     image_ids: np.ndarray  # str (I,)
     words: np.ndarray      # int32 (I, T), padded with 0
-    steps: np.ndarray      # int32 (I,): words, the end token among them
+    steps: np.ndarray      # int32 (I,): number of words, the end token included
     alphas: np.ndarray     # float32 (I, T, L)
     log_probs: np.ndarray  # float32 (I, T)
     betas: np.ndarray      # float32 (I, T): 1 without a gate
@@ -50,10 +50,10 @@ class Decoded(typing.NamedTuple):
 def find_inputs(args, runs):
     """The Inputs of evaluate.py; images without sound features are left out.
 
-    args: the command's. runs: the Runs that write together, or the only one. Results on
-    another data set than the first one's get a name of their own, and so do those of
-    several runs. Raises cli.UserError where one of them, or that of --compare, was
-    trained on the images, or where there are no features, or those of another network.
+    args: the command's. runs: the ensemble's, or the only one. Results on a data set
+    other than the first run's get a separate name, and so do those of an ensemble.
+    Raises cli.UserError if one of the runs, or that of --compare, was trained on the
+    images, or if features are missing or of another network.
     """
     run = runs[0]
     source = {"data": run.settings["data"], "split": args.split,
@@ -91,14 +91,14 @@ def find_inputs(args, runs):
 
 
 def _common(values):
-    """The value that all of them have; None where they differ."""
+    """The value that all have in common; None if they differ."""
     return values[0] if len(set(values)) == 1 else None
 
 
 def server_name(split, tokens_folder, images):
-    """The COCO server's name of a split, val2014, say.
+    """The COCO server's name for a split, such as val2014.
 
-    It is that of the images' folder, but where another split has images in that, too.
+    It is the name of the images' folder, unless other splits have images there, too.
     """
     folders = set(map(split_of, images))
     others = {split_of(image) for other in ("train", "val", "test") if other != split
@@ -107,12 +107,12 @@ def server_name(split, tokens_folder, images):
 
 
 def decoded_path(folder, split):
-    """Where a run's folder has the captions of a split with their attention."""
+    """The path of a split's captions with their attention, in a run's folder."""
     return os.path.join(folder, f"attention_{split}.npz")
 
 
 def pack(captions, images, ids):
-    """A list of Captions as the arrays of Decoded."""
+    """Pack a list of Captions into a Decoded."""
     I, T = len(captions), max(len(caption.words) for caption in captions)
     L = captions[0].alphas.shape[1]
     decoded = Decoded(np.array(images), np.array(ids), np.zeros((I, T), np.int32),
@@ -130,22 +130,22 @@ def pack(captions, images, ids):
 
 
 def write_decoded(folder, name, decoded, source):
-    """Write a Decoded, for `read_decoded`, and what it is of, for `read_source`."""
+    """Write a Decoded, for `read_decoded`, and its source, for `read_source`."""
     atomic.write_arrays(decoded_path(folder, name), compress=True, arrays=dict(
         decoded._asdict(), source=np.array(json.dumps(source, sort_keys=True))))
 
 
 def read_source(run, name):
-    """What a Run's decoded captions are of, and what made them: a dict.
+    """Where a Run's decoded captions come from, and what produced them: a dict.
 
     'data', 'tokens', 'features': folders. 'split': of the tokens. 'extractor': the
-    record of the features. 'look': a key of LOOKS, what z was made with; None: of each
-    run its own. 'with': the other runs of an ensemble. 'checkpoint': of all of them.
-    'beam'. 'references': {image id: digest of its captions by people}.
+    record of the features. 'look': a key of LOOKS; None: each run's own. 'with': the
+    other runs of an ensemble. 'checkpoint': of all of them. 'beam'. 'references':
+    {image id: digest of its captions by people}.
 
-    Files of earlier releases say little: the rest is the run's own, and the beam and
-    the references are missing. Raises cli.UserError where the captions are missing or
-    damaged, or it is not known which runs have made them.
+    Files of earlier releases record little: the rest is taken from the run, and the
+    beam and the references are missing. Raises cli.UserError if the captions are
+    missing or damaged, or if the runs that produced them are unknown.
     """
     own = {key: run.settings.get(key) for key in ("data", "tokens", "features",
                                                   "extractor")}
@@ -166,8 +166,7 @@ def read_source(run, name):
 
 
 def _read_record(path):
-    """What a file of decoded captions says of itself; {}: it is of the first releases.
-    """
+    """The source recorded in a file of decoded captions; {} in the first releases."""
     try:
         with atomic.load_arrays(path) as arrays:
             return dict(json.loads(str(arrays["source"]))) if (
@@ -181,7 +180,7 @@ def _read_record(path):
 def read_decoded(folder, split, vocabulary):
     """The Decoded of a split, of a run with this Vocabulary.
 
-    Raises cli.UserError where it is missing or damaged, or has words of another.
+    Raises cli.UserError if it is missing, damaged, or has words of another vocabulary.
     """
     path = decoded_path(folder, split)
     try:
@@ -208,7 +207,7 @@ def read_decoded(folder, split, vocabulary):
 
 
 def read_captions_of(folder, split):
-    """{image id: (image's path, caption)} of the split, as this run has decoded it."""
+    """{image id: (image's path, caption)} of a split, as decoded by this run."""
     vocabulary = read_vocabulary(folder)
     decoded = read_decoded(folder, split, vocabulary)
     return {str(i): (str(image), vocabulary.decode(words[:steps]))
@@ -217,10 +216,10 @@ def read_captions_of(folder, split):
 
 
 def refuse_other_images(whose, ours, theirs):
-    """Raise cli.UserError where captions are of other images under the same ids, and
-    so cannot stand beside each other.
+    """Raise cli.UserError if two sets of captions have different images under the same
+    ids, and so cannot be compared.
 
-    whose: of which run the others are. ours, theirs: `read_contents`.
+    whose: the run that theirs belong to. ours, theirs: from `read_contents`.
     """
     for i in sorted(set(ours) & set(theirs)):
         (image, said), (other, told) = ours[i], theirs[i]
@@ -233,8 +232,8 @@ def refuse_other_images(whose, ours, theirs):
 
 
 def read_contents(folder, name):
-    """{image id: (path, digest of its captions by people, or None)} of what a run has
-    decoded. Raises cli.UserError where that is missing or damaged.
+    """{image id: (path, digest of its captions by people, or None)} of the images that
+    a run has captioned. Raises cli.UserError if the file is missing or damaged.
     """
     path = decoded_path(folder, name)
     said = _read_record(path).get("references", {})
@@ -246,8 +245,8 @@ def read_contents(folder, name):
 def read_theirs(other, data):
     """{image id: caption} of another run's results on the same images.
 
-    data: Inputs, 'references' in their source. Raises cli.UserError where they have no
-    image in common, or are of other images.
+    data: Inputs, with 'references' in their source. Raises cli.UserError if they have
+    no image in common, or different images under the same ids.
     """
     folder = find_run(other)
     theirs = read_captions_of(folder, data.alone)
@@ -260,25 +259,24 @@ def read_theirs(other, data):
 
 
 def scores_path(folder, split):
-    """Where a run's folder has the scores of a split."""
+    """The path of a split's scores in a run's folder."""
     return os.path.join(folder, f"scores_{split}.json")
 
 
 def write_scores(folder, split, summary):
-    """Write what scores.summarize gave, for `read_scores`; return the file's path."""
+    """Write the result of scores.summarize, for `read_scores`; return the path."""
     path = scores_path(folder, split)
     atomic.write_json(path, summary)
     return path
 
 
 def remove_scores(folder, split):
-    """Remove the scores of captions that are about to be replaced."""
+    """Remove a split's scores, whose captions are about to be replaced."""
     atomic.remove(scores_path(folder, split))
 
 
 def read_scores(folder, split):
-    """What scores.summarize gave for a split. Raises cli.UserError if bad or missing.
-    """
+    """The scores.summarize of a split. Raises cli.UserError if missing or damaged."""
     path = scores_path(folder, split)
     try:
         with atomic.reading(path) as file:
@@ -300,7 +298,7 @@ def read_scores(folder, split):
 
 
 def nbest_path(folder, split):
-    """Where a run's folder has the best captions of each image's beam."""
+    """The path of a split's n-best lists in a run's folder."""
     return os.path.join(folder, f"nbest_{split}.json")
 
 
@@ -314,9 +312,9 @@ def write_nbest(folder, split, beams):
 
 
 def read_nbest(folder, split):
-    """{image id: list of {'caption', 'log_prob'}}; empty where there is no such file.
+    """{image id: list of {'caption', 'log_prob'}}; empty if there is no such file.
 
-    Raises cli.UserError where it is damaged.
+    Raises cli.UserError if it is damaged.
     """
     path = nbest_path(folder, split)
     try:
@@ -333,22 +331,21 @@ def read_nbest(folder, split):
 
 
 def samples_path(folder, split):
-    """Where a run's folder has several captions of each image, drawn from the model."""
+    """The path of a split's sampled captions in a run's folder."""
     return os.path.join(folder, f"samples_{split}.json")
 
 
 def write_samples(folder, split, samples, summary):
-    """Write {image id: list of captions} beside what is said of them; return the path.
-    """
+    """Write {image id: list of captions} and their summary; return the path."""
     path = samples_path(folder, split)
     atomic.write_json(path, dict(summary, captions=samples))
     return path
 
 
 def write_results(folder, name, run, captions):
-    """Write captions as the COCO server takes them; return the file's path.
+    """Write captions in the COCO server's format; return the file's path.
 
-    name: of the split, the server's. run: the run's name. captions: a list of
+    name: the server's name for the split. run: the run's name. captions: a list of
     (image id as in the annotations, caption).
     """
     path = os.path.join(folder, f"captions_{name}_{run}_results.json")

@@ -1,16 +1,16 @@
-"""Whether a picture is like those that a run was trained on.
+"""Whether a picture resembles those that a run was trained on.
 
-A model says something of any picture, and nothing in its words tells that it has never
-seen the like. The mean feature vector of a picture, of length one, is compared with
-those of training images: what their KEPT principal axes leave of it is large where the
-picture has what they have not. How large is usual, images of validation tell, which
-were not trained on either.
+A model captions any picture, and its words do not show when it has seen nothing like
+it. So the picture's mean feature vector, normalized, is compared with those of training
+images: its residual after projection onto their KEPT principal axes is large where the
+picture has what they lack. The residuals of validation images, which were not trained
+on either, give the usual range.
 
-Features tell of sharpness, too: where the training images were smaller than the
-network's input, and so enlarged, any sharp picture would be strange (and its caption
-worse). It is first made as small as they were.
+Features also depend on sharpness: where the training images were smaller than the
+network's input, and so enlarged, any sharp picture would look strange (and get a worse
+caption). It is first reduced to their size.
 
-    checkpoints/<run>/familiarity.npz   the axes, what is usual, and the images' size
+    checkpoints/<run>/familiarity.npz   the axes, usual residuals, and the images' size
 """
 import contextlib
 import os
@@ -24,30 +24,30 @@ from captioning.runs import is_begun
 from runtime import atomic, cli, watchdog
 
 KEPT = 32         # principal axes
-SAMPLE = 2000     # images of training, at most; half as many of validation
-SIZED = 200       # images whose size is looked at
-FEWEST = 40       # images of validation: below that nothing can be said of one in 20
-LIMIT = .95       # a picture is marked that is stranger than this share of them
+SAMPLE = 2000     # training images used, at most; half as many for validation
+SIZED = 200       # images whose size is read
+FEWEST = 40       # validation images needed to estimate what one in 20 exceeds
+LIMIT = .95       # pictures stranger than this share of them are marked
 REMARK = "unlike the training pictures: do not trust this caption"
 
 
 class Familiarity(typing.NamedTuple):
-    """What is usual: the mean of training images, their axes, validation's remains."""
+    """What is usual: the training images' mean and axes, and validation residuals."""
     mean: np.ndarray   # (F,)
     axes: np.ndarray   # (KEPT, F), orthonormal
     usual: np.ndarray  # (V,): `remains` of validation images, sorted
-    pixels: int = 0    # side of a square as large as training images; 0: not known
+    pixels: int = 0    # side of a square with a training image's area; 0: unknown
 
     def strangeness(self, means):
-        """Mean feature vectors (B, F) -> the share of validation images that are less
-        strange than each, float (B,).
+        """Mean feature vectors (B, F) -> float (B,): for each, the share of validation
+        images that are less strange.
         """
         return np.searchsorted(self.usual, remains(means, self.mean, self.axes)
                                ) / len(self.usual)
 
 
 def remains(means, mean, axes):
-    """What the axes leave of mean feature vectors (B, F), squared: (B,)."""
+    """Squared residuals of mean feature vectors (B, F) after projection: (B,)."""
     apart = _unit(means) - mean
     return (apart ** 2).sum(axis=1) - (apart.dot(axes.T) ** 2).sum(axis=1)
 
@@ -58,26 +58,26 @@ def _unit(means):
 
 
 def fit(train, val):
-    """The Familiarity of mean feature vectors of images: (I, F) and (V, F)."""
+    """Fit a Familiarity to mean feature vectors: train (I, F), val (V, F)."""
     train = _unit(train)
     mean = train.mean(axis=0)
     axes = np.linalg.svd(train - mean, full_matrices=False)[2][:KEPT]
-    # As they are written, so that what is usual is usual for them
+    # Rounded as they are saved, so that the usual residuals match
     mean, axes = (array.astype(np.float16).astype(np.float32) for array in (mean, axes))
     return Familiarity(mean, axes, np.sort(remains(val, mean, axes)))
 
 
 def familiarity_path(folder):
-    """Where a run's folder says what its training images are like."""
+    """The path of a run's Familiarity."""
     return os.path.join(folder, "familiarity.npz")
 
 
 def prepare(folder, data, splits):
-    """Write what a run's images are like, for `read_familiarity`, unless it is there:
-    that of a training that died before its first checkpoint may be of other images.
+    """Fit and write a run's Familiarity, unless a run that has begun already has one:
+    one from a training that died before its first checkpoint may be of other images.
 
     folder: the run's. data: of the images. splits: {'train', 'val': CaptionBatches}.
-    Where there are too few images to tell, nothing is written.
+    With too few images, nothing is written.
     """
     if is_begun(folder) and atomic.exists(familiarity_path(folder)):
         return
@@ -108,14 +108,14 @@ def write(folder, found):
 
 
 def sample(items, most):
-    """So many of the items, drawn at random, always the same, in their order."""
+    """A random sample of `most` items, always the same, in their order."""
     chosen = np.random.RandomState(0).permutation(len(items))[:most]
     return [items[i] for i in sorted(chosen)]
 
 
 def read_familiarity(folder):
-    """The Familiarity of a run's folder; None where it has none, as those of earlier
-    releases. Raises cli.UserError where it is damaged.
+    """The Familiarity of a run; None if it has none, as in earlier releases. Raises
+    cli.UserError if it is damaged.
     """
     path = familiarity_path(folder)
     try:

@@ -1,5 +1,5 @@
-"""Features of images on disk: one .npy an image, the CNN's last convolutional layer,
-and beside them the record of the network that made them.
+"""Image features on disk: one .npy per image, the CNN's last convolutional layer, and
+beside them a record of the network that made them.
 
     <features>/<split>/<file name>.npy   (rows, columns, channels), float16 or float32
     <features>/extractor.json            network, weights, side of its input, shape...
@@ -15,14 +15,14 @@ import numpy as np
 from captioning.grid import Axis, Grid, even
 from runtime import atomic, cli, watchdog
 
-# What InceptionV3 gives at 299 pixels; of folders and runs that do not say their shape
+# InceptionV3's output at 299 pixels; for folders and runs that record no shape
 SHAPE = (8, 8, 2048)
 EARLIER = {"network": "inception-v3", "side": 299, "shape": list(SHAPE),
            "grid": [37.5, 32.]}
 
 
 def feature_path(features, image):
-    """Where the features of an image are; image: its path below the data set."""
+    """The path of an image's features; image: its path below the data set."""
     return os.path.join(features, image + ".npy")
 
 
@@ -36,9 +36,9 @@ def write_features(path, array):
 def read_features(path, shape=None):
     """One image's features as annotation vectors (L, F), float16 or float32.
 
-    shape: (rows, columns, channels) that it must have; None: any, for paths that
-    `find_features` has looked at. Raises cli.UserError where the file is missing, cut
-    short or of another kind.
+    shape: the required (rows, columns, channels); None: any, for paths that
+    `find_features` has checked. Raises cli.UserError if the file is missing, truncated
+    or of another kind.
     """
     try:
         with atomic.telling_apart(path):
@@ -63,10 +63,10 @@ def mean_vector(path):
 
 
 def is_sound(path, shape, dtype=None):
-    """Whether `path` is a whole features file of this shape (by header and length).
+    """Whether `path` is a complete features file of this shape (by header and length).
 
-    dtype: which it must have; None: float16 or float32. Raises OSError, naming the
-    file, where the disk does not tell.
+    dtype: the required one; None: float16 or float32. Raises OSError, naming the file,
+    if the disk fails.
     """
     try:
         with atomic.telling_apart(path):
@@ -83,11 +83,11 @@ def is_sound(path, shape, dtype=None):
 
 
 def find_features(features, images, split):
-    """Where the features of these images are, and which of the files are sound.
+    """Find the features of these images: their paths, and which files are sound.
 
     features: the folder of step 2. images: their paths below the data set. split: their
-    split's name. Returns a list of str and a bool array. Raises cli.UserError where
-    there are none of the shape that the folder's record gives.
+    split's name. Returns a list of str and a bool array. Raises cli.UserError if none
+    has the shape given by the folder's record.
     """
     paths = [feature_path(features, str(image)) for image in images]
     shape = shape_of(features)
@@ -109,21 +109,21 @@ def find_features(features, images, split):
 # --- the record -----------------------------------------------------------------------
 
 def record_path(features):
-    """The record of the network that made the features in this folder."""
+    """The path of the record of the network that made the features in this folder."""
     return os.path.join(features, "extractor.json")
 
 
 def calibration_path(features):
-    """The statistics that untrained weights were calibrated with."""
+    """The path of the statistics that untrained weights were calibrated with."""
     return os.path.join(features, "calibration.npz")
 
 
 def read_record(features):
-    """Which network made the features in this folder: a dict, as JSON takes it.
+    """Which network made the features in this folder: a dict for JSON.
 
-    For untrained weights with the digest of their calibration. What records of earlier
-    releases do not say is that of theirs. None where there is no record: another
-    program made them. Raises cli.UserError where it is damaged.
+    For untrained weights it includes the digest of their calibration. Fields missing
+    in earlier releases are filled in. None if there is no record: another program made
+    the features. Raises cli.UserError if it is damaged.
     """
     path = record_path(features)
     try:
@@ -141,8 +141,8 @@ def read_record(features):
 
 
 def completed(made):
-    """A record with all that it needs to have. Raises ValueError, KeyError or TypeError
-    where it is none.
+    """A record with missing fields filled in. Raises ValueError, KeyError or TypeError
+    if it is invalid.
     """
     if "network" in made:  # another program's may leave these out
         made = dict({"weights": "", "seed": 0}, **made)
@@ -156,14 +156,15 @@ def completed(made):
 
 
 def shape_of(features):
-    """The shape (rows, columns, channels) of the files in a folder, by its record."""
+    """The shape (rows, columns, channels) of a folder's files, from its record."""
     return tuple((read_record(features) or EARLIER)["shape"])
 
 
 def grid_of(made):
-    """The Grid of a record's cells: its 'grid' has the middle of the first one and the
-    distance to the next, in pixels of a side; a pair of these where rows and columns
-    differ.
+    """The Grid of a record's cells.
+
+    The record's 'grid' is the middle of the first cell and the distance to the next, in
+    pixels of the input's side; a pair of these if rows and columns differ.
     """
     rows, columns, _ = made["shape"]
     axes = made["grid"] if np.ndim(made["grid"]) == 2 else [made["grid"]] * 2
@@ -172,10 +173,10 @@ def grid_of(made):
 
 
 def cells_of(settings, locations):
-    """The Grid that a run of these settings attends to; locations: L of its maps.
+    """The Grid that a run with these settings attends to; locations: L of its maps.
 
-    Evenly spread cells where no record says where they lie. Raises cli.UserError where
-    the maps have other cells than the run.
+    Cells that tile the picture if no record says where they lie. Raises cli.UserError
+    if the number of cells differs between the maps and the run.
     """
     made = settings.get("extractor")
     if "extractor" not in settings:  # a run of the first releases
@@ -189,27 +190,27 @@ def cells_of(settings, locations):
 
 
 def same_network(one, other):
-    """Whether two records are of one network; a file of weights counts by content."""
+    """Whether two records describe one network; weights files compare by content."""
     if one is None or other is None:
         return one is other
     one, other = dict(EARLIER, **one), dict(EARLIER, **other)
     passed = {"dtype", "precision", "grid",
               "weights" if "digest" in one and "digest" in other else "digest"}
     if "calibration" not in one or "calibration" not in other:
-        passed.add("calibration")  # as a record has none before it is calibrated
+        passed.add("calibration")  # missing until the network has been calibrated
     return all(one.get(key) == other.get(key) for key in {*one, *other} - passed)
 
 
 def describe_network(made):
-    """A record in words, for a message."""
+    """A record as text, for a message."""
     return json.dumps(made, sort_keys=True) if made else "a program that left no record"
 
 
 def check_network(features, settings, run):
-    """Raise cli.UserError where other features are in the folder than a run knows.
+    """Raise cli.UserError if a folder's features are not from the run's network.
 
-    settings: the run's; those of the first releases do not say, and all will do that
-    have its shape. run: its name or folder.
+    settings: the run's; those of the first releases record no network, and any features
+    of the right shape will do. run: its name or folder.
     """
     there = read_record(features)
     made = settings.get("extractor", there)
@@ -223,8 +224,8 @@ def check_network(features, settings, run):
 def record_extractor(features, made):
     """Record which network fills this folder; refuse to mix two in one folder.
 
-    made: a dict for JSON. Returns the record's path if it is new, else None. A file of
-    weights is known by what is in it, not by its name.
+    made: a dict for JSON. Returns the record's path if it is new, else None. Weights
+    files are identified by content, not by name.
     """
     path = record_path(features)
     before = read_record(features)
@@ -240,7 +241,7 @@ def record_extractor(features, made):
 
 
 def keep_calibration(features, folder):
-    """Copy the statistics of untrained weights beside a run, if there are any."""
+    """Copy the statistics of untrained weights into a run's folder, if any exist."""
     source = calibration_path(features)
     if atomic.exists(source):
         with atomic.reading(source, "rb") as old:
@@ -250,11 +251,11 @@ def keep_calibration(features, folder):
 
 
 def digest(weights):
-    """{'digest': SHA-256} of a file of weights; {} where that is no file."""
+    """{'digest': SHA-256} of a weights file; {} if it is not a file."""
     if not os.path.isfile(weights):
         return {}
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     with atomic.reading(weights, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return {"digest": found.hexdigest()}
+            content.update(block)
+    return {"digest": content.hexdigest()}

@@ -1,4 +1,4 @@
-"""Figures of attention: a picture, and what the model saw of it for each word.
+"""Figures of attention: a picture, and where the model looked for each word.
 
 As in the paper, a map is upsampled and smoothed with a Gaussian filter; it brightens
 the picture where the model looked. Each cell's weight is drawn at the middle of what
@@ -31,9 +31,9 @@ COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 def upsample(alpha, size, grid=None):
     """Attention weights (L,) -> a smooth map float32 (height, width) in [0, 1].
 
-    Between the middles of the cells, and on to the rim; then a Gaussian filter of half
-    a cell. The highest value is 1. size: (width, height) in pixels. grid: the Grid of
-    the L cells; None: evenly spread, as many rows as columns.
+    Interpolated between the cells' middles and extended to the rim, then smoothed with
+    a Gaussian of half a cell. The highest value is 1. size: (width, height) in pixels.
+    grid: the Grid of the L cells; None: a square of cells that tile the picture.
     """
     grid = grid or even(int(round(len(alpha) ** .5)))
     axes = list(zip(grid, (size[1], size[0])))
@@ -47,10 +47,10 @@ def upsample(alpha, size, grid=None):
 
 
 def overlay(picture, heat, colours="light"):
-    """A picture uint8 (H, W, 3) with a map (H, W) over it -> uint8 (H, W, 3).
+    """Overlay a map (H, W) on a picture uint8 (H, W, 3) -> uint8 (H, W, 3).
 
-    colours: 'light', the paper's light over dark, or the name of a colour map of
-    matplotlib, which is laid over the picture in grey.
+    colours: 'light', the paper's light over dark, or the name of a matplotlib colour
+    map, which is laid over the picture in grey.
     """
     if colours != "light":
         grey = picture.mean(axis=2, keepdims=True)
@@ -65,12 +65,12 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
          grid=None, boxes=None, remark=""):
     """Write one figure: the picture with its caption, then a map for every word.
 
-    picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: its
-    ending, .png, .pdf or .svg, is the format. notes: list of T str to write under the
-    maps, or None. layout: 'grid' or 'strip', all in one row. colours: see `overlay`.
-    grid: see `upsample`. boxes: to be drawn over the picture and over each map, T + 1
-    lists of (x, y, w, h) as shares of the sides; None: none. remark: to be written
-    below the caption. Raises cli.UserError for another ending.
+    picture: uint8 (H, W, 3). words: list of T str. alphas: float32 (T, L). path: the
+    extension, .png, .pdf or .svg, sets the format. notes: list of T str to print below
+    the maps, or None. layout: 'grid' or 'strip', all in one row. colours: see
+    `overlay`. grid: see `upsample`. boxes: drawn over the picture and over each map,
+    T + 1 lists of (x, y, w, h) as fractions of the sides; None: no boxes. remark:
+    printed below the caption. Raises cli.UserError for another extension.
     """
     kind = os.path.splitext(path)[1][1:].lower()
     if kind not in FORMATS:
@@ -80,7 +80,7 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
         figure = lay_out(picture, words, alphas, notes, layout, colours, grid, boxes,
                          remark)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        # Without the time of day: the same figure is the same file.
+        # No creation date: the same figure gives the same file
         date = {"pdf": "CreationDate", "svg": "Date"}.get(kind)
         extra = {"metadata": {date: None}} if date else {}
         with atomic.writing(path) as file:
@@ -91,14 +91,14 @@ def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light
 
 def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None,
             remark=""):
-    """The Figure of `draw`, with the same arguments."""
+    """The Figure that `draw` writes; the arguments are the same."""
     height, width = picture.shape[:2]
     columns = len(words) + 1 if layout == "strip" else min(COLUMNS, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
     cell = 2.2 * np.array([1, height / width]) / max(1, (height / width) ** .5)
     cell = np.maximum(cell, .6)
     caption = " ".join(words) or "(an empty caption)"
-    letters = int(9 * columns * cell[0])  # of a line: 9 an inch
+    letters = int(9 * columns * cell[0])  # in a line: 9 an inch
     lines, more = -(-len(caption) // letters), -(-len(remark) // letters)
     heading, footing = .15 + .2 * (lines + more), NOTE if notes else 0
     row = cell[1] + TITLE + footing
@@ -135,12 +135,12 @@ def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None,
 
 
 def _plain(text):
-    """Text that matplotlib takes for nothing but text."""
+    """Escape text so that matplotlib does not take it for mathematics."""
     return text.replace("$", r"\$")
 
 
 def notes_of(log_probs, betas=None):
-    """What is written under each map: p(word), and beta where there is a gate."""
+    """The notes below the maps: p(word), and beta if there is a gate."""
     chances = [f"p {np.exp(p):.2f}" for p in log_probs]
     return chances if betas is None else [
         f"{p}   \u03b2 {beta:.2f}" for p, beta in zip(chances, betas)]

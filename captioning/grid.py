@@ -2,7 +2,7 @@
 
 Convolutions and poolings without padding leave out the rim: the cells of InceptionV3 do
 not tile the picture, but lie closer to its middle. Whatever is drawn or counted by cell
-goes by their middles.
+uses the cells' middles.
 """
 import typing
 
@@ -10,9 +10,9 @@ import numpy as np
 
 
 class Axis(typing.NamedTuple):
-    """The middles of the cells along one side, as shares of the picture's side."""
-    first: float  # of the first cell
-    step: float   # from one to the next
+    """The middles of the cells along one side, as fractions of the picture's side."""
+    first: float  # middle of the first cell
+    step: float   # distance from one middle to the next
     cells: int
 
     def middles(self):
@@ -32,7 +32,7 @@ class Grid(typing.NamedTuple):
 
     @property
     def shape(self):
-        """How many (rows, columns)."""
+        """The numbers of (rows, columns)."""
         return self.rows.cells, self.columns.cells
 
 
@@ -43,12 +43,12 @@ def even(rows, columns=None):
 
 
 def through(layers, side, first=.5, step=1.):
-    """Follow the pixels of a side through layers: the middle of the first output, the
-    distance to the next, both in pixels, and how many there are.
+    """Trace a side's pixels through layers: returns the middle of the first output and
+    the distance to the next, both in pixels, and the number of outputs.
 
-    layers: (kernel, stride, padding) of each, from the input on; padding: 'valid' or
-    'same', as TensorFlow pads: what cannot be halved goes to the far end. side: inputs
-    of the first layer. first, step: of these.
+    layers: a list of (kernel, stride, padding), from the input on; padding: 'valid' or
+    'same', with an odd pixel at the far end, as in TensorFlow. side: number of inputs
+    of the first layer. first, step: their first middle and distance.
     """
     for kernel, stride, padding in layers:
         if padding == "valid":

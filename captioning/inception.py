@@ -1,7 +1,7 @@
-"""InceptionV3 without its classifier, batch norm folded into its convolutions.
+"""InceptionV3 without its classifier, with batch norm folded into its convolutions.
 
-It sees 299 x 299 pixels and gives (8, 8, 2048) numbers, the output of its last
-convolutional layer ("mixed10"); of 491 x 491 pixels 14 x 14 cells.
+From 299 x 299 pixels it computes (8, 8, 2048), the output of its last convolutional
+layer ("mixed10"); from 491 x 491 pixels, 14 x 14 cells.
 """
 import os
 import socket
@@ -15,7 +15,7 @@ from runtime.tf import compiled, load_weights, take_no_mask, tf
 
 SIDE = 299            # of its input, pixels
 CHANNELS = 2048
-# What changes the size on the way: kernel, stride, padding
+# The layers that change the size: kernel, stride, padding
 LAYERS = [(3, 2, "valid"), (3, 1, "valid"), (3, 2, "valid"), (3, 1, "valid"),
           (3, 2, "valid"), (3, 2, "valid"), (3, 2, "valid")]
 CENTRE_WEIGHT = 3.    # see random_weights
@@ -26,9 +26,9 @@ def inception(weights, side=SIDE, images=None, statistics=None, seed=0):
     """A function uint8 (B, side, side, 3) -> float32 (B, rows, columns, 2048).
 
     weights: 'imagenet', the path of an .h5 file, or 'random'.
-    images: a function of no arguments that gives calibration pictures, uint8
-    (N, side, side, 3); called only for 'random', and only if there is no `statistics`.
-    statistics: the path of `features.calibration_path`.
+    images: a function without arguments that returns calibration pictures, uint8
+    (N, side, side, 3); called only for 'random', and only if the file `statistics` is
+    missing. statistics: the `features.calibration_path`.
     """
     tf.keras.backend.clear_session()  # layer names then start from 1 again
     if weights == "random":
@@ -99,11 +99,11 @@ def random_weights(model, seed):
 def calibrate(model, images, path):
     """Set every batch norm to sample pictures' statistics; standardise the output.
 
-    Without this an untrained InceptionV3 answers every picture with nearly the same
-    1e-3. The statistics are kept in `path`, so that all pictures meet one network.
-    Returns what to subtract from the output channels and to divide them by, each
-    float32 (2048,): their standard deviation is SPREAD then. (With 1, Adam's first
-    steps are too large for a sum of 2,048 such numbers, and attention stays blind.)
+    Without this an untrained InceptionV3 outputs nearly the same 1e-3 for every
+    picture. The statistics are saved in `path`, so that all pictures see one network.
+    Returns the offset and the divisor of the output channels, each float32 (2048,),
+    which give them a standard deviation of SPREAD. (With 1, Adam's first steps are too
+    large for a sum of 2,048 such numbers, and attention never learns to look.)
     """
     norms = _in_order(model, tf.keras.layers.BatchNormalization)
     if not atomic.exists(path):
@@ -129,7 +129,7 @@ def normalize(model, sample, piece=8):
     """Set every batch norm to the statistics of its input on a sample: float32
     (N, side, side, 3). Returns the model's output on it.
 
-    Layer by layer, `piece` pictures at a time, so that gigabytes are never needed.
+    Layer by layer, `piece` pictures at a time, which avoids gigabytes of memory.
     """
     values = {id(model.inputs[0]): sample}
     layers = watchdog.watched(tqdm(model.layers, desc="calibrate", unit="layer"),
@@ -159,11 +159,11 @@ def _inputs(layer):
 
 
 def fold_batch_norm(model):
-    """The same network with every batch norm multiplied into the convolution before it.
+    """The same network with every batch norm folded into the convolution before it.
 
     BN(W * x) = (gamma / s) W * x + (beta - gamma mean / s), with s = sqrt(var + eps):
     one pass over the activations less for each of the 94 convolutions, and no moving
-    statistics that a graph function could spoil.
+    statistics that a graph function could corrupt.
     """
     convolutions = _in_order(model, tf.keras.layers.Conv2D)
     norms = _in_order(model, tf.keras.layers.BatchNormalization)
@@ -202,9 +202,9 @@ def _in_order(model, kind):
 
 
 def grid_of(model):
-    """What `grid.through` gives for the layers of a model.
+    """`grid.through` for the layers of a model: their kernels, strides and paddings.
 
-    By their kernels, strides and paddings; all branches must agree.
+    All branches must agree.
     """
     found = {id(model.inputs[0]): (.5, 1., int(model.inputs[0].shape[1]))}
     for layer in model.layers[1:]:

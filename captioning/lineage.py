@@ -1,13 +1,13 @@
 """What a run was made of: the images that it, and the runs it started from, have seen.
 
-    checkpoints/<run>/lineage.json   a Generation each: the run, the one that it started
-                                     from (train.py --start-from), and so on
+    checkpoints/<run>/lineage.json   Generations: of the run, of the one it started from
+                                     (train.py --start-from), and so on
 
-Written when training begins, so that it is known when the older runs or their data are
-gone. Images are known by content as well, as COCO 2014 and 2017 have the same pictures
-under other names. To read all of COCO for that would take as long as to copy 13 GB: the
-size of a picture's file, its first and its last 16 KB tell it from others, as a rule
-those of its features where the picture itself is not there.
+Written when training begins, so that it survives the older runs and their data. Images
+are identified by content as well, since COCO 2014 and 2017 have the same pictures under
+different names. Reading all of COCO for that would take as long as copying 13 GB, so a
+picture is identified by its file's size and first and last 16 KB; if the picture is
+missing, by those of its features.
 """
 import hashlib
 import json
@@ -25,7 +25,7 @@ from runtime import atomic, cli, watchdog
 from runtime.ahead import read_ahead
 
 PIECE = 16384   # bytes at either end of a file
-DOUBLES = .01   # share of images that any large collection may have twice
+DOUBLES = .01   # share of duplicate images that any large collection may have
 
 
 class Generation(typing.NamedTuple):
@@ -36,14 +36,14 @@ class Generation(typing.NamedTuple):
 
 
 def lineage_path(folder):
-    """Where a run's folder says what it was made of."""
+    """The path of a run's lineage."""
     return os.path.join(folder, "lineage.json")
 
 
 def write_lineage(args, images):
-    """Say what a new run is made of; a run that has begun keeps what it has.
+    """Write a new run's lineage; a run that has begun keeps its own.
 
-    args: train.py's. images: those of training, paths below the data set.
+    args: train.py's. images: its training images, paths below the data set.
     """
     folder = run_folder(args.run)
     if is_begun(folder):
@@ -61,9 +61,9 @@ def write_lineage(args, images):
 def read_lineage(folder, younger=()):
     """The Generations of the run in this folder, its own first.
 
-    Of a run of an earlier release they are its split.json, and those of the run that it
-    started from, while that exists. younger: folders that led here. Raises
-    cli.UserError where the file is damaged.
+    For a run of an earlier release they come from its split.json and from the run it
+    started from, if that still exists. younger: folders that led here. Raises
+    cli.UserError if the file is damaged.
     """
     path = lineage_path(folder)
     try:
@@ -93,12 +93,12 @@ def read_lineage(folder, younger=()):
 
 
 def spelled(image):
-    """The one spelling of an image's path: d//e.jpg and ./d/e.jpg are d/e.jpg."""
+    """An image's path, normalized: d//e.jpg and ./d/e.jpg become d/e.jpg."""
     return posixpath.normpath(str(image))
 
 
 def fingerprint(data, features, image):
-    """What tells an image from others by its content; None where nothing is there.
+    """Identify an image by content: a short str; None if its files are missing.
 
     data, features: the folders of the pictures and of step 2.
     """
@@ -118,20 +118,20 @@ def fingerprint(data, features, image):
 
 
 def fingerprints(data, features, images, of):
-    """{path: `fingerprint`} of images, with progress; of: of what, in words."""
-    found = watchdog.watched(
+    """{path: `fingerprint`} of images; of: label of the progress bar."""
+    prints = watchdog.watched(
         tqdm(read_ahead(lambda image: fingerprint(data, features, str(image)), images),
              desc=f"images of {of}", unit="image", total=len(images)), "image", of)
-    return dict(zip(map(spelled, images), found))
+    return dict(zip(map(spelled, images), prints))
 
 
 def digest(content):
-    """What tells captions, or anything that JSON takes, from others by content."""
+    """A short digest of captions, or of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def references_digest(tokens, split):
-    """The `digest` of a split's captions by people; None where there are none."""
+    """The `digest` of a split's captions by people; None if there are none."""
     if os.path.exists(references_path(tokens, split)):
         return digest(read_references(tokens, split))
 
@@ -139,12 +139,12 @@ def references_digest(tokens, split):
 # --- what it may be asked to caption --------------------------------------------------
 
 def refuse_seen(folder, split, images, source):
-    """Raise cli.UserError where a run, or one that it started from, was trained on some
-    of these images. Whoever scores or draws captions of theirs asks this.
+    """Raise cli.UserError if a run, or one that it started from, was trained on some of
+    these images. Called before their captions are scored or shown.
 
-    folder: the run's. split: of the images. source: {'data', 'tokens', 'features':
-    folders} of theirs. A few images that have other names are only told: large
-    collections hold some pictures twice.
+    folder: the run's. split: of the images. source: their {'data', 'tokens',
+    'features': folders}. A few copies under other names only cause a warning: large
+    collections contain duplicates.
     """
     images, now = list(map(spelled, images)), None
     beside = set(map(spelled, read_images(source["tokens"], "train")))
@@ -153,7 +153,7 @@ def refuse_seen(folder, split, images, source):
         seen = [image for image in images if image in trained]
         copies = {}
         if beside != set(trained) and any(trained.values()):
-            # With the same training images beside them, step 3 has kept them apart
+            # With the same training images, step 3 would have kept the splits apart
             if now is None:
                 now = fingerprints(source["data"], source["features"], images, split)
             names = {content: name for name, content in trained.items() if content}
@@ -175,14 +175,15 @@ def refuse_seen(folder, split, images, source):
 
 
 def differ(one, other):
-    """Whether two fingerprints, or None, are surely of two images."""
+    """Whether two fingerprints, or None, surely belong to different images."""
     return bool(one and other and one != other
                 and one.split()[0] == other.split()[0])
 
 
 def refuse_seen_by_ancestors(args, images):
-    """`refuse_seen` for the validation images of a new run with --start-from; args:
-    train.py's.
+    """`refuse_seen` for the validation images of a new run with --start-from.
+
+    args: train.py's.
     """
     if args.start_from and not args.allow_seen and not is_begun(run_folder(args.run)):
         refuse_seen(find_run(args.start_from), "validation", images, vars(args))
@@ -191,10 +192,10 @@ def refuse_seen_by_ancestors(args, images):
 # --- where what it was trained on is now ----------------------------------------------
 
 def training_tokens(run, *elsewhere):
-    """The folder of the tokens that a Run was trained on: its own, or the first of
-    those elsewhere that has the same captions of the same images.
+    """Find the tokens that a Run was trained on: in its own folder, or in the first of
+    `elsewhere` that has the same captions of the same images.
 
-    Raises cli.UserError where none of them has.
+    Raises cli.UserError if none has.
     """
     trained = list(map(spelled, read_split(run.folder)["train"]))
     said = read_lineage(run.folder)[0].references.get("train")
@@ -215,8 +216,8 @@ def training_tokens(run, *elsewhere):
 
 
 def is_own_data(run, tokens):
-    """Whether a folder of tokens has the validation images of a Run, with the same
-    captions by people where these are known.
+    """Whether a folder of tokens has a Run's validation images, with the same captions
+    by people if those are known.
     """
     own, other = (sorted(map(spelled, images)) for images in (
         read_split(run.folder)["val"], read_images(tokens, "val")))

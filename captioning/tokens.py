@@ -1,7 +1,7 @@
 """Captions as word indices: the vocabulary, the padded arrays, and the references.
 
-    <tokens>/vocabulary.tsv          index, word, how often; a person can read it
-    <tokens>/<name>.npz              see Tokens for what is inside
+    <tokens>/vocabulary.tsv          index, word, count, as plain text
+    <tokens>/<name>.npz              see Tokens for the contents
     <tokens>/references_<name>.json  the captions as written, for the scores
 """
 import hashlib
@@ -17,10 +17,10 @@ from runtime import atomic, cli
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "UNK")
-LARGEST = 100000  # no size of a model reaches it, unless its file is damaged
-# A word of any script: letters and digits, with the marks that some scripts write their
-# vowels with and Hebrew's geresh (U+05F3); inside it joiners (U+200C, U+200D),
-# apostrophes (man's is one word), Catalan's middle dot (U+00B7) and Hebrew's gershayim.
+LARGEST = 100000  # above any size of a model: a larger one means a damaged file
+# A word of any script: letters and digits, with the marks that some scripts use for
+# vowels and Hebrew's geresh (U+05F3); inside it joiners (U+200C, U+200D), apostrophes
+# (man's is one word), Catalan's middle dot (U+00B7) and Hebrew's gershayim.
 MARKS = "\u05f3" + "".join(chr(i) for i in range(0x20000)
                            if unicodedata.category(chr(i)) in ("Mn", "Mc"))
 LETTER = rf"(?:[^\W_]|[{MARKS}])"
@@ -40,11 +40,11 @@ class Tokens(typing.NamedTuple):
 
 
 class Vocabulary:
-    """Words and indices: `index_word[i]` and `word_index[word]` undo each other."""
+    """Words and indices: `index_word[i]` and `word_index[word]` are inverses."""
 
     def __init__(self, words, counts):
-        """words: the kept words, most frequent first. counts: how often each was seen,
-        with those of the four special tokens (pad, start, end, UNK) before them.
+        """words: the kept words, most frequent first. counts: how often each occurs,
+        after the counts of the four special tokens (pad, start, end, UNK).
         """
         self.index_word = list(SPECIAL) + list(words)
         self.word_index = {word: i for i, word in enumerate(self.index_word)}
@@ -68,11 +68,11 @@ class Vocabulary:
         return " ".join(words)
 
     def words(self, indices):
-        """Indices of a caption -> its words, a list of str, without the end token."""
+        """A caption's indices -> its words, a list of str, without the end token."""
         return [self.index_word[i] for i in indices if i != END]
 
     def digest(self):
-        """What tells two vocabularies apart: SHA-256 of the words in order."""
+        """SHA-256 of the words in order, to compare vocabularies."""
         return hashlib.sha256("\n".join(self.index_word).encode("utf-8")).hexdigest()
 
 
@@ -86,15 +86,13 @@ def split_words(caption):
 
 
 def normalized(caption):
-    """Lower case, each letter spelled in one way (NFC), with straight apostrophes and
-    without soft hyphens.
-    """
+    """Lower case, Unicode NFC, with straight apostrophes and without soft hyphens."""
     lower = unicodedata.normalize("NFC", caption.lower())
     return lower.replace("\u2019", "'").replace("\u00ad", "")
 
 
 def vocabulary_path(folder):
-    """The vocabulary of a folder of tokens, or of a run."""
+    """The path of the vocabulary of a folder of tokens, or of a run."""
     return os.path.join(folder, "vocabulary.tsv")
 
 
@@ -107,12 +105,12 @@ def write_vocabulary(folder, vocabulary):
 
 
 def read_vocabulary(folder):
-    """The Vocabulary of a folder. Raises cli.UserError where it is not one."""
+    """The Vocabulary of a folder. Raises cli.UserError if it is missing or damaged."""
     return read_words(vocabulary_path(folder))
 
 
 def read_words(path):
-    """The Vocabulary in a file. Raises cli.UserError where it is not one."""
+    """The Vocabulary in a file. Raises cli.UserError if it is missing or damaged."""
     try:
         with atomic.reading(path, encoding="utf-8-sig") as file:
             rows = [line.rstrip("\n").split("\t") for line in file]
@@ -131,7 +129,7 @@ def read_words(path):
 
 
 def tokens_path(folder, name):
-    """Where the Tokens of a split are."""
+    """The path of a split's Tokens."""
     return os.path.join(folder, name + ".npz")
 
 
@@ -141,7 +139,7 @@ def write_tokens(folder, name, tokens):
 
 
 def read_tokens(folder, name):
-    """The Tokens of a split. Raises cli.UserError if they are missing or bad."""
+    """The Tokens of a split. Raises cli.UserError if they are missing or damaged."""
     path = tokens_path(folder, name)
     try:
         with atomic.load_arrays(path) as arrays:
@@ -173,13 +171,13 @@ def read_tokens(folder, name):
 
 
 def looks_like_numbers(ids):
-    """Which of the ids, of an earlier release's tokens, were numbers; most likely."""
+    """Guess which ids of an earlier release's tokens were numbers, bool (images,)."""
     return np.array([re.fullmatch("0|[1-9][0-9]*", str(i)) is not None for i in ids],
                     bool)
 
 
 def read_images(folder, name):
-    """The images of a split's Tokens, a list of str; empty where there is no split."""
+    """The images of a split's Tokens, a list of str; empty if there is no split."""
     try:
         with atomic.load_arrays(tokens_path(folder, name)) as arrays:
             return arrays["images"].tolist()
@@ -191,7 +189,7 @@ def read_images(folder, name):
 
 
 def references_path(tokens, name):
-    """Where the captions of a split are, as people wrote them."""
+    """The path of a split's captions, as people wrote them."""
     return os.path.join(tokens, f"references_{name}.json")
 
 
@@ -203,7 +201,8 @@ def write_references(folder, name, images):
 
 
 def read_references(folder, name):
-    """{image id: list of captions} of a split. Raises cli.UserError if missing or bad.
+    """{image id: list of captions} of a split. Raises cli.UserError if they are missing
+    or damaged.
     """
     path = references_path(folder, name)
     try:

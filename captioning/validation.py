@@ -1,5 +1,5 @@
-"""How good a model is after an epoch, on validation images: its loss, and the scores of
-what it writes without teacher forcing.
+"""Validation after an epoch: the model's loss, and the scores of the captions that it
+decodes without teacher forcing.
 """
 import numpy as np
 
@@ -10,9 +10,9 @@ from runtime import ranks, watchdog
 
 
 def validate(model, captions, batch_size):
-    """Cross-entropy of a split in nats a real word, without dropout or penalty.
+    """Cross-entropy of a split in nats per real word, without dropout or other terms.
 
-    Processes take the batches by turns.
+    Processes take the batches in turn.
     """
     total, words = 0., 0
     order = captions.epoch(batch_size)
@@ -29,7 +29,7 @@ class ValidationScorer:
 
     def __init__(self, captions, references, vocabulary, count, seed):
         """captions: CaptionBatches of the split. references: {image id: list of str}.
-        count: how many of its images, drawn with the seed.
+        count: number of images, sampled with the seed.
         """
         images = np.unique(captions.tokens.image_of[captions.captions])
         chosen = np.random.RandomState(seed).permutation(images)[:count]
@@ -39,10 +39,11 @@ class ValidationScorer:
 
     def __call__(self, model, batch_size):
         """BLEU-4 and CIDEr of greedy captions, entropy and change of their attention
-        maps, all in percent. Words are the vocabulary's.
+        maps, all in percent: a row of the log.
 
-        The tokenizer is not the COCO tools', which takes seconds to start: evaluate.py
-        gives the figures to report. Processes share the images; rank 0 scores them.
+        Captions are tokenized as for the vocabulary, not by the COCO tools, which take
+        seconds to start: the figures to report are evaluate.py's. Processes share the
+        images; rank 0 scores them.
         """
         mine = slice(ranks.rank, None, ranks.size)
         found = decode_files(model, self.paths[mine], batch_size, quiet=True)
