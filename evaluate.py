@@ -166,11 +166,11 @@ def consensus(args, run, data):
     args: the command's. run: a LoadedRun. data: Inputs. Raises cli.UserError if the
     run's training data is missing.
     """
-    elsewhere = data.source["tokens"], data.source["features"]
-    rewards = training_rewards(run, elsewhere[0])
+    tokens, features = data.source["tokens"], data.source["features"]
+    rewards = training_rewards(run, tokens)
     if args.consensus == "beam":
         return lambda beams: by_consensus(beams, rewards, args.length_power)
-    images, shares = training_neighbours(run, data.images, data.paths, *elsewhere)
+    images, shares = training_neighbours(run, data.images, args.split, features, tokens)
     return lambda beams: by_neighbours(beams, rewards, images, shares,
                                        args.length_power)
 

@@ -34,6 +34,7 @@ Writes, below checkpoints/<run>/:
         best.npz                       the same, after the best epoch (--select)
         bad_features_<split>.txt       damaged files of step 2, if any
         log.csv, loss.png, events...   one row per epoch, its plot, and TensorBoard's
+and <features>/means_<split>.npz       each image's mean vector, for the next run, too
 
 After every epoch the validation loss is measured, and some validation images are
 captioned without teacher forcing and scored: towards the end of training the loss gets

@@ -18,10 +18,10 @@ import typing
 
 import numpy as np
 
-from captioning.features import mean_vector
+from captioning.mean_vectors import mean_vectors
 from captioning.pictures import side_of
 from captioning.runs import is_begun
-from runtime import atomic, cli, watchdog
+from runtime import atomic, cli
 
 KEPT = 32         # principal axes
 SAMPLE = 2000     # training images used, at most; half as many for validation
@@ -72,12 +72,12 @@ def familiarity_path(folder):
     return os.path.join(folder, "familiarity.npz")
 
 
-def prepare(folder, data, splits):
+def prepare(folder, data, features, splits):
     """Fit and write a run's Familiarity, unless a run that has begun already has one:
     one from a training that died before its first checkpoint may be of other images.
 
-    folder: the run's. data: of the images. splits: {'train', 'val': CaptionBatches}.
-    With too few images, nothing is written.
+    folder: the run's. data: of the images. features: of step 2. splits: {'train',
+    'val': CaptionBatches}. With too few images, nothing is written.
     """
     if is_begun(folder) and atomic.exists(familiarity_path(folder)):
         return
@@ -87,10 +87,9 @@ def prepare(folder, data, splits):
     for name, most in (("train", SAMPLE), ("val", SAMPLE // 2)):
         captions = splits[name]
         there = np.unique(captions.tokens.image_of[captions.captions])
-        paths = sample([captions.paths[i] for i in there], most)
-        found = [mean_vector(path) for path in
-                 watchdog.watched(paths, "image", f"a sample of {name}")]
-        means.append(np.array([mean for mean in found if np.isfinite(mean).all()]))
+        found = mean_vectors(features, sample(captions.tokens.images[there].tolist(),
+                                              most), name)
+        means.append(found[np.isfinite(found).all(axis=1)])
     if len(means[0]) < 2 * KEPT or len(means[1]) < FEWEST:
         return
     images = sample(splits["train"].tokens.images.tolist(), SIZED)

@@ -57,11 +57,6 @@ def read_features(path, shape=None):
     return array.reshape(-1, array.shape[-1])
 
 
-def mean_vector(path):
-    """The mean of an image's annotation vectors, float32 (F,); see `read_features`."""
-    return read_features(path).mean(axis=0, dtype=np.float32)
-
-
 def is_sound(path, shape, dtype=None):
     """Whether `path` is a complete features file of this shape (by header and length).
 

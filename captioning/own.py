@@ -27,7 +27,7 @@ def keep_for_pictures(folder, data, features, splits):
     'val': CaptionBatches}.
     """
     keep_calibration(features, folder)
-    familiarity.prepare(folder, data, splits)
+    familiarity.prepare(folder, data, features, splits)
 
 
 def pictures_in(given):

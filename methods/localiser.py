@@ -24,9 +24,9 @@ import os
 import typing
 
 import numpy as np
-from tqdm import tqdm
 
-from captioning.features import mean_vector, same_network
+from captioning.features import same_network
+from captioning.mean_vectors import mean_vectors
 from captioning.runs import is_begun
 from captioning.tokens import SPECIAL
 from model import Term
@@ -87,8 +87,11 @@ def fit(means, mentions):
                      np.append(relevance[words], 0).astype(np.float32))
 
 
-def fit_to(captions, size):
-    """The Localiser of a split's images; captions: CaptionBatches. size: K."""
+def fit_to(captions, size, features):
+    """The Localiser of a training split's images.
+
+    captions: CaptionBatches. size: K. features: folder of step 2.
+    """
     tokens = captions.tokens
     images = np.unique(tokens.image_of[captions.captions])
     row = np.full(len(captions.paths), -1)
@@ -97,10 +100,7 @@ def fit_to(captions, size):
     for words, length, image in zip(tokens.words, tokens.lengths, tokens.image_of):
         if row[image] >= 0:
             mentions[row[image], words[1:length]] = True
-    means = np.stack([
-        mean_vector(captions.paths[image])
-        for image in watchdog.watched(tqdm(images, desc="evidence", unit="image"),
-                                      "image", "the evidence")])
+    means = mean_vectors(features, tokens.images[images], "train")
     finite = np.isfinite(means).all(axis=1)  # training tells of the others
     return fit(means[finite], mentions[finite])
 
@@ -120,7 +120,8 @@ def prepare(folder, captions, settings):
               "channels": settings["sizes"]["features"]}
         if not is_of(folder, of):
             atomic.write_arrays(localiser_path(folder), compress=True, arrays=dict(
-                fit_to(captions, settings["sizes"]["vocabulary"])._asdict(),
+                fit_to(captions, settings["sizes"]["vocabulary"],
+                       settings["features"])._asdict(),
                 of=np.array(json.dumps(of))))
         found = read_localiser(folder)
     else:

@@ -10,52 +10,44 @@ the training images has been subtracted from both. A neighbour's share rises wit
 import os
 
 import numpy as np
-from tqdm import tqdm
 
-from captioning.features import (check_network, feature_path, find_features,
-                                 mean_vector)
+from captioning.features import check_network, feature_path, find_features
 from captioning.lineage import training_tokens
+from captioning.mean_vectors import mean_vectors
 from captioning.tokens import read_images
-from runtime import cli, watchdog
-from runtime.ahead import read_ahead
+from runtime import cli
 
 COUNT = 60        # neighbours of an image
 SHARPNESS = 10.   # how much more the nearest count
 PIECE = 256       # images at a time
 
 
-def training_neighbours(run, images, paths, tokens=None, features=None):
+def training_neighbours(run, images, split, features, tokens=None):
     """The neighbours of some images among those that a Run was trained on.
 
-    images: their paths below the data set. paths: of their features. tokens, features:
-    folders where the run's own may be, too. Returns int (I, M), numbers in the order of
-    the run's tokens, and their shares, float64 (I, M). An image is no neighbour of its
-    own. Raises cli.UserError where the training images or their features are not there
-    any more.
+    images: their paths below the data set, with sound features. split: whose they are.
+    features: the folder of theirs. The run's own training images may be there, too, and
+    its tokens in the folder `tokens`. Returns int (I, M), numbers in the order of the
+    run's tokens, and their shares, float64 (I, M). An image is no neighbour of its own.
+    Raises cli.UserError where the training images or their features are not there any
+    more.
     """
     trained = read_images(training_tokens(run, tokens), "train")
     own = run.settings["features"]
-    features = next((folder for folder in (own, features) if folder and any(
+    theirs = next((folder for folder in (own, features) if any(
         os.path.exists(feature_path(folder, image)) for image in trained)), own)
-    check_network(features, run.settings, run.folder)
-    files, sound = find_features(features, trained, "train")
+    check_network(theirs, run.settings, run.folder)
+    files, sound = find_features(theirs, trained, "train")
     there = sound.nonzero()[0]
     if len(there) < len(files):
         cli.warn(f"{len(files) - len(there)} of {len(files)} training images of "
-                 f"{run.folder} have no sound features in {features} and are nobody's "
+                 f"{run.folder} have no sound features in {theirs} and are nobody's "
                  "neighbours: run extract_features.py again")
     number = {trained[i]: n for n, i in enumerate(there)}
-    near, shares = nearest(mean_vectors(paths, "the images"),
-                           mean_vectors([files[i] for i in there], "training"),
+    near, shares = nearest(mean_vectors(features, images, split),
+                           mean_vectors(theirs, [trained[i] for i in there], "train"),
                            [number.get(image) for image in images])
     return there[near], shares
-
-
-def mean_vectors(paths, of):
-    """The mean feature vector of each file, float32 (I, F). of: of what, in a word."""
-    return np.stack(list(watchdog.watched(
-        tqdm(read_ahead(mean_vector, paths), desc=f"features of {of}", unit="image",
-             total=len(paths)), "file", of)))
 
 
 def nearest(x, others, itself, count=COUNT):

@@ -142,16 +142,17 @@ def interrupts_wait():
 
 
 @contextlib.contextmanager
-def locked(folder, part="", wait=False):
+def locked(folder, part="", wait=False, name=None):
     """Make `folder` and lock it while the block runs, against a second such script.
 
     part: of the script's work, if only that must not be done twice. wait: until the
-    other has done it. Raises UserError where another process holds it. The lock dies
-    with the process, however that ends.
+    other has done it. name: of work that several scripts do; None: the script's. Raises
+    UserError where another process holds it. The lock dies with the process, however
+    that ends.
     """
     os.makedirs(folder, exist_ok=True)
     script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    path = os.path.join(folder, f".{script}{part}.lock")
+    path = os.path.join(folder, f".{name or script}{part}.lock")
     with _lock(path, folder, wait) as file:
         with atomic.named(path):
             file.truncate(0)

@@ -10,11 +10,13 @@ from PIL import Image
 from captioning import familiarity, networks
 from captioning.captioner import OwnCaption
 from captioning.familiarity import LIMIT, REMARK, prepare, read_familiarity
+from captioning.features import feature_path, record_path
 from captioning.grid import even
 from captioning.pictures import load_square
 from runtime import cli
+from runtime.atomic import write_json
 from runtime.tf import tf
-from worlds import QUICK, World
+from worlds import QUICK, SMALL, World
 
 F = 50
 
@@ -30,11 +32,12 @@ def images(count, seed, axes=5):
 def splits(tmp_path, monkeypatch):
     """Splits with a features file for each image, in COCO's order."""
     monkeypatch.setattr(familiarity, "KEPT", 6)
+    write_json(record_path(str(tmp_path)), dict(SMALL, shape=(3, 2, F)))
     found = {}
     for name, count, seed in (("train", 80, 1), ("val", 60, 2)):
         paths = []
         for i, mean in enumerate(images(count, seed)):
-            paths.append(str(tmp_path / f"{name}{i}.npy"))
+            paths.append(feature_path(str(tmp_path), f"{name}{i}.png"))
             np.save(paths[-1], np.tile(mean, (3, 2, 1)).astype(np.float16))
         image_of = np.repeat(np.arange(count), 2)
         found[name] = types.SimpleNamespace(
@@ -48,7 +51,7 @@ def splits(tmp_path, monkeypatch):
 
 def test_one_in_twenty_of_the_runs_own_images_is_strange_and_others_are(splits,
                                                                         tmp_path):
-    prepare(str(tmp_path), str(tmp_path), splits)
+    prepare(*[str(tmp_path)] * 3, splits)
     found = read_familiarity(str(tmp_path))
     assert len(found.usual) == 58 and found.axes.shape == (6, F)
     np.testing.assert_allclose(found.axes.dot(found.axes.T), np.eye(6), atol=2e-3)
@@ -66,18 +69,18 @@ def test_one_in_twenty_of_the_runs_own_images_is_strange_and_others_are(splits,
 def test_what_is_there_stays_and_too_few_images_say_nothing(splits, tmp_path):
     few = dict(splits, val=types.SimpleNamespace(**dict(
         vars(splits["val"]), captions=np.arange(2 * 39))))
-    prepare(str(tmp_path), str(tmp_path), few)
+    prepare(*[str(tmp_path)] * 3, few)
     assert read_familiarity(str(tmp_path)) is None
     path = tmp_path / "familiarity.npz"
     path.write_bytes(b"")
-    prepare(str(tmp_path), str(tmp_path), splits)
+    prepare(*[str(tmp_path)] * 3, splits)
     assert path.read_bytes() != b""  # the training died before its first checkpoint
     path.write_bytes(b"")
-    prepare(str(tmp_path), str(tmp_path), few)
+    prepare(*[str(tmp_path)] * 3, few)
     assert not path.exists()
     path.write_bytes(b"")
     (tmp_path / "newest.npz").write_bytes(b"")
-    prepare(str(tmp_path), str(tmp_path), splits)
+    prepare(*[str(tmp_path)] * 3, splits)
     assert path.read_bytes() == b""
     with pytest.raises(cli.UserError, match="familiarity.npz: damaged; delete it"):
         read_familiarity(str(tmp_path))
@@ -86,7 +89,7 @@ def test_what_is_there_stays_and_too_few_images_say_nothing(splits, tmp_path):
 def test_pictures_are_made_as_small_as_the_training_images(splits, tmp_path):
     for i in range(3):
         Image.new("RGB", (8, 18)).save(str(tmp_path / f"train{i}.png"))
-    prepare(str(tmp_path), str(tmp_path), splits)
+    prepare(*[str(tmp_path)] * 3, splits)
     assert read_familiarity(str(tmp_path)).pixels == 12
     path, stripes = str(tmp_path / "own.png"), np.zeros((60, 48, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -101,7 +104,7 @@ def test_pictures_are_made_as_small_as_the_training_images(splits, tmp_path):
 
 def test_features_that_are_not_finite_are_not_counted(splits, tmp_path):
     np.save(splits["train"].paths[3], np.full((3, 2, F), np.nan, np.float16))
-    prepare(str(tmp_path), str(tmp_path), splits)
+    prepare(*[str(tmp_path)] * 3, splits)
     assert np.isfinite(read_familiarity(str(tmp_path)).mean).all()
 
 

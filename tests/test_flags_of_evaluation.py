@@ -225,7 +225,7 @@ def test_neighbours_are_numbered_as_in_the_tokens_where_features_are_missing(run
     there = {i: mean(feature_path(runs.features, TRAIN.images[i]))
              for i in (0, 2, 4, 5)}
     centre = np.mean(list(there.values()), axis=0)
-    near, shares = training_neighbours(read_run("a"), images, paths)
+    near, shares = training_neighbours(read_run("a"), images, "some", runs.features)
     assert near.shape == shares.shape == (3, 4)
     for path, row, share, itself in zip(paths, near, shares, (None, 4, None)):
         x = mean(path) - centre

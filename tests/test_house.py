@@ -21,7 +21,8 @@ HEAVY = {"tensorflow", "pycocoevalcap", "requests", "sklearn", "model.py",
          "runtime/tf.py"}
 # Others' classes that are set up so, a copy of its own, the command's own arguments
 FIELDS_SET_OUTSIDE = {
-    "captioning/options.py: action", "captioning/scores.py: timer",
+    "captioning/options.py: action", "captioning/options.py: args",
+    "captioning/scores.py: timer",
     "captioning/scores.py: subprocess", "tokenize_captions.py: index",
     "methods/rewards.py: found", "evaluate.py: args"}
 LONGEST = 60  # lines of a function, its docstring counted
@@ -36,7 +37,7 @@ ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv
              "log.csv", "loss.png", "bad_features_", "attention_", "scores_", "nbest_",
              "samples_", "captions_{}_{}_results.json", "own_captions.json",
              "failed_images_", "pointing_", "deletion_", "localiser.npz",
-             "familiarity.npz", "scenes_val.json", "report_")
+             "familiarity.npz", "means_", "scenes_val.json", "report_")
 
 
 @functools.lru_cache()

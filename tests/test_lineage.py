@@ -339,8 +339,7 @@ def test_training_images_without_features_are_counted(world, capsys):
     for name in sorted(os.listdir("data/features/train"))[:5]:
         os.remove("data/features/train/" + name)
     images = sorted(read_captions_of(run.folder, "val").values())
-    training_neighbours(run, [image for image, _ in images],
-                        [f"data/features/{image}.npy" for image, _ in images])
+    training_neighbours(run, [image for image, _ in images], "val", "data/features")
     assert "5 of 8 training images of checkpoints/a have no sound features" in (
         capsys.readouterr().err)
 

@@ -14,7 +14,7 @@ from runtime import atomic
 from runtime.atomic import write_json
 from runtime.tf import tf
 from test_model import LENGTHS, SIDE, SIZES, batch_of, model_of
-from worlds import TRAIN, VAL, WORDS, Runs, files_of, refusal, write_features
+from worlds import SMALL, TRAIN, VAL, WORDS, Runs, files_of, refusal, write_features
 
 DOG, ALWAYS, NOISE = 4, 5, 6  # words
 BIGGER = Vocabulary(WORDS + ["blue", "two"], [0, 9, 9, 0, 5, 4, 3, 2, 1, 1, 1])
@@ -106,14 +106,15 @@ def test_word_that_images_tell_little_of_has_evidence():
 def test_image_that_is_not_finite_is_left_out_of_the_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(localiser, "EVIDENT", -1)  # a few random images tell little
     write_features(str(tmp_path), TRAIN, (2, 3, 5))
+    write_json(record_path(str(tmp_path)), SMALL)
     captions = caption_batches_of(TRAIN, str(tmp_path))
     path = captions.paths[3]
     array = np.load(path)
     array[1, 2, 3] = np.inf
     np.save(path, array)
-    found = localiser.fit_to(captions, 9)
+    found = localiser.fit_to(captions, 9, str(tmp_path))
     captions.captions = np.flatnonzero(TRAIN.image_of != 3)
-    for one, other in zip(found, localiser.fit_to(captions, 9)):
+    for one, other in zip(found, localiser.fit_to(captions, 9, str(tmp_path))):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     assert np.isfinite(found.evidence).all()
 

@@ -4,9 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from captioning.features import SHAPE, write_features
 from methods import neighbours
-from methods.neighbours import mean_vectors, nearest
+from methods.neighbours import nearest
 
 
 def cosine(one, other):
@@ -56,15 +55,3 @@ def test_features_that_are_not_finite_are_no_neighbours():
     near, shares = nearest(x, others, [None] * 3, 4)
     np.testing.assert_array_equal(near, np.array([0, 1, 2, 4, 5])[expected[0]])
     np.testing.assert_allclose(shares, expected[1])
-
-
-def test_mean_vector_is_that_of_all_cells(tmp_path, capsys):
-    maps = np.random.RandomState(3).uniform(0, 9, (3,) + SHAPE).astype(np.float16)
-    paths = [str(tmp_path / f"{i}.npy") for i in range(3)]
-    for path, array in zip(paths, maps):
-        write_features(path, array)
-    found = mean_vectors(paths, "training")
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, maps.astype(np.float64).mean(axis=(1, 2)),
-                               rtol=1e-5)
-    assert "features of training" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""The mean of each image's annotation vectors, which several methods ask for.
+
+    <features>/means_<split>.npz   those computed so far, and of which files they are
+
+To read all features of COCO's training images takes 29 GB: they are read for this once,
+by the first who asks. Files that have changed since, by size or time, are read again,
+and all of them where the folder says that another network has made them.
+"""
+import contextlib
+import json
+import os
+import typing
+
+import numpy as np
+from tqdm import tqdm
+
+from captioning.features import feature_path, read_features, read_record, shape_of
+from runtime import atomic, cli, watchdog
+from runtime.ahead import read_ahead
+
+
+class Kept(typing.NamedTuple):
+    """What the file has of N images."""
+    images: np.ndarray  # str (N,): paths below the data set
+    stamps: np.ndarray  # int64 (N, 2): `stamp_of` their features
+    means: np.ndarray   # float32 (N, F)
+
+
+def means_path(features, split):
+    """Where a folder of features has the mean vectors of a split."""
+    return os.path.join(features, f"means_{split}.npz")
+
+
+def mean_vectors(features, images, split):
+    """The mean annotation vector of each image, float32 (I, F).
+
+    features: folder of step 2. images: paths below the data set, of sound features.
+    split: whose they are, as the file is called. Raises cli.UserError where features
+    are missing or damaged. Where the folder cannot be written, nothing is kept.
+    """
+    images = np.array([str(image) for image in images])
+    paths = [feature_path(features, image) for image in images]
+    watchdog.waits_for(None)  # another process may be at it
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(cli.locked(features, f"_{split}", wait=True,
+                                           name="means"))
+            can_be_kept = True
+        except OSError:
+            can_be_kept = False
+        stamps = np.array(list(watchdog.watched(map(stamp_of, paths), "file",
+                                                features)), np.int64)
+        kept = read_means(features, split)
+        found = np.empty((len(images), shape_of(features)[-1]), np.float32)
+        rows = rows_of(kept, images, stamps)
+        missing = np.flatnonzero(rows < 0)
+        found[rows >= 0] = kept.means[rows[rows >= 0]]
+        computed = watchdog.watched(
+            tqdm(read_ahead(mean_vector, [paths[i] for i in missing]),
+                 desc=f"mean vectors of {split}", unit="image", total=len(missing),
+                 disable=not len(missing)), "image", split)
+        for mean, i in zip(computed, missing):
+            found[i] = mean
+        if len(missing) and can_be_kept:
+            write_means(features, split, Kept(images, stamps, found), kept)
+    return found
+
+
+def mean_vector(path):
+    """The mean of one image's annotation vectors, float32 (F,); see `read_features`."""
+    return read_features(path).mean(axis=0, dtype=np.float32)
+
+
+def stamp_of(path):
+    """What changes with a file: (bytes, nanoseconds of its time); (-1, -1): no file."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):  # whoever reads it will tell
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def rows_of(kept, images, stamps):
+    """The row in Kept of each image whose file is as it was, else -1: int (I,)."""
+    number = {image: row for row, image in enumerate(kept.images.tolist())}
+    rows = np.array([number.get(image, -1) for image in images.tolist()], int)
+    there = rows >= 0
+    rows[there] = np.where((kept.stamps[rows[there]] == stamps[there]).all(axis=1),
+                           rows[there], -1)
+    return rows
+
+
+def read_means(features, split):
+    """What is Kept of a split, of the network that the folder's record names.
+
+    Nothing where that is another one, or the file is damaged, missing or not for us to
+    read. Raises OSError where the disk does not give it.
+    """
+    channels, made = shape_of(features)[-1], read_record(features)
+    nothing = Kept(np.zeros(0, "U1"), np.zeros((0, 2), np.int64),
+                   np.zeros((0, channels), np.float32))
+    try:
+        with atomic.load_arrays(means_path(features, split)) as arrays:
+            if json.loads(str(arrays["of"])) != made:
+                return nothing
+            kept = Kept(*(arrays[name] for name in Kept._fields))
+            N = len(kept.images)
+            if (kept.images.shape, kept.stamps.shape, kept.means.shape) != (
+                    (N,), (N, 2), (N, channels)) or kept.means.dtype != np.float32:
+                raise ValueError
+        return kept
+    except (FileNotFoundError, PermissionError, atomic.Damaged):
+        return nothing
+
+
+def write_means(features, split, new, kept):
+    """Keep these, and what was Kept of other images whose features are still there."""
+    path, now = means_path(features, split), set(new.images.tolist())
+    others = [row for row, image in enumerate(kept.images.tolist()) if image not in now
+              and stamp_of(feature_path(features, image)) == tuple(kept.stamps[row])]
+    if others:
+        new = Kept(*(np.concatenate([array, old[others]])
+                     for array, old in zip(new, kept)))
+    try:
+        atomic.write_arrays(path, dict(new._asdict(), of=np.array(json.dumps(
+            read_record(features)))))
+    except OSError as error:
+        cli.warn(f"{path}: cannot be kept ({error.strerror}), so features are read "
+                 "again next time")
