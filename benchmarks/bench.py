@@ -17,36 +17,34 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 import extract_features
 import tokenize_captions
+from benchmarks.data import (SIZES, VOCABULARY, caption_batches, flops,
+                             lengths_like_coco, make_features, make_picture,
+                             make_tokens)
 from benchmarks.published import Published, extract as published_extract
+from benchmarks.timing import (alternate, matrix_product, peak_memory, ratio,
+                               seconds)
 from captioning import inception
-from captioning.batches import CaptionBatches
 from captioning.checkpoints import create_optimizer_variables
 from captioning.coco import Image as CocoImage
 from captioning.decode import beam_search, decode_files
-from captioning.features import SHAPE, feature_path, read_features
+from captioning.features import feature_path, read_features
 from captioning.networks import build, record_of
 from captioning.pictures import read_square
-from captioning.tokens import END, START, Tokens, write_tokens
-from model import Captioner, Sizes
+from captioning.tokens import END, write_tokens
+from model import Captioner
 from runtime import atomic, cli
-from runtime.tf import AdamOptimizer, compiled, device_name, start, tf, v1
+from runtime.tf import AdamOptimizer, compiled, device_name, start, tf
 from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-VOCABULARY, LONGEST, MEAN = 5000, 49, 10.45
-SIZES = Sizes(vocabulary=VOCABULARY + 4, features=2048, annotation=256, embedding=256,
-              hidden=512, attention=512)
 DECODED_WORDS = 12        # of each image; the end token is barred for both designs
-ROUNDS = 5
 FLOORS = collections.OrderedDict((
     ("training, captions/s, against the published design", (12, "at least")),
     ("training, FLOP/s, against a matrix product", (.6, "at least")),
@@ -62,104 +60,6 @@ FLOORS = collections.OrderedDict((
     ("input pipeline alone, captions/s, against training", (3, "at least")),
     ("tokenizing COCO's captions, time against split and count", (8, "at most")),
     ("peak memory of tokenizing, GB", (2, "at most"))))
-
-
-# --- data -----------------------------------------------------------------------------
-
-def lengths_like_coco(count, random):
-    """Words of `count` captions: mean 10.45, at least 7, the longest 49."""
-    lengths = 8 + random.poisson(MEAN - 8, count)
-    lengths[random.randint(count)] = LONGEST
-    return lengths
-
-
-def make_tokens(images, random):
-    """Random Tokens: five captions an image."""
-    lengths = lengths_like_coco(5 * images, random).astype(np.int32) + 1
-    words = np.zeros((5 * images, LONGEST + 2), np.int32)
-    for row, n in zip(words, lengths):
-        row[:n + 1] = np.r_[START, random.randint(4, SIZES.vocabulary, n - 1), END]
-    return Tokens(words, lengths, np.repeat(np.arange(images, dtype=np.int32), 5),
-                  np.array([f"train/{i}.jpg" for i in range(images)]),
-                  np.array([str(i) for i in range(images)]), "", np.ones(images, bool))
-
-
-def make_features(folder, images, random, files=100):
-    """Features of so many images, of which only `files` differ: the rest are links."""
-    os.makedirs(os.path.join(folder, "train"))
-    for i in range(images):
-        path = feature_path(folder, f"train/{i}.jpg")
-        if i < files:
-            np.save(path, random.random_sample(SHAPE).astype("f2"))
-        else:
-            os.link(feature_path(folder, f"train/{i % files}.jpg"),
-                    path)
-
-
-def make_picture(path, random):
-    """A JPEG about the size of COCO's pictures, in pixels and in bytes."""
-    small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
-    Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(path, quality=95)
-
-
-def caption_batches(tokens, folder):
-    """CaptionBatches of tokens all of whose images have features."""
-    paths = [feature_path(folder, str(image)) for image in tokens.images]
-    return CaptionBatches(tokens, paths, np.ones(len(paths), bool))
-
-
-def flops(batch):
-    """Floating point operations of the matrix products that one training step needs.
-
-    Forward and backward; no gradient is needed with respect to the features. What is
-    not a matrix product (tanh, softmax, Adam) is not counted.
-    """
-    K, F, D, m, n, A = SIZES
-    I, L, _ = batch.parcel.features.shape
-    rows, N = I * L, int(batch.lengths.sum())
-    encoder = 2 * rows * F * D * 2                 # forward, gradient of W_v
-    keys = 2 * rows * D * A * 3
-    word = 2 * (m * 3 * n + D * 3 * n + n * 3 * n + n * A + n * m + D * m + m * K) * 3
-    attention = 2 * L * (A + D) * 3
-    return encoder + keys + N * (word + attention)
-
-
-# --- measuring ------------------------------------------------------------------------
-
-def peak_memory():
-    """The most memory that this process has had, in GB.
-
-    Not getrusage's: that counts what the parent had when it started this process.
-    """
-    with open("/proc/self/status") as file:
-        kilobytes = [line.split()[1] for line in file if line.startswith("VmHWM")]
-    return int(kilobytes[0]) * 1024 / 1e9
-
-
-def seconds(function):
-    begin = time.time()
-    function()
-    return time.time() - begin
-
-
-def matrix_product(side=2048):
-    """FLOP/s of a float32 product of two square matrices."""
-    x = v1.random_normal((side, side))
-    x.numpy()
-    return 2 * side ** 3 / seconds(lambda: tf.matmul(x, x).numpy())
-
-
-def alternate(*functions, rounds=ROUNDS):
-    """Call the functions in turn; a list of results for each, the first round left out.
-    """
-    found = [[function() for function in functions] for _ in range(rounds + 1)][1:]
-    return list(zip(*found))
-
-
-def ratio(above, below):
-    """Median and range over the rounds of above / below."""
-    values = np.array(above) / np.array(below)
-    return float(np.median(values)), float(values.min()), float(values.max())
 
 
 def barred(model):
