@@ -1,9 +1,9 @@
 """The table of train.py's options.
 
-Each flag is added by one call that says its type, its default (and that with
---self-critical), whether it is fixed or free, and what runs were made with before it
-existed; the parser, `fixed` and `completed` follow from these. A fixed flag is part of
-what a run is: resumed with another value it would be another run. The others are free.
+Each flag is added by one call that gives its type, its default (and that with
+--self-critical), whether it is fixed or free, and its value in runs from before it
+existed; the parser, `fixed` and `completed` follow from these. A fixed flag defines the
+run: a resumed run must share its value. The others are free.
 """
 import argparse
 import functools
@@ -16,21 +16,21 @@ from captioning.tokens import LARGEST
 from runtime import cli, watchdog
 from runtime.tf import add_precision_flag
 
-FOLDERS = ("data", "tokens", "features")  # the others are by default below the first
-# What hardly anybody needs to turn. Runs of earlier releases, whose settings have other
-# values, keep those.
+FOLDERS = ("data", "tokens", "features")  # by default, the others are inside the first
+# Settings that hardly anybody needs to change. Runs of earlier releases keep the values
+# in their settings.
 CONSTANTS = {
     "clip": 5.,          # largest global norm of the gradients (Pascanu et al. 2013)
     "max_bad": .05,      # share of damaged features files tolerated
     "val_images": 1000,  # validation images captioned after each epoch
-    "expected": .5,      # of the captions, see methods/hard_attention.py
-    "reinforce": 1.,     # lambda_r, likewise
-    "entropy": .002,     # lambda_e, likewise; alpha_entropy_c in the authors' code
+    "expected": .5,      # share of the captions, see methods/hard_attention.py
+    "reinforce": 1.,     # lambda_r, see there
+    "entropy": .002,     # lambda_e, see there; alpha_entropy_c in the authors' code
 }
-START_SHARE = .6  # of self-critical training, see methods/averaging.py
-# What was a flag once, and the values that a run may have had to go on without it
+START_SHARE = .6  # in self-critical training, see methods/averaging.py
+# Former flags, and the values with which a run can be resumed without them
 GONE = {"base_batch_size": (None,), "warm_up": (None,), "meteor_reward": (None, 0.)}
-# Parts of the model that --without leaves out, and how earlier releases said so
+# Parts of the model that --without leaves out, and the settings of earlier releases
 PARTS = {"gate": ("no_gate", True), "h0": ("initial_state", "zeros"),
          "state": ("no_state", True), "word-query": ("no_word_query", True)}
 UNSAID = object()
@@ -39,24 +39,24 @@ UNSAID = object()
 class Parser(cli.Parser):
     """A parser whose flags are fixed or free, and may have a second default.
 
-    A word @FILE stands for the flags in that file: a recipe.
+    An argument @FILE is replaced by the flags in that file: a recipe.
     """
 
     def __init__(self, doc):
         super().__init__(doc, fromfile_prefix_chars="@")
 
     def convert_arg_line_to_args(self, line):
-        """The words of a line of a recipe, in which # begins a comment."""
+        """Split a line of a recipe into words; # starts a comment."""
         return shlex.split(line, comments=True)
 
     def add_argument(self, *names, fixed=True, default=None, self_critical=None,
                      earlier=UNSAID, **kwargs):
-        """As cli.Parser's.
+        """See cli.Parser.
 
-        fixed: whether the flag is; or conditions, a str or several, of which one makes
-        it so. self_critical: its default with --self-critical, where that is another.
-        Both defaults are those of the recipe (docs/recipe-coco.md). earlier: the value
-        of runs whose settings do not say, as the flag came later.
+        fixed: whether the flag is fixed; or a condition, or several, any of which makes
+        it so. self_critical: its default with --self-critical, if different. Both
+        defaults are those of the recipe (docs/recipe-coco.md). earlier: its value in
+        runs whose settings lack it because the flag came later.
         """
         two = self_critical is not None
         if two and "otherwise" not in kwargs:
@@ -70,17 +70,18 @@ class Parser(cli.Parser):
         return action
 
     def fixed(self, settings):
-        """The names of the arguments that are fixed in a run of these settings."""
+        """The names of the arguments that are fixed in a run with these settings."""
         args = argparse.Namespace(**settings)
         return [action.dest for action in self._actions if action.dest != "help" and (
             action.fixed is True or action.fixed and any(
                 self.holds(condition, args) for condition in action.fixed))]
 
     def settle(self, args, own):
-        """Give flags that were left out the run's own values, else their defaults, and
-        add the constants.
+        """Set flags that were left out to the run's own values, else their defaults,
+        and add the constants.
 
-        own: `settings_to_resume`. A given --data brings its tokens and features along.
+        own: from `settings_to_resume`. If --data is given, the defaults of --tokens and
+        --features follow it.
         """
         args.without = sorted(set(args.without or ()))
         share = START_SHARE if args.self_critical else 0.
@@ -106,13 +107,12 @@ def fixed(settings):
 
 
 def completed(settings):
-    """A run's settings with all that they need to have, be they of an earlier release.
-    """
+    """A run's settings, with those that earlier releases did not have filled in."""
     found = {action.dest: action.earlier for action in table()._actions
              if getattr(action, "earlier", UNSAID) is not UNSAID}
     found.update(CONSTANTS, start_share=0.)
     found.update((name, value) for name, value in settings.items() if not (
-        name in CONSTANTS and value is None))  # of a run that it did not concern
+        name in CONSTANTS and value is None))  # None: it did not apply to the run
     if "without" not in settings:
         old = dict({"no_word_query": True}, **settings)
         found["without"] = [part for part, (name, value) in PARTS.items()
@@ -124,7 +124,7 @@ def completed(settings):
 
 @functools.lru_cache(maxsize=None)
 def table():
-    """The Parser of train.py, to be asked about its flags."""
+    """The Parser of train.py, for looking up its flags."""
     return build_parser(None)
 
 
@@ -142,7 +142,7 @@ def build_parser(doc):
 
 
 def add_data_flags(parser):
-    """What is trained on, under which name, and from where."""
+    """The run's name, its data, and what it starts from."""
     parser.always("--data", fixed=False, default="data",
                   help="data set in COCO's layout")
     parser.always("--tokens", fixed=False, otherwise="<data>/tokens",
@@ -159,7 +159,7 @@ def add_data_flags(parser):
 
 
 def add_model_flags(parser):
-    """What makes another model."""
+    """The architecture of the model."""
     size = cli.number(int, at_least=1, below=LARGEST)
     parser.always("--embedding", type=size, default=512,
                   help="m and D: size of word embeddings and annotation vectors")
@@ -167,30 +167,30 @@ def add_model_flags(parser):
                   help="n and A: size of the GRU and of the attention")
     parser.always("--without", nargs="+", choices=sorted(PARTS), metavar="PART",
                   help="leave out parts of the model: gate, beta (section 4.2.1); h0, "
-                       "the first state from the mean annotation vector (3.1.2); "
-                       "state, which the published tutorial keeps from the GRU; "
-                       "word-query, the previous word in the attention, which the "
-                       "paper does not have")
+                       "the initial state from the mean annotation vector (3.1.2); "
+                       "state, the GRU's recurrent input, as in the published "
+                       "tutorial; word-query, the previous word in the attention's "
+                       "query, which the paper does not have")
 
 
 def add_training_flags(parser):
-    """The steps, and what regularizes them."""
+    """Optimization and regularization."""
     share = cli.number(float, at_least=0, below=1)
     parser.always("--epochs", fixed=("--schedule cosine", "--scheduled-sampling"),
                   type=cli.positive, default=8, self_critical=3, help="in all")
     parser.always("--batch-size", type=cli.positive, default=64,
-                  help="captions a step, over all processes")
+                  help="captions per step, over all processes")
     parser.always("--seed", type=cli.seed, default=0,
-                  help="of the first weights, the order and dropout")
+                  help="of the initial weights, the order and dropout")
     parser.always("--optimizer", choices=("adam", "rmsprop"), default="adam",
-                  help="the paper takes rmsprop for Flickr8k, adam for COCO")
+                  help="the paper uses rmsprop for Flickr8k, adam for COCO")
     parser.always("--learning-rate", type=cli.number(float, above=0), default=1e-3,
                   self_critical=5e-5, help="of the optimizer")
     parser.always("--schedule", choices=("epochs", "plateau", "cosine"),
                   default="epochs", earlier="epochs",
-                  help="when the learning rate falls: by --decay after each epoch, by "
-                       "--decay after each that --select finds no better, or along a "
-                       "cosine to 0 at the end of --epochs")
+                  help="how the learning rate falls: by --decay after each epoch; by "
+                       "--decay after each epoch without improvement (--select); or "
+                       "along a cosine to 0 at the end of --epochs")
     parser.add_argument("--decay", without="--schedule cosine",
                         type=cli.number(float, above=0, at_most=1), default=.75,
                         self_critical=1., help="factor on the learning rate")
@@ -211,7 +211,7 @@ def add_training_flags(parser):
 
 
 def add_attention_flags(parser):
-    """How attention is trained."""
+    """Training of the attention."""
     weight = cli.number(float, at_least=0)
     parser.add_argument("--attention", without="--self-critical", earlier="soft",
                         choices=("soft", "hard"), default="soft",
@@ -228,26 +228,26 @@ def add_self_critical_flags(parser):
     """Training towards the score (methods/self_critical.py)."""
     parser.always("--self-critical", type=cli.number(int, at_least=2), nargs="?",
                   const=5, metavar="SAMPLES",
-                  help="train towards CIDEr-D with so many sampled captions an image "
-                       "(5 if the number is left out); --batch-size counts images "
-                       "then. Needs --start-from")
+                  help="train towards CIDEr-D with this many sampled captions per "
+                       "image (5 if the number is left out); --batch-size then counts "
+                       "images. Needs --start-from")
     parser.add_argument("--bleu-reward", needs="--self-critical",
                         type=cli.number(float, at_least=0), self_critical=2.,
                         otherwise="2", metavar="WEIGHT",
-                        help="of BLEU-4 (0 to 1), which is added to CIDEr-D (0 to 10)")
+                        help="of BLEU-4 (0 to 1), added to CIDEr-D (0 to 10)")
 
 
 def add_saving_flags(parser):
-    """Which weights are validated and kept, and when."""
+    """Which weights are validated and saved, and when."""
     parser.always("--average", type=cli.number(float, above=0, below=1), earlier=None,
                   metavar="DECAY",
                   help="validate and keep a running average of the weights "
-                       "(methods/averaging.py); 0.999, for example")
+                       "(methods/averaging.py), for example 0.999")
     parser.always("--select", choices=sorted(SELECT), default="cider",
                   help="the best epoch has the lowest validation loss or the highest "
                        "score of validation captions")
     parser.always("--patience", fixed=False, type=cli.positive, otherwise="never",
-                  help="stop after so many epochs without a better one")
+                  help="stop after this many epochs without improvement")
     parser.always("--save-minutes", fixed=False, type=cli.number(float, above=0),
-                  default=10., help="between two checkpoints inside an epoch")
+                  default=10., help="between checkpoints inside an epoch")
     watchdog.add_flag(parser, fixed=False)

@@ -1,5 +1,5 @@
-"""What becomes of train.py's options when a run is resumed: those that are left out are
-the run's own, and another value of a fixed one is refused.
+"""train.py's options when a run is resumed: those left out keep the run's own values,
+and a different value of a fixed one is refused.
 """
 import json
 import os
@@ -13,8 +13,8 @@ from runtime import atomic, cli
 
 
 def arguments(doc):
-    """The arguments of train.py; doc: its docstring. Raises cli.UserError where the
-    run's name is none.
+    """The arguments of train.py; doc: its docstring. Raises cli.UserError if the run
+    was made with a flag that no longer exists.
     """
     parser = build_parser(doc)
     own = settings_to_resume(run_folder(parser.parse_known_args()[0].run))
@@ -30,13 +30,13 @@ def arguments(doc):
 def settings_to_resume(folder):
     """The settings of a run that has begun; empty for a new run. folder: the run's.
 
-    Defaults may change from release to release: a run keeps its own. Raises
-    cli.UserError where it was made with a flag that is gone.
+    Defaults may change between releases: a run keeps its own. Raises cli.UserError if
+    it was made with a flag that no longer exists.
     """
     try:
         with atomic.reading(settings_path(folder)) as file:
             settings = completed(json.load(file))
-    except (FileNotFoundError, ValueError, TypeError):  # check_settings will tell
+    except (FileNotFoundError, ValueError, TypeError):  # check_settings reports it
         return {}
     if not is_begun(folder):
         return {}
@@ -52,9 +52,9 @@ def settings_to_resume(folder):
 def write_settings(folder, settings, images, vocabulary):
     """Write a new run's settings, or check that an old run is resumed with the same.
 
-    images: {'train', 'val': list of str}, what `read_split` returns. vocabulary: a
-    Vocabulary. A run that has no checkpoint yet (out of memory, say) may begin again
-    with other settings. Raises cli.UserError where the run is another one.
+    images: {'train', 'val': list of str}, as from `read_split`. vocabulary: a
+    Vocabulary. A run without a checkpoint (out of memory, say) may begin again with
+    other settings. Raises cli.UserError if the settings are those of a different run.
     """
     if is_begun(folder):
         check_settings(folder, settings, images)
@@ -65,7 +65,7 @@ def write_settings(folder, settings, images, vocabulary):
 
 
 def check_settings(folder, settings, images):
-    """Raise cli.UserError where a run was started with other settings or images.
+    """Raise cli.UserError if a run was started with other settings or images.
 
     The arguments are those of `write_settings`.
     """

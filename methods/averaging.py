@@ -1,15 +1,15 @@
-"""Better weights than those of the last step, to be validated and kept.
+"""Weight averaging: which weights are validated and saved as the best.
 
-Their running average (Polyak & Juditsky 1992), in which the steps' noise is not:
+Their running average (Polyak & Juditsky 1992), which removes the noise of the steps:
 
     average <- d average + (1 - d) weights,    d = min(decay, t / (9 + t))
 
-after step t, counted from 0: the first weights, which are random, are forgotten soon.
+after step t, counted from 0, so that the random initial weights are soon forgotten.
 
-And the mean of these and the weights that the run has started from (Wortsman et al.
-2022, "Robust fine-tuning of zero-shot models"): what a second training has taught,
-without all that it has made the model forget. Self-critical training sharpens captions
-and shortens them; part of the way back they are richer, at hardly any loss.
+Optionally interpolated with the weights that the run started from (Wortsman et al.
+2022, "Robust fine-tuning of zero-shot models"), to keep what the second training taught
+without everything that it made the model forget. Self-critical training makes captions
+shorter and more alike; interpolated weights give richer ones, at hardly any loss.
 
     kept = s start + (1 - s) average
 """
@@ -22,14 +22,14 @@ from runtime.tf import Variable
 
 
 class Averaging:
-    """An optimizer that knows better weights than those that it moves.
+    """Wraps an optimizer, and averages the weights that it updates.
 
-    What it remembers of each weight is among its slots, so checkpoints keep it.
+    The averages are slots of the optimizer, so checkpoints include them.
     """
 
     def __init__(self, optimizer, model, decay=None, start_share=0.):
-        """optimizer: what moves the weights of the Captioner. decay: below 1; None:
-        there is no average, the weights take its place. start_share: s, below 1.
+        """optimizer: updates the weights of the Captioner. decay: below 1; None: no
+        running average, the weights themselves instead. start_share: s, below 1.
         """
         self.optimizer, self.weights = optimizer, model.weights
         self.decay, self.start_share = decay, start_share
@@ -42,12 +42,12 @@ class Averaging:
         self.steps = Variable(np.float32(0), trainable=False, name="steps")
 
     def begin(self):
-        """The run starts from the weights as they are now."""
+        """Take the current weights as those that the run starts from."""
         for name, start in self.slots["start"].items():
             start.assign(self.weights[name].numpy())
 
     def apply_gradients(self, gradients):
-        """As the optimizer's; gradients: pairs with the weights."""
+        """See the optimizer; gradients: pairs (gradient, weight)."""
         self.optimizer.apply_gradients(gradients)
         if self.decay:
             t = float(self.steps.numpy())
@@ -57,7 +57,7 @@ class Averaging:
         self.steps.assign_add(1.)
 
     def kept(self):
-        """The better weights, {name: array}."""
+        """The averaged weights, {name: array}."""
         s, found = np.float32(self.start_share), {}
         for name, weight in self.slots.get("average", self.weights).items():
             found[name] = weight.numpy()
@@ -67,17 +67,17 @@ class Averaging:
         return found
 
     def get_slot_names(self):
-        """As the optimizer's, and this one's."""
+        """The names of the optimizer's slots, and of the averages."""
         return list(self.optimizer.get_slot_names()) + list(self.slots)
 
     def get_slot(self, weight, name):
-        """As the optimizer's; None where there is none."""
+        """A slot of the optimizer, or an average; None if there is none."""
         if name in self.slots:
             return self.slots[name][self.name_of[id(weight)]]
         return self.optimizer.get_slot(weight, name)
 
     def variables(self):
-        """The optimizer's, what this one remembers, and the count of the steps."""
+        """The optimizer's variables, the averages, and the step count."""
         return (list(self.optimizer.variables())
                 + [variable for slot in self.slots.values()
                    for variable in slot.values()] + [self.steps])
@@ -85,7 +85,7 @@ class Averaging:
 
 @contextlib.contextmanager
 def better(optimizer):
-    """Inside, the weights are the better ones where the optimizer knows some."""
+    """Inside, the model has the averaged weights, if the optimizer keeps any."""
     if not isinstance(optimizer, Averaging):
         yield
         return

@@ -1,7 +1,7 @@
-"""Which caption of a beam to keep: in place of the most probable the one that is most
-like what else could be said (minimum Bayes risk decoding, Kumar & Byrne 2004).
+"""Choose a caption from a beam: instead of the most probable one, the one most similar
+to other plausible captions (minimum Bayes risk decoding, Kumar & Byrne 2004).
 
-Among candidates y it is
+Among candidates y, choose
 
     argmax_y  sum_y' q(y') r(y, y')
 
@@ -9,12 +9,12 @@ with r = CIDEr-D + 3 F-mean (methods/rewards.py). A caption that many others res
 is rarely wrong in all its words. The others y' are
 
 - the beam's own captions, q ~ exp(log p(y') / T' ** power) (`by_consensus`), or
-- people's captions of the training images that look most like the image, q as alike as
-  these look (`by_neighbours`; Devlin et al. 2015). They do not know the image itself,
-  so what the model thinks of y counts as well: log p(y) / (2 T ** power) is added.
+- people's captions of the most similar training images, q growing with that similarity
+  (`by_neighbours`; Devlin et al. 2015). These ignore the image itself, so the model's
+  score of y is added: log p(y) / (2 T ** power).
 
-How rare an n-gram is, the training references tell; no reference of the image is looked
-at.
+N-gram weights come from the training references; the image's own references are never
+used.
 """
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +32,7 @@ PIECE = 64   # images at a time: 20 captions, each against 300, are 6,000 pairs 
 def training_rewards(run, *elsewhere):
     """Rewards with the training references of a Run, in the order of its tokens.
 
-    elsewhere: as for `training_tokens`. Raises cli.UserError where they are missing or
+    elsewhere: see `training_tokens`. Raises cli.UserError if they are missing or
     damaged.
     """
     folder = training_tokens(run, *elsewhere)
@@ -43,7 +43,7 @@ def training_rewards(run, *elsewhere):
 
 
 def by_consensus(beams, rewards, length_power=0.):
-    """Beams in a new order: first the caption that is most like its others.
+    """Reorder each beam by similarity to its other captions, highest first.
 
     beams: lists of Captions, at least one each. rewards: Rewards. length_power:
     that of the beam search. Returns lists of the same Captions.
@@ -55,11 +55,10 @@ def by_consensus(beams, rewards, length_power=0.):
 
 
 def by_neighbours(beams, rewards, images, shares, length_power=0.):
-    """Beams in a new order: first the caption that is most like what people say of
-    similar images.
+    """Reorder each beam by similarity to people's captions of similar images.
 
-    beams, length_power: as for `by_consensus`. rewards: `training_rewards`. images,
-    shares: the similar images of each beam, of methods.neighbours.
+    beams, length_power: see `by_consensus`. rewards: from `training_rewards`. images,
+    shares: each beam's similar images, from methods.neighbours.
     """
     def earned(captions, counts, piece):
         own = [_scores(beam, length_power) for beam in beams[piece]]
@@ -69,10 +68,10 @@ def by_neighbours(beams, rewards, images, shares, length_power=0.):
 
 
 def _in_order(beams, earned):
-    """The captions of each beam, those that have earned most first.
+    """Sort each beam's captions by reward, highest first.
 
-    earned: function of the word indices of some beams' captions, of how many captions
-    each of these beams has, and of the slice of these beams; returns float (captions,).
+    earned: a function of some beams' captions (word indices), the number of captions in
+    each of these beams, and the slice of these beams; returns float (captions,).
     """
     found = []
     with tqdm(total=len(beams), desc="consensus", unit="image") as bar:
@@ -90,13 +89,13 @@ def _in_order(beams, earned):
 
 
 def _scores(beam, length_power):
-    """What beam search compares the Captions of one image by, float64."""
+    """The beam search scores of one image's Captions, float64."""
     return np.array([caption.log_probs.sum() / len(caption.words) ** length_power
                      for caption in beam], np.float64)
 
 
 def _probabilities(beam, length_power):
-    """q of each Caption of one image, float64."""
+    """q of one image's Captions, float64."""
     scores = _scores(beam, length_power)
     q = np.exp(scores - scores.max())
     return q / q.sum()

@@ -1,16 +1,16 @@
-"""Hard attention (section 4.1): each word looks at one location, which is drawn.
+"""Hard attention (section 4.1): each word looks at one location, which is sampled.
 
-z = a_s with s drawn from alpha. What the locations of a caption are worth cannot be
-had by backpropagation; their log probabilities follow what the words earn instead
-(REINFORCE, Williams 1992):
+z = a_s with s sampled from alpha. Sampling cannot be differentiated, so the gradient of
+a location's log probability is weighted by the reward of the words instead (REINFORCE,
+Williams 1992):
 
     d log p(y | s, a) + lambda_r (log p(y | s, a) - b) d log p(s | a) + lambda_e d H[s]
 
-b is a moving average of log p. Two things differ from the paper, and change nothing
-that is expected, only its variance: b counts words, since our batches have captions of
-one length, and a location is judged by its own word and those after it, as it changes
-no other. A share of the captions has the expected context in place of what is drawn, as
-in the paper. It is best begun from a run with soft attention.
+b is a moving average of log p. Two details differ from the paper, and change only the
+variance of the gradient, not its expectation: b is per word, since our batches have
+captions of one length, and a location is rewarded by its own word and those after it,
+since it affects no others. As in the paper, a share of the captions uses the expected
+context instead of a sample. Best started from a run with soft attention.
 """
 import numpy as np
 
@@ -19,7 +19,7 @@ from runtime.tf import Variable, log, tf
 
 
 class Reinforce(Term):
-    """What drawn locations add to the loss."""
+    """The REINFORCE and entropy terms of sampled locations."""
 
     def __init__(self, reinforce, entropy, dtype="float32"):
         """reinforce: lambda_r. entropy: lambda_e."""
@@ -54,9 +54,9 @@ def reinforce(args):
 
 
 def to_come(values, k):
-    """Of each word the sum of the values of its caption from it on: (N,) -> (N,).
+    """Reward-to-go of each word, its caption's values summed from there: (N,) -> (N,).
 
-    The words are ordered by step, then by caption; k: captions that have each step.
+    The words are ordered by step, then by caption; k: number of captions at each step.
     """
     later, found = None, []
     for value in reversed(tf.split(values, k)):
@@ -71,8 +71,8 @@ def to_come(values, k):
 def with_draws(batches, share, seed):
     """Yield each Batch with its `draws`.
 
-    share: of the captions that have the expected context. seed: a tuple of ints. The
-    numbers depend on it and the caption only.
+    share: fraction of the captions with the expected context. seed: a tuple of ints.
+    The numbers depend only on it and the caption.
     """
     random = np.random.RandomState(0)
     for batch in batches:

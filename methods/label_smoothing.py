@@ -1,5 +1,5 @@
 """Label smoothing (Szegedy et al. 2016, section 7): a share s of each target is spread
-evenly over the vocabulary, so that the model never becomes certain of one word.
+uniformly over the vocabulary, so that the model never becomes certain of one word.
 
 With labels (1 - s) onehot + s / K, -log p becomes
 
@@ -11,7 +11,7 @@ from runtime.tf import log, tf
 
 
 class LabelSmoothing(Term):
-    """What smoothed labels add to the cross-entropy."""
+    """The difference that smoothed labels make to the cross-entropy."""
 
     def __init__(self, share):
         """share: s."""

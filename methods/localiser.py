@@ -1,20 +1,20 @@
 """A teacher for the attention: where in an image the evidence for each word lies.
 
 Likelihood alone gives attention no reason to look at things: every deep cell of a CNN
-has seen the whole picture, so that one corner serves as well as the dog. The localiser
-tells them apart. A ridge regression predicts from an image's mean feature vector which
-words people use for it. It is linear: the evidence for a word is the mean of what the
-cells contribute, (v_i - mean) . c_w, a class activation map (Zhou et al. 2016).
+has seen the whole picture, so a corner serves as well as the dog. The localiser tells
+the cells apart. A ridge regression predicts from an image's mean feature vector which
+words people use for it. Being linear, its evidence for a word is the mean of the cells'
+contributions, (v_i - mean) . c_w, a class activation map (Zhou et al. 2016).
 
-In training each word pulls its attention toward the map of its evidence by
+In training each word pulls its attention towards its evidence map by
 
     lambda_g * sum_t r_t KL(softmax_i(SHARPNESS s_ti) || alpha_t)
 
-s_ti: the evidence of cell i for word t, in standard deviations of that of whole images.
-r_t: how well images tell of the word, the correlation of prediction and truth on images
-left out of the fit: "dog" (.8) pulls strongly, "man" (.5) less. Words that images do
-not tell of, as "a" before "dog", look where the next word that has evidence does.
-Captions are decoded without all this. No boxes are needed, only the captions.
+s_ti: the evidence of cell i for word t, in standard deviations over whole images.
+r_t: how well images predict the word, the correlation of prediction and truth on images
+left out of the fit: "dog" (.8) pulls strongly, "man" (.5) less. Words without visual
+evidence, such as "a" before "dog", are pulled where the next word with evidence is.
+None of this is used in decoding. No boxes are needed, only the captions.
 
 Written to checkpoints/<run>/localiser.npz.
 """
@@ -33,29 +33,29 @@ from model import Term
 from runtime import atomic, cli, ranks, watchdog
 from runtime.tf import Variable, log, tf
 
-RIDGE = 10.     # the penalty, in mean variances of a channel
+RIDGE = 10.     # the penalty, in units of a channel's mean variance
 SHARPNESS = 4.  # of the maps
-EVIDENT = .1    # least correlation of a word that pulls
+EVIDENT = .1    # smallest correlation for a word to pull
 BLOCK = 1024    # images at a time
 
 
 class Localiser(typing.NamedTuple):
-    """Of W words whose evidence images show."""
-    row_of: np.ndarray     # int32 (K,): a word's row below; the last row for the others
+    """The evidence for the W words that images predict."""
+    row_of: np.ndarray     # int32 (K,): a word's row below; the last row for all others
     evidence: np.ndarray   # float32 (W + 1, F): SHARPNESS c_w; the last row is zero
     relevance: np.ndarray  # float32 (W + 1,): r; the last is zero
 
 
 def localiser_path(folder):
-    """Where a run's folder has its localiser."""
+    """The path of a run's localiser."""
     return os.path.join(folder, "localiser.npz")
 
 
 def fit(means, mentions):
-    """The Localiser of images and their words.
+    """Fit a Localiser to images and their words.
 
-    means: float32 (I, F), the mean feature vector of each image. mentions: bool (I, K),
-    which words its captions have.
+    means: float32 (I, F), each image's mean feature vector. mentions: bool (I, K),
+    which words occur in its captions.
     """
     I, F = means.shape
     a = means - means.mean(axis=0)
@@ -66,7 +66,7 @@ def fit(means, mentions):
     blocks = [slice(at, at + BLOCK) for at in range(0, I, BLOCK)]
     cross = sum(a[b].T.dot(mentions[b] - rate) for b in blocks) / I      # (F, K)
     C = inverse.dot(cross)
-    # What the fit without an image would say of it, by the leverage of the image
+    # The leave-one-out predictions, from each image's leverage
     p, pp, py, ss = np.zeros((4, mentions.shape[1]))
     for b in blocks:
         y, leverage = mentions[b] - rate, (a[b].dot(inverse) * a[b]).sum(1) / I
@@ -106,12 +106,12 @@ def fit_to(captions, size, features):
 
 
 def prepare(folder, captions, settings):
-    """The Localiser of a run, from its file, or fitted where there is none yet, or one
-    that was fitted to something else: its training had no checkpoint yet, and was begun
-    again with other words, features or captions.
+    """Read a run's Localiser, or fit and write it.
 
-    captions: CaptionBatches of its training split. settings: the run's. Raises
-    cli.UserError where the file is damaged.
+    It is also fitted again if the file is of other words, features or captions, which
+    happens when a training without a checkpoint is begun again with them. captions:
+    CaptionBatches of the training split. settings: the run's. Raises cli.UserError if
+    the file is damaged.
     """
     found = None
     if ranks.rank == 0:
@@ -138,18 +138,18 @@ def prepare(folder, captions, settings):
 
 
 def digest_of(tokens):
-    """What tells the images and captions of two Tokens apart: SHA-256."""
-    found = hashlib.sha256("\n".join(tokens.images.tolist()).encode("utf-8"))
+    """SHA-256 of the images and captions of Tokens."""
+    content = hashlib.sha256("\n".join(tokens.images.tolist()).encode("utf-8"))
     for array in (tokens.words, tokens.image_of):
-        found.update(np.ascontiguousarray(array))
-    return found.hexdigest()
+        content.update(np.ascontiguousarray(array))
+    return content.hexdigest()
 
 
 def is_of(folder, wanted):
-    """Whether a run's folder has a localiser of what is wanted, as `prepare` writes it.
+    """Whether a run's folder has a localiser of `wanted`, the record by `prepare`.
 
-    Those of earlier releases do not say: they are, where the run has a checkpoint.
-    Raises cli.UserError where it is damaged.
+    Those of earlier releases have no record: they count if the run has a checkpoint.
+    Raises cli.UserError if it is damaged.
     """
     try:
         with atomic.load_arrays(localiser_path(folder)) as arrays:
@@ -165,13 +165,13 @@ def is_of(folder, wanted):
 
 
 def damaged(folder):
-    """The error about a run's localiser that is none."""
+    """The cli.UserError for a damaged localiser."""
     return cli.UserError(f"{localiser_path(folder)}: damaged; delete it, and it is "
                          "made again")
 
 
 def read_localiser(folder):
-    """The Localiser in a run's folder. Raises cli.UserError where it is damaged."""
+    """The Localiser in a run's folder. Raises cli.UserError if it is damaged."""
     try:
         with atomic.load_arrays(localiser_path(folder)) as arrays:
             return Localiser(**{name: arrays[name] for name in Localiser._fields})
@@ -180,10 +180,10 @@ def read_localiser(folder):
 
 
 class Guide(Term):
-    """What the localiser adds to the loss."""
+    """The term that pulls attention towards the localiser's maps."""
 
     def __init__(self, weight, localiser=None, dtype="float32"):
-        """weight: lambda_g. localiser: None: `prepare` reads or fits it."""
+        """weight: lambda_g. localiser: if None, `prepare` reads or fits it."""
         self.weight, self.dtype = weight, dtype
         if localiser:
             self.follow_evidence(localiser)
@@ -193,7 +193,7 @@ class Guide(Term):
         self.follow_evidence(prepare(folder, captions, settings))
 
     def follow_evidence(self, localiser):
-        """Take this Localiser for the teacher."""
+        """Use this Localiser as the teacher."""
         self.row_of = tf.constant(localiser.row_of)
         self.none = len(localiser.relevance) - 1
         self.evidence = tf.constant(localiser.evidence.astype(self.dtype))
@@ -207,7 +207,7 @@ class Guide(Term):
         return tf.stack(rows, 1)
 
     def maps(self, features, rows):
-        """features (B, L, F), rows int32 (B, C) of words -> maps (B, C, L)."""
+        """Evidence maps: features (B, L, F), words' rows int32 (B, C) -> (B, C, L)."""
         return tf.nn.softmax(tf.matmul(tf.gather(self.evidence, rows), features,
                                        transpose_b=True))
 

@@ -1,9 +1,9 @@
-"""Which training images look most like an image: what people have said of these is what
-they may say of it, too (Devlin et al. 2015, "Exploring nearest neighbor approaches for
-image captioning").
+"""The training images most similar to an image: what people said of these, they may say
+of it, too (Devlin et al. 2015, "Exploring nearest neighbor approaches for image
+captioning").
 
-How alike two images look is the cosine of their mean feature vectors, after the mean of
-the training images has been subtracted from both. A neighbour's share rises with it:
+Similarity is the cosine of mean feature vectors, after the mean of the training images
+has been subtracted from both. A neighbour's share rises with it:
 
     share_j ~ exp(10 cos(x, x_j))       among the 60 nearest
 """
@@ -51,12 +51,11 @@ def training_neighbours(run, images, split, features, tokens=None):
 
 
 def nearest(x, others, itself, count=COUNT):
-    """The rows of `others` that are nearest to each row of x, the nearest first.
+    """The rows of `others` nearest to each row of x, nearest first.
 
-    x: float (I, F). others: float (N, F). itself: of each row of x its own number in
-    `others`, or None. Returns int (I, M) and their shares, float64 (I, M), which are 1
-    together; M = count, or N where that is less. What is not finite, or the row itself,
-    has no share.
+    x: float (I, F). others: float (N, F). itself: for each row of x its own number in
+    `others`, or None. Returns int (I, M) and their shares, float64 (I, M), which sum to
+    1; M = count, or N if that is less. Non-finite rows and the row itself get no share.
     """
     finite = np.isfinite(others).all(axis=1)
     centre = others[finite].mean(axis=0)
@@ -80,6 +79,6 @@ def nearest(x, others, itself, count=COUNT):
 
 
 def _unit(x):
-    """x, its rows now as long as 1; in place, as there may be many."""
+    """Normalize the rows of x, in place to save memory."""
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     return x

@@ -1,16 +1,16 @@
-"""What a sampled caption earns: CIDEr-D against its image's references, and, where that
-is asked for, BLEU-4 and METEOR's F-mean.
+"""The reward of a sampled caption: CIDEr-D against its image's references, optionally
+with BLEU-4 and METEOR's F-mean.
 
 CIDEr-D is that of Vedantam et al. 2015 and of the COCO tools: n-grams of 1 to 4 words,
-weighted by how few images have them, clipped, and a Gaussian on the difference of
-lengths. The end token is a word of captions and references (as in Rennie et al. 2017):
-otherwise a caption that stops at "with a" loses nothing. How many images have an n-gram
-is counted on the references given here, anew in every process: nothing is kept on disk
-that could belong to other data.
+weighted by inverse document frequency over images, clipped, with a Gaussian penalty on
+the difference of lengths. The end token counts as a word (as in Rennie et al. 2017):
+otherwise a caption that stops at "with a" would lose nothing. Document frequencies are
+counted on the references given here, anew in every process: no file on disk could
+belong to other data.
 
-METEOR's F-mean (Denkowski & Lavie 2014) is that of equal words only, without stems and
-synonyms and without the penalty for their order, which CIDEr-D and BLEU-4 look at. It
-pays for length, as they hardly do: recall counts almost six times as much as precision.
+METEOR's F-mean (Denkowski & Lavie 2014) matches equal words only, without stems and
+synonyms and without the penalty for word order, which CIDEr-D and BLEU-4 cover. Unlike
+these it rewards length: recall counts almost six times as much as precision.
 """
 import copy
 import typing
@@ -24,8 +24,8 @@ SIGMA = 6.   # words, of the Gaussian
 SCALE = 10.  # of CIDEr-D
 SHIFT = 32   # caption << SHIFT | n-gram: both in one number
 IDS = (1 << SHIFT) - 1
-# Of METEOR 1.5 for English: how much of the F-mean is recall, how much of a caption its
-# content words, and words that are none
+# METEOR 1.5 for English: the weights of recall and of content words, and the function
+# words
 RECALL, CONTENT = .85, .75
 FUNCTION = OPEN | set("is are was be been being has have had do does there this these "
                       "those he she it they him her them his hers its their who which "
@@ -35,24 +35,24 @@ FUNCTION = OPEN | set("is are was be been being has have had do does there this 
 
 class Grams(typing.NamedTuple):
     """The n-grams of some captions, for one n."""
-    keys: np.ndarray     # int64 (E,), rising: caption << SHIFT | n-gram
-    counts: np.ndarray   # int64 (E,): how often the caption has it
+    keys: np.ndarray     # int64 (E,), sorted: caption << SHIFT | n-gram
+    counts: np.ndarray   # int64 (E,): how often it occurs in the caption
     weights: np.ndarray  # float64 (E,): counts * log(images / images that have it)
     norms: np.ndarray    # float64 (captions,): length of each caption's vector
-    highest: int         # number of an n-gram; -1: there is none
+    highest: int         # largest number of an n-gram; -1: no n-grams
 
 
 class Rewards:
-    """The references of a split, as vectors that are made once."""
+    """The references of a split, as n-gram vectors that are computed once."""
     in_expectation = False  # METEOR's F-mean: the mean over references, not the best
 
     def __init__(self, vocabulary, references, bleu=0., meteor=0.):
-        """references: of each image a list of captions, as people wrote them. bleu and
-        meteor: how much of BLEU-4 and of METEOR's F-mean (0 to 1) is added to CIDEr-D
-        (0 to 10).
+        """references: a list of captions for each image, as people wrote them. bleu,
+        meteor: weights of BLEU-4 and METEOR's F-mean (0 to 1), which are added to
+        CIDEr-D (0 to 10).
         """
         self.bleu, self.meteor = bleu, meteor
-        new_words = {}  # those that the vocabulary lacks; no sampled UNK equals one
+        new_words = {}  # not in the vocabulary; a sampled UNK matches none of them
         captions = [_encode(caption, vocabulary, new_words)
                     for group in references for caption in group]
         self.words = len(vocabulary) + len(new_words)
@@ -68,9 +68,9 @@ class Rewards:
     def _refer_to(self, captions, counts, shares, learn=False):
         """Take these captions, lists of word indices, as the references.
 
-        counts: int (images,), how many are of each, image by image. shares: float, of
-        each caption, what its likeness counts among those of its image. learn: whether
-        they also tell how rare an n-gram is.
+        counts: int (images,), the number of captions of each image, in order. shares:
+        float (captions,), each caption's weight among those of its image. learn:
+        whether document frequencies are counted on them.
         """
         image_of = np.repeat(np.arange(len(counts)), counts)
         self.count, self.shares, self.grams = counts, shares, {}
@@ -85,42 +85,41 @@ class Rewards:
         self.worths = self._worths(self.grams[1], len(captions))
 
     def among(self, captions, counts, shares):
-        """What each of some captions earns with the others of its image as references,
-        float64 (S,), in expectation: METEOR is not that of the best reference.
+        """Expected reward against the image's other captions, float64 (S,).
 
-        The arguments of `_refer_to`. N-grams weigh as they do here. Without BLEU.
+        The arguments are those of `_refer_to`. METEOR is averaged over references, not
+        that of the best one. N-grams keep their weights. Without BLEU.
         """
         others = self._expecting()
         others._refer_to(captions, counts, shares)
         return others(captions, np.repeat(np.arange(len(counts)), counts))
 
     def expected(self, captions, images, shares):
-        """What each caption earns in expectation when it may be of several images,
-        float64 (S,). Without BLEU.
+        """Expected reward of each caption over several images, float64 (S,).
 
-        captions: as for a call. images: int (S, M), which ones. shares: float (S, M),
-        how probable each is.
+        captions: see `__call__`. images: int (S, M), which ones. shares: float (S, M),
+        their probabilities. Without BLEU.
         """
         return self._expecting()._earned(captions, images, shares)
 
     def _expecting(self):
-        """These Rewards, of which only expectations are taken."""
-        found = copy.copy(self)
-        found.bleu, found.in_expectation = 0., True
-        return found
+        """A copy of these Rewards that computes expectations."""
+        expecting = copy.copy(self)
+        expecting.bleu, expecting.in_expectation = 0., True
+        return expecting
 
     def __call__(self, captions, images):
         """The reward of each caption, float64 (S,).
 
-        captions: list of S lists of word indices, END among them where they ended.
-        images: int (S,): which image each is of; it must have references.
+        captions: list of S lists of word indices, with END if they ended. images: int
+        (S,), each caption's image, which must have references.
         """
         images = np.asarray(images)[:, None]
         return self._earned(captions, images, np.ones(images.shape))
 
     def _pairs(self, images, shares):
-        """Each caption with the references of its images, P pairs: how many pairs a
-        caption has (S,), and of each pair the reference's number and its share (P,).
+        """Pair each caption with the references of its images, P pairs: the number of
+        pairs of each caption (S,), and each pair's reference number and share (P,).
         """
         count = self.count[images]
         sizes = count.ravel()
@@ -130,7 +129,7 @@ class Rewards:
         return count.sum(axis=1), reference, share
 
     def _earned(self, captions, images, shares):
-        """The rewards of captions; the arguments of `expected`."""
+        """The rewards of captions; the arguments are those of `expected`."""
         lengths = np.array([len(caption) for caption in captions], np.int64)
         count, reference, share = self._pairs(images, shares)
         caption_of = np.repeat(np.arange(len(captions)), count)
@@ -175,16 +174,16 @@ class Rewards:
         return reward
 
     def _worths(self, grams, captions):
-        """The weights of so many captions' words together, in the F-mean."""
+        """The total weight of each caption's words in the F-mean, (captions,)."""
         return np.bincount(grams.keys >> SHIFT,
                            grams.counts * self.worth[grams.keys & IDS], captions)
 
     def _n_grams(self, captions, learn=False):
-        """Yield n, rows and ids for n = 1 to 4: which caption has each n-gram, and its
-        number among the references' n-grams, or a higher one where these have it not.
-        learn: these captions are the references.
+        """Yield n, rows and ids for n = 1 to 4: each n-gram's caption, and its number
+        among the references' n-grams, or a higher one if they lack it. learn: these
+        captions are the references.
 
-        An n-gram is found by the number of its first n - 1 words and its last word.
+        An n-gram is looked up by the number of its first n - 1 words and its last word.
         """
         lengths = [len(caption) for caption in captions]
         flat = np.concatenate(captions).astype(np.int64)
@@ -204,11 +203,11 @@ class Rewards:
             yield n, rows[starts], ids
 
     def _known(self, n):
-        """How many n-grams have a number."""
+        """The number of known n-grams."""
         return self.words if n == 1 else len(self.tables[n])
 
     def _vectors(self, n, rows, ids, captions):
-        """The Grams of so many captions."""
+        """The Grams of captions; captions: their number."""
         keys, counts = np.unique(rows << SHIFT | ids, return_counts=True)
         ids, known = keys & IDS, self._known(n)
         rarity = np.append(self.rarity[n], self.unseen)[np.minimum(ids, known)]
@@ -217,8 +216,8 @@ class Rewards:
         return Grams(keys, counts, weights, norms, ids.max() if len(ids) else -1)
 
     def _shared(self, n, keys, count, first_pair, reference):
-        """Where captions and references have the same n-gram: three int arrays, its
-        number in the captions' Grams, in the pairs, and in the references' Grams.
+        """Match the n-grams of captions and references: three int arrays, an n-gram's
+        index in the captions' Grams, in the pairs, and in the references' Grams.
         """
         numbers = np.flatnonzero(keys & IDS <= self.grams[n].highest)
         caption = keys[numbers] >> SHIFT
@@ -232,7 +231,7 @@ class Rewards:
 
 
 def _encode(caption, vocabulary, new_words):
-    """A reference's words as numbers, END after them; new_words is added to."""
+    """A reference's words as numbers, with END; new words are added to new_words."""
     numbers = vocabulary.encode(split_words(caption))
     if UNK in numbers:
         numbers = [vocabulary.word_index.get(word)
@@ -242,7 +241,7 @@ def _encode(caption, vocabulary, new_words):
 
 
 def _find(table, keys):
-    """Where each key is in a rising table, and whether it is there."""
+    """Search keys in a sorted table: their positions, and whether they are in it."""
     at = np.searchsorted(table, keys)
     found = at < len(table)
     found[found] = table[at[found]] == keys[found]

@@ -6,16 +6,16 @@
     parser.add_argument("--count", without=("--images", "--ids"), help="...")
     parser.add_argument("--val-fraction", by_data=True, help="...")
 
-Every flag says it where it is added; tests/test_flags.py asks all flags of all
-commands. A condition is a flag that is on, or a flag and its value. `--help` tells of
-it, too.
+Every flag declares this where it is added; tests/test_flags.py checks all flags of all
+commands. A condition is a flag that is on, or a flag and its value. `--help` shows it,
+too.
 """
 import argparse
 import difflib
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Prints of each flag what it needs, and its default where it has one."""
+    """Adds to each flag's help the flags it needs, and its default if it has one."""
 
     def _get_help_string(self, action):
         notes = [f"{word} {' or '.join(conditions)}" for word, conditions in
@@ -28,10 +28,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose --help is a script's docstring, and that refuses flags
-    which have no effect.
+    """An argument parser whose --help shows a script's docstring, and that refuses
+    flags without effect.
 
-    Its `given` are the names of the arguments that the command line had.
+    `given` holds the names of the arguments on the command line.
     """
     _group = None
 
@@ -43,11 +43,11 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names, needs=(), without=(), by_data=False, always=False,
                      otherwise=None, **kwargs):
-        """As argparse's. Conditions are a str or several.
+        """See argparse. Conditions are a str or several.
 
-        needs: one of these must be on. without: none of these may. by_data: the script
-        warns where its data leave the flag without effect. always: it has one in any
-        case. otherwise: its default in words, where that depends on something.
+        needs: one of these must be on. without: none of these may be on. by_data: the
+        script warns if its data leave the flag without effect. always: it always has an
+        effect. otherwise: a text for its default, if that depends on something.
         """
         action = (self._group or super()).add_argument(*names, **kwargs)
         action.needs, action.without = (
@@ -58,15 +58,15 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def begin_group(self, title):
-        """Have --help list the arguments that are added from now on under a title."""
+        """List the arguments added from now on under a title of their own in --help."""
         self._group = self.add_argument_group(title)
 
     def always(self, *names, **kwargs):
-        """Add an argument that has an effect whatever the others are."""
+        """Add an argument that has an effect whatever the others are set to."""
         return self.add_argument(*names, always=True, **kwargs)
 
     def parse_known_args(self, args=None):
-        """As argparse's, which leaves the defaults to be told from what is given."""
+        """See argparse; also records which arguments were given, see `given`."""
         unset = object()
         found, unknown = super().parse_known_args(args, argparse.Namespace(
             **{action.dest: unset for action in self._actions
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def parse_args(self, args=None):
-        """As argparse's; refuses flags that are unknown or without effect."""
+        """See argparse; refuses flags that are unknown or without effect."""
         found, unknown = self.parse_known_args(args)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}" + did_you_mean(
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _check(self, action, args):
-        """End the command where a flag that was given has no effect."""
+        """Exit with an error if a flag that was given has no effect."""
         flag = action.option_strings[0] if action.option_strings else action.dest
         if action.needs and not any(self.holds(one, args) for one in action.needs):
             self.error(f"{flag}: has no effect without {' or '.join(action.needs)}; "
@@ -99,9 +99,9 @@ class Parser(argparse.ArgumentParser):
                            "two out")
 
     def holds(self, condition, args):
-        """Whether a condition holds: '--sample', that it is on, or '--attention hard'.
+        """Whether a condition holds: '--sample', i.e. it is on, or '--attention hard'.
 
-        args: of all flags that it may ask for.
+        args: the values of all flags that conditions mention.
         """
         flag, _, wanted = condition.partition(" ")
         action = self._option_string_actions[flag]
@@ -110,16 +110,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word, known):
-    """The end of a message about an unknown word: the nearest of those known, or ''."""
+    """The end of a message about an unknown word: the nearest known one, or ''."""
     def plain(name):
         return name.lstrip("-").replace("_", "-").lower()
     by_plain = {plain(name): name for name in known}
-    found = difflib.get_close_matches(plain(word), sorted(by_plain), 1)
-    return f"; did you mean {by_plain[found[0]]}?" if found else ""
+    near = difflib.get_close_matches(plain(word), sorted(by_plain), 1)
+    return f"; did you mean {by_plain[near[0]]}?" if near else ""
 
 
 def default_of(action):
-    """The default of an argument in words, as one would type it; '' for none."""
+    """The default of an argument as one would type it; '' if it has none."""
     default = getattr(action, "otherwise", None) or (
         action.default if action.option_strings else None)
     if any(default is none for none in (None, False, argparse.SUPPRESS)):
