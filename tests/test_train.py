@@ -18,6 +18,7 @@ from captioning.models import load_run
 from captioning.resuming import settings_to_resume
 from captioning.runs import read_split
 from captioning.tokens import END, START, write_tokens
+from methods.hard_attention import Reinforce
 from methods.label_smoothing import LabelSmoothing
 from model import Batch, Captioner, DoublyStochastic, Masks, Parcel, loss
 from runtime import cli
@@ -189,6 +190,26 @@ def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
     for name, weight in model.weights.items():
         np.testing.assert_array_equal(arrays[name], weight.numpy())
     assert json.loads(str(arrays["progress"]))["history"] == HISTORY
+
+
+def test_baseline_of_hard_attention_is_kept_and_read_where_it_was_before(tmp_path):
+    """Earlier releases had it among the progress."""
+    path = str(tmp_path / "a.npz")
+    model, optimizer = model_and_optimizer(steps=1)
+    kept, other = Reinforce(1., 0.), Reinforce(1., 0.)
+    kept.baseline.assign(-2.5)
+    variables = checkpoints.variables_of(model, optimizer, [kept])
+    checkpoints.save_checkpoint(path, variables, INSIDE)
+    targets = checkpoints.variables_of(model, optimizer, [other])
+    assert checkpoints.load_checkpoint(path, targets) == INSIDE
+    assert other.baseline.numpy() == -2.5
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    del arrays["optimizer/baseline"]
+    arrays["progress"] = np.array(json.dumps(dict(INSIDE._asdict(), baseline=-1.5)))
+    np.savez(path, **arrays)
+    assert checkpoints.load_checkpoint(path, targets) == INSIDE
+    assert other.baseline.numpy() == -1.5
 
 
 def test_model_alone_can_be_loaded(tmp_path):
