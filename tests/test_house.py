@@ -24,7 +24,7 @@ FIELDS_SET_OUTSIDE = {
     "captioning/options.py: action", "captioning/options.py: args",
     "captioning/scores.py: timer",
     "captioning/scores.py: subprocess", "tokenize_captions.py: index",
-    "methods/rewards.py: found", "evaluate.py: args"}
+    "methods/rewards.py: expecting", "evaluate.py: args"}
 LONGEST = 60  # lines of a function, its docstring counted
 # Nothing with --hang-minutes uses it
 UNWATCHED = {"captioning/captioner.py"}
