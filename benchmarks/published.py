@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning import scores
-from captioning.batches import read_ahead, read_splits
+from captioning.batches import read_splits
 from captioning.checkpoints import (begin_epoch, checkpoint_path,
                                     create_optimizer_variables, load_checkpoint,
                                     save_checkpoint, variables_of)
@@ -40,6 +40,7 @@ from captioning.tokens import END, PAD, START, read_references
 from captioning.validation import ValidationScorer
 from evaluate import show
 from runtime import atomic, cli
+from runtime.ahead import read_ahead
 from runtime.tf import (COMPILED_KERAS_CRASHES, AdamOptimizer, compiled, device_errors,
                         device_name, set_seed, start, tf, unsorted_segment_sum, v1,
                         variable_of)

@@ -10,13 +10,14 @@ decoding forbids, and there is no dropout.
 """
 import numpy as np
 
-from captioning.batches import CaptionBatches, read_ahead, uniforms_of
+from captioning.batches import CaptionBatches, uniforms_of
 from captioning.decode import sample
 from captioning.features import read_features
 from captioning.tokens import PAD, START, read_references, references_path
 from methods.rewards import Rewards
 from model import Batch, Parcel
 from runtime import cli, ranks
+from runtime.ahead import read_ahead
 from runtime.tf import tf
 
 

@@ -83,6 +83,15 @@ def test_run_is_found_by_path_and_by_name_from_any_folder(seen, tmp_path, monkey
         load("nothing")
 
 
+def test_network_that_is_too_large_for_the_device_is_told_in_one_line(world,
+                                                                      monkeypatch):
+    def forward(pixels):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+    monkeypatch.setattr(networks, "build", lambda *args: forward)
+    with pytest.raises(cli.UserError, match="^out of memory"):
+        load("a").many(VAL)
+
+
 def test_several_pictures_go_through_the_network_together(seen, capsys):
     paths = []
     for i in range(BATCH + 2):
