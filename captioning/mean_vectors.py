@@ -1,10 +1,10 @@
-"""The mean of each image's annotation vectors, which several methods ask for.
+"""Mean annotation vectors of images, which several methods use.
 
-    <features>/means_<split>.npz   those computed so far, and of which files they are
+    <features>/means_<split>.npz   those computed so far, and the state of their files
 
-To read all features of COCO's training images takes 29 GB: they are read for this once,
-by the first who asks. Files that have changed since, by size or time, are read again,
-and all of them where the folder says that another network has made them.
+The features of COCO's training images are 29 GB: they are read for this only once, on
+first use. Files that have changed since, by size or time, are read again, and all of
+them if the folder's network has changed.
 """
 import contextlib
 import json
@@ -20,27 +20,27 @@ from runtime.ahead import read_ahead
 
 
 class Kept(typing.NamedTuple):
-    """What the file has of N images."""
+    """The content of the file, for N images."""
     images: np.ndarray  # str (N,): paths below the data set
-    stamps: np.ndarray  # int64 (N, 2): `stamp_of` their features
+    stamps: np.ndarray  # int64 (N, 2): `stamp_of` their feature files
     means: np.ndarray   # float32 (N, F)
 
 
 def means_path(features, split):
-    """Where a folder of features has the mean vectors of a split."""
+    """The path of a split's mean vectors in a folder of features."""
     return os.path.join(features, f"means_{split}.npz")
 
 
 def mean_vectors(features, images, split):
     """The mean annotation vector of each image, float32 (I, F).
 
-    features: folder of step 2. images: paths below the data set, of sound features.
-    split: whose they are, as the file is called. Raises cli.UserError where features
-    are missing or damaged. Where the folder cannot be written, nothing is kept.
+    features: the folder of step 2. images: paths below the data set, with sound
+    features. split: its name, for the file's. Raises cli.UserError if features are
+    missing or damaged. Nothing is saved if the folder cannot be written.
     """
     images = np.array([str(image) for image in images])
     paths = [feature_path(features, image) for image in images]
-    watchdog.waits_for(None)  # another process may be at it
+    watchdog.waits_for(None)  # another process may be computing them
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(cli.locked(features, f"_{split}", wait=True,
@@ -72,16 +72,17 @@ def mean_vector(path):
 
 
 def stamp_of(path):
-    """What changes with a file: (bytes, nanoseconds of its time); (-1, -1): no file."""
+    """A file's (size, modification time in ns), to notice changes; (-1, -1): no file.
+    """
     try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):  # whoever reads it will tell
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):  # reported where it is read
         return -1, -1
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def rows_of(kept, images, stamps):
-    """The row in Kept of each image whose file is as it was, else -1: int (I,)."""
+    """The row in Kept of each image whose file is unchanged, else -1: int (I,)."""
     number = {image: row for row, image in enumerate(kept.images.tolist())}
     rows = np.array([number.get(image, -1) for image in images.tolist()], int)
     there = rows >= 0
@@ -91,10 +92,10 @@ def rows_of(kept, images, stamps):
 
 
 def read_means(features, split):
-    """What is Kept of a split, of the network that the folder's record names.
+    """The Kept of a split, for the network in the folder's record.
 
-    Nothing where that is another one, or the file is damaged, missing or not for us to
-    read. Raises OSError where the disk does not give it.
+    Empty if the file is of another network, damaged, missing or not readable for us.
+    Raises OSError if the disk fails.
     """
     channels, made = shape_of(features)[-1], read_record(features)
     nothing = Kept(np.zeros(0, "U1"), np.zeros((0, 2), np.int64),
@@ -114,7 +115,7 @@ def read_means(features, split):
 
 
 def write_means(features, split, new, kept):
-    """Keep these, and what was Kept of other images whose features are still there."""
+    """Save new vectors, and those already Kept for other, unchanged images."""
     path, now = means_path(features, split), set(new.images.tolist())
     others = [row for row, image in enumerate(kept.images.tolist()) if image not in now
               and stamp_of(feature_path(features, image)) == tuple(kept.stamps[row])]

@@ -88,9 +88,9 @@ def fit(means, mentions):
 
 
 def fit_to(captions, size, features):
-    """The Localiser of a training split's images.
+    """Fit a Localiser to a training split's images.
 
-    captions: CaptionBatches. size: K. features: folder of step 2.
+    captions: CaptionBatches. size: K. features: the folder of step 2.
     """
     tokens = captions.tokens
     images = np.unique(tokens.image_of[captions.captions])
@@ -101,7 +101,7 @@ def fit_to(captions, size, features):
         if row[image] >= 0:
             mentions[row[image], words[1:length]] = True
     means = mean_vectors(features, tokens.images[images], "train")
-    finite = np.isfinite(means).all(axis=1)  # training tells of the others
+    finite = np.isfinite(means).all(axis=1)  # training reports the others
     return fit(means[finite], mentions[finite])
 
 

@@ -23,14 +23,14 @@ PIECE = 256       # images at a time
 
 
 def training_neighbours(run, images, split, features, tokens=None):
-    """The neighbours of some images among those that a Run was trained on.
+    """Find the neighbours of images among those that a Run was trained on.
 
-    images: their paths below the data set, with sound features. split: whose they are.
-    features: the folder of theirs. The run's own training images may be there, too, and
-    its tokens in the folder `tokens`. Returns int (I, M), numbers in the order of the
-    run's tokens, and their shares, float64 (I, M). An image is no neighbour of its own.
-    Raises cli.UserError where the training images or their features are not there any
-    more.
+    images: their paths below the data set, with sound features. split: its name.
+    features: the folder of these, where the run's training images are also searched
+    for; tokens: a folder where its tokens are, too. Returns int (I, M), numbers in the
+    order of the run's tokens, and their shares, float64 (I, M). An image is not its own
+    neighbour. Raises cli.UserError if the training images or their features no longer
+    exist.
     """
     trained = read_images(training_tokens(run, tokens), "train")
     own = run.settings["features"]

@@ -1,7 +1,7 @@
 """The machine that the scripts run on: command line, files, TensorFlow, processes.
 
-Nothing here knows of captions. Each script imports this first: where the Python that
-runs it has no packages, it ends with one line instead of a traceback.
+Nothing here knows about captions. Each script imports this first, so that it exits with
+one line instead of a traceback if its Python lacks the packages.
 """
 import importlib.util
 import os

@@ -1,10 +1,10 @@
-"""Files that are read while what came before them is computed."""
+"""Reading files ahead of the computation that uses them."""
 import collections
 import concurrent.futures
 
 
 def read_ahead(load, order):
-    """Yield load(item) for each item of `order`; the next ones are read meanwhile."""
+    """Yield load(item) for each item of `order`, loading the next ones in advance."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         ahead = collections.deque()
         try:

@@ -1,5 +1,5 @@
-"""Files that appear under their name only when they are complete; and why one cannot be
-read: its content is damaged, or the disk does not give it.
+"""Files that get their name only when they are complete; and why one cannot be read:
+its content is damaged, or the disk has failed.
 """
 import contextlib
 import errno
@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 
 PARTIAL = ".partial"
-# What the readers of JSON, of arrays and of their archives raise about the content
+# What the readers of JSON, arrays and archives raise for bad content
 CONTENT = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError,
            EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, zipfile.zlib.error,
            NotImplementedError, RuntimeError, struct.error, tokenize.TokenError,
@@ -22,17 +22,17 @@ CONTENT = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError,
 
 
 class Damaged(ValueError):
-    """A file was read, and holds something else than it should."""
+    """A file was read, but its content is not what it should be."""
 
 
-# (partial file, path) of what waits for the end of `together`; (None, path): removal
+# (partial file, path) pairs waiting for the end of `together`; (None, path): removal
 _together = None
 
 
 @contextlib.contextmanager
 def together():
-    """Files that are written inside get their names when the block ends: all of them,
-    and none where it ends with an exception. What is removed inside goes before them.
+    """Files written inside get their names when the block ends: all of them, or none if
+    it ends with an exception. Files removed inside are removed before that.
     """
     global _together
     _together = waiting = []
@@ -54,7 +54,7 @@ def together():
 
 
 def remove(path):
-    """Remove a file that does not belong any more, if it is there."""
+    """Remove an outdated file, if it exists."""
     if _together is not None:
         _together.append((None, path))
         return
@@ -64,14 +64,14 @@ def remove(path):
 
 @contextlib.contextmanager
 def writing(path, mode="wb", **kwargs):
-    """Open `path` + '.partial' for writing; rename it to `path` when all went well.
+    """Open `path` + '.partial' for writing; rename it to `path` on success.
 
-    Whoever looks at `path` sees the old file or the whole new one, even if the process
-    is killed or the machine loses power. The partial file's name is always the same, so
-    that a killed run leaves at most one and the next run writes over it.
+    At any moment `path` is the old file or the complete new one, even if the process is
+    killed or the machine loses power. The partial file's name is always the same, so a
+    killed run leaves at most one and the next run overwrites it.
 
-    Raises OSError, naming the file, where the folder cannot be written or the disk is
-    full; what stood under `path` is still there then.
+    Raises OSError, naming the file, if the folder cannot be written or the disk is
+    full; the old file at `path` is then untouched.
     """
     partial = f"{path}{PARTIAL}"
     try:
@@ -92,24 +92,24 @@ def writing(path, mode="wb", **kwargs):
 
 @contextlib.contextmanager
 def named(path):
-    """Inside, an OSError that says nothing of its file gets the name `path`."""
+    """Inside, an OSError without a file name gets the name `path`."""
     try:
         yield
     except OSError as error:
         if error.filename is not None:
             raise
-        # numpy tells of a short write without an error number: the disk is full
+        # numpy reports a short write without an error number: the disk is full
         number = error.errno or errno.ENOSPC
         raise OSError(number, os.strerror(number), path) from error
 
 
 @contextlib.contextmanager
 def telling_apart(path):
-    """Inside, `path` is read and its content checked: what goes wrong is told apart.
+    """Inside, `path` is read and checked: bad content is told from a failing disk.
 
-    Raises Damaged about the content. Where the disk or the memory has failed, OSError
-    that names the file, FileNotFoundError among them: the file may be sound then, and
-    nothing may take its place.
+    Raises Damaged for bad content. If the disk or the memory has failed, raises an
+    OSError that names the file (FileNotFoundError included): the file may be sound
+    then, and must not be replaced.
     """
     try:
         yield
@@ -125,8 +125,8 @@ def telling_apart(path):
 def _refusal(error, path):
     """The OSError of the disk or the memory behind an error about a file, or None.
 
-    zipfile makes an error of its own of it. EINVAL is a place in the file that there
-    cannot be, so the content's.
+    zipfile wraps it in an error of its own. EINVAL means an impossible position in the
+    file, so bad content.
     """
     while error is not None:
         if isinstance(error, MemoryError):
@@ -139,9 +139,9 @@ def _refusal(error, path):
 
 
 def _refusal_to_read(path):
-    """The OSError of the disk where it does not give the whole file, or None.
+    """The OSError of the disk if the file cannot be read to its end, or None.
 
-    numpy takes what it cannot read for the end of the file.
+    numpy takes a failed read for the end of the file.
     """
     try:
         with open(path, "rb") as file:
@@ -154,15 +154,15 @@ def _refusal_to_read(path):
 
 @contextlib.contextmanager
 def reading(path, mode="r", encoding="utf-8", **kwargs):
-    """Open `path`, a text, and see to what goes wrong inside: see `telling_apart`."""
+    """Open `path`, by default as text; errors inside are those of `telling_apart`."""
     encoding = None if "b" in mode else encoding
     with telling_apart(path), open(path, mode, encoding=encoding, **kwargs) as file:
         yield file
 
 
 def exists(path):
-    """Whether there is such a file. Raises OSError where the disk does not tell, as
-    os.path.exists does not: nothing may be made anew then.
+    """Whether a file exists. Unlike os.path.exists, raises OSError if the disk fails,
+    so that nothing is overwritten then.
     """
     try:
         os.stat(path)
@@ -173,10 +173,10 @@ def exists(path):
 
 @contextlib.contextmanager
 def load_arrays(path):
-    """The open .npz file `path`, as np.load gives it, without any pickled objects.
+    """Open the .npz file `path` with np.load, without any pickled objects.
 
-    Raises as `telling_apart`. That it is an archive is tried beforehand because NumPy
-    1.14 prints a traceback of its own about others.
+    Raises as `telling_apart`. It is first opened as an archive because NumPy 1.14
+    prints a traceback of its own for anything else.
     """
     with telling_apart(path):
         zipfile.ZipFile(path).close()
@@ -187,7 +187,7 @@ def load_arrays(path):
 def write_arrays(path, arrays, compress=False):
     """Write {name: array} as an .npz file, complete or not at all.
 
-    The same arrays give the same bytes: np.savez would put the time of day in.
+    The same arrays give the same bytes: np.savez would include the time of day.
     """
     whole = io.BytesIO()  # a ZipFile on a disk that fills up prints a traceback
     with zipfile.ZipFile(whole, "w") as archive:
@@ -204,7 +204,7 @@ def write_arrays(path, arrays, compress=False):
 
 def write_json(path, value):
     """Write `value` as indented JSON, complete or not at all."""
-    # Half a letter becomes \udXXX, as JSON itself spells it
+    # A lone surrogate becomes \udXXX, as JSON itself writes it
     with writing(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")

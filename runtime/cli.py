@@ -1,9 +1,9 @@
-"""What every script does the same way on the command line.
+"""The command line behaviour that all scripts share.
 
-Errors the user can mend are raised as UserError and end the program with one line and
-exit status 2; a GPU that was lost (DeviceLost), a hang (watchdog.py) and a disk that
-does not answer end it with 3, Ctrl-C, SIGTERM and SIGUSR1 with 130. Nothing else is
-caught: an unexpected traceback is a bug that should be seen.
+Errors that the user can fix are raised as UserError and end the program with one line
+and exit status 2; a lost GPU (DeviceLost), a hang (watchdog.py) and a disk that does
+not answer end it with 3, Ctrl-C, SIGTERM and SIGUSR1 with 130. Nothing else is caught:
+an unexpected traceback is a bug that should be seen.
 """
 import argparse
 import contextlib
@@ -26,18 +26,17 @@ except ImportError:  # Windows
     fcntl = None
 
 STEPS = 6
-# Of a disk, or the network or the memory behind it, that may be there again later
+# Transient errors of a disk, or of the network or memory behind it
 PASSING = {getattr(errno, name, None) for name in (
     "EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH",
     "ENETDOWN", "ENETUNREACH", "ENOMEM", "EMFILE", "ENFILE")} - {None}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-HEAD_START = 3  # seconds in which rank 0 can say what is wrong for all of them
-# SLURM can send it some time before it ends a job; Windows has none.
+HEAD_START = 3  # seconds for rank 0 to report an error on behalf of all
+# SLURM can send it some time before it ends a job; not on Windows
 WARNING = getattr(signal, "SIGUSR1", None)
 STOPPING = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, WARNING)))
-# Where launchers say how many processes they have started, which of them this one is,
-# and which of those on its host: the innermost launcher first, since mpirun may itself
-# be a step of SLURM's.
+# Launchers' variables for the number of processes, this one's rank, and its rank on its
+# host: the innermost launcher first, since mpirun may itself be a step of SLURM's.
 COUNTS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 LOCAL_RANKS = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
@@ -45,28 +44,29 @@ LOCAL_RANKS = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRAN
 
 
 class UserError(Exception):
-    """What the user can mend: which file, what is wrong, what to do, in one line."""
+    """An error that the user can fix: the file, what is wrong, what to do, in a line.
+    """
     status = 2
 
 
 class Launched(typing.NamedTuple):
-    """What the launcher of several processes says about this one."""
-    count: int       # processes in all; 1 where there is no launcher
+    """This process's place among those that a launcher has started."""
+    count: int       # processes in all; 1 without a launcher
     rank: int        # number of this one, from 0
-    local_rank: int  # its number among those of its host
+    local_rank: int  # its number among those on its host
 
 
 class DeviceLost(UserError):
-    """The GPU is gone for this process; a fresh one may find it again."""
+    """This process has lost the GPU; a fresh one may get it back."""
     status = 3
 
 
 def run(main):
     """Call `main()` and turn the ways it can end into messages and exit statuses.
 
-    0: done. 2: bad input (UserError, or the operating system refused a file).
-    3: the GPU was lost, a hang, or a disk that may answer again. 130: interrupted;
-    everything that was complete has been kept.
+    0: done. 2: bad input (UserError, or the operating system refused a file). 3: a lost
+    GPU, a hang, or a transient disk error. 130: interrupted; everything complete has
+    been kept.
     """
     _speak_utf8()
     letters.print_any()
@@ -112,11 +112,11 @@ def run(main):
 
 @contextlib.contextmanager
 def interrupts_wait():
-    """Inside, STOPPING signals make the function that is yielded true, no more.
+    """Defer STOPPING signals; the yielded function says whether one came.
 
-    For work that must not stop half-way: ask the function where stopping is safe, and
-    raise KeyboardInterrupt, which leaving the block does where it was not asked since.
-    A second signal does not wait, but for a warning.
+    For work that must not stop half-way: call the function where stopping is safe, and
+    raise KeyboardInterrupt if it returns True. If a signal came after the last call,
+    leaving the block raises it. A second signal, except WARNING, interrupts at once.
     """
     asked, heard = [], []
 
@@ -130,14 +130,14 @@ def interrupts_wait():
         return bool(heard)
     before = {signum: signal.getsignal(signum) for signum in STOPPING}
     for signum, handler in before.items():
-        if handler != signal.SIG_IGN:  # as the shell has it for a job in the background
+        if handler != signal.SIG_IGN:  # ignored in a background job of the shell
             signal.signal(signum, note)
     try:
         yield asked_to_stop
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if asked and not heard:  # after the last question
+    if asked and not heard:  # it came after the last call
         raise KeyboardInterrupt
 
 
@@ -165,7 +165,7 @@ def locked(folder, part="", wait=False, name=None):
 
 
 def _lock(path, folder, wait):
-    """Open and lock the file `path`, which its last holder may remove meanwhile."""
+    """Open and lock the file `path`, which its previous holder may remove meanwhile."""
     while True:
         file = open(path, "a+")
         try:
@@ -196,7 +196,7 @@ def _flock(file, how, folder):
 
 
 def launched():
-    """The Launched of this process, from the variables that its launcher has set."""
+    """The Launched of this process, from its launcher's variables."""
     def number(variables):
         texts = [os.environ.get(variable, "") for variable in variables]
         return next((int(text) for text in texts if text.isdigit()), 0)
@@ -207,12 +207,12 @@ def launched():
 
 
 def left_out(path, rows, of, most, what, advice):
-    """List what was left out; stop where that is too much of it.
+    """List what was left out; stop if it is too much.
 
-    path: of the list, which is removed where there is nothing to list. rows: a list of
-    str, a line each. of: how many there were in all. most: share of them that may be
-    left out (--max-bad). what: words for them in a line, e.g. 'images of val'.
-    advice: what to do about them. Warns, or raises UserError above `most`.
+    path: of the list, which is removed if it would be empty. rows: list of str, one per
+    line. of: the total number. most: share of it that may be left out (--max-bad).
+    what: a noun for the message, e.g. 'images of val'. advice: what to do about them.
+    Warns, or raises UserError above `most`.
     """
     if not rows:
         with contextlib.suppress(FileNotFoundError):
@@ -229,7 +229,7 @@ def left_out(path, rows, of, most, what, advice):
 
 
 def table(rows):
-    """Print rows of str, the first of them the heading, in aligned columns."""
+    """Print rows of str in aligned columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [row[0].ljust(widths[0])] + [
@@ -243,7 +243,7 @@ def print_heading(step, title):
 
 
 def next_step(*words):
-    """Print the command of the next step as one can paste it: script and arguments."""
+    """Print the next step's command, ready to paste. words: script and arguments."""
     print("next: " + " ".join(shlex.quote(str(word)) for word in
                               (interpreter(), *words)), flush=True)
 
@@ -257,18 +257,18 @@ def warn(message):
 
 
 def one_line(message):
-    """The message with every run of white space folded into one blank."""
+    """The message with every run of white space replaced by one space."""
     return " ".join(str(message).split())
 
 
 def interpreter():
-    """The running Python as one can type it here."""
+    """The running Python's path, as one would type it here."""
     inside = os.path.relpath(sys.executable)
     return sys.executable if inside.startswith(os.pardir) else inside
 
 
 def script():
-    """This program's script for Python's command line: its path, or -m and its name."""
+    """This program as arguments for Python: its path, or -m and its module's name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec and spec.origin == sys.argv[0]:
         return ["-m", spec.name]
@@ -276,7 +276,7 @@ def script():
 
 
 def this_command():
-    """The command that started this program, as one can type it."""
+    """The command that started this program, ready to paste."""
     return " ".join(shlex.quote(word) for word in
                     (interpreter(), *script(), *sys.argv[1:]))
 
@@ -314,7 +314,7 @@ def number(kind, at_least=None, at_most=None, above=None, below=None):
 
 
 def name(text):
-    """An argparse type: part of a file's name."""
+    """An argparse type: a name that can be part of a file's."""
     if os.path.basename(text) != text or text in ("", ".", ".."):
         raise argparse.ArgumentTypeError(f"{text!r} is not a plain name")
     return text
@@ -326,8 +326,8 @@ seed = number(int, at_least=0, at_most=2 ** 32 - 1)  # what numpy takes
 
 
 def _interrupt(signum, frame):
-    """Raise KeyboardInterrupt; a moment later where this is inside a destructor, as
-    Python lets no exception out of one.
+    """Raise KeyboardInterrupt; if inside a destructor, which cannot raise, a moment
+    later.
     """
     while frame:
         if frame.f_code.co_name == "__del__":
@@ -340,9 +340,9 @@ def _interrupt(signum, frame):
 
 
 def _speak_utf8():
-    """Start anew where Python 3.6 would refuse file names and words beyond ASCII.
+    """Restart in a UTF-8 locale if Python would refuse file names beyond ASCII.
 
-    It does so in the locale C, which is that of many clusters; later ones do not.
+    Python 3.6 does so in the C locale, which many clusters use; later versions do not.
     """
     if sys.getfilesystemencoding() != "ascii":
         return
@@ -358,8 +358,8 @@ def _speak_utf8():
 def _stop(message, status):
     count, rank, _ = launched()
     if rank:
-        # Mostly all processes have met the same thing, and the launcher ends this one
-        # as soon as rank 0 has spoken, without a word.
+        # Usually all processes fail alike, and the launcher ends this one silently as
+        # soon as rank 0 has reported the error.
         for signum in STOPPING:
             signal.signal(signum, signal.SIG_DFL)
         time.sleep(HEAD_START)
@@ -371,6 +371,6 @@ def _stop(message, status):
 
 
 def _end_at_once(status):
-    # At its usual exit a process waits for the others, which may wait for it.
+    # A normal exit would wait for the other processes, which may wait for this one.
     sys.stdout.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Figures that are the same on every machine, and have the letters of any script."""
+"""matplotlib set up for figures that are the same everywhere, in any script."""
 import contextlib
 import functools
 
@@ -23,9 +23,9 @@ def defaults(**settings):
 
 def font_for(text):
     """The name of an installed font that has all letters of a text; None for the
-    default one, which has Latin, Greek and Cyrillic.
+    default font, which has Latin, Greek and Cyrillic.
 
-    Where no font has them, a warning says once what to do.
+    If no font has them all, returns the best one and warns once.
     """
     letters = frozenset(letter for letter in text if not letter.isspace())
     return _font_with(letters)

@@ -1,4 +1,4 @@
-"""Letters of any script on a terminal, in a pipe and in the names of files."""
+"""Printing letters of any script to a terminal or pipe, and UTF-8 locales."""
 import contextlib
 import locale
 import subprocess
@@ -6,8 +6,7 @@ import sys
 
 
 def print_any():
-    """Have letters that the output's encoding lacks written as \\u..., as stderr does.
-    """
+    """Print letters that the output's encoding lacks as \\u..., as stderr does."""
     if getattr(sys.stdout, "errors", None) != "strict":
         return
     if hasattr(sys.stdout, "reconfigure"):  # Python 3.7 and later
@@ -20,7 +19,7 @@ def print_any():
 
 
 def utf8_locale():
-    """The name of a UTF-8 locale that this system has; None where it has none."""
+    """The name of a UTF-8 locale of this system; None if it has none."""
     try:
         listed = subprocess.check_output(["locale", "-a"], stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):

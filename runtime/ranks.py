@@ -1,12 +1,11 @@
-"""Several processes: which of them this is, and what all of them hold.
+"""Several processes: this one's rank, and communication between them.
 
-`start()` is called first thing in main(). Where the script was not started by
-horovodrun, mpirun or srun, `size` stays 1, every function gives back what it got, and
-nothing of MPI is imported. Rank 0 alone prints and writes; what the others know, it
-knows too.
+`start()` is called at the beginning of main(). If the script was not started by
+horovodrun, mpirun or srun, `size` stays 1, every function returns its argument, and
+nothing of MPI is imported. Only rank 0 prints and writes.
 
-What travels between them is sent by an engine: Horovod where it is installed, and else
-mpi4py, the one for TensorFlow 2.
+Communication goes through an engine: Horovod where it is installed, otherwise mpi4py,
+which works with TensorFlow 2.
 """
 import contextlib
 import importlib.util
@@ -23,7 +22,7 @@ engine = None
 
 
 class Horovod:
-    """Sends inside TensorFlow: between GPUs with NCCL, if it was built so."""
+    """Communicates inside TensorFlow: between GPUs with NCCL, if built with it."""
     error = tf.errors.OpError
 
     def __init__(self):
@@ -36,7 +35,7 @@ class Horovod:
         return self.horovod.allreduce(tensor, op=self.horovod.Sum)
 
     def copy_first(self, variable):
-        """Give a variable the value that it has in rank 0."""
+        """Assign rank 0's value to a variable."""
         variable.assign(self.horovod.broadcast(variable.read_value(), 0))
 
     def gather(self, text):
@@ -50,7 +49,7 @@ class Horovod:
 
 
 class Mpi4py:
-    """Sends arrays in main memory. The functions are those of Horovod."""
+    """Communicates through main memory. The methods are those of Horovod."""
 
     def __init__(self):
         from mpi4py import MPI
@@ -73,16 +72,16 @@ class Mpi4py:
 
 
 def start():
-    """Find the other processes of this run, and take one GPU of the host for this one.
+    """Connect to the other processes of this run, and take one of the host's GPUs.
 
-    Raises cli.UserError where there should be others, but they cannot be reached.
+    Raises cli.UserError if there should be others, but they cannot be reached.
     """
     global rank, size, engine
     launched = cli.launched()
     if launched.count == 1:
         return
-    # Where a process waits for the others, Open MPI would keep the core busy that the
-    # next step is computed on.
+    # Otherwise a process that waits for the others in Open MPI keeps a core busy that
+    # they compute on.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     try:
         engine = (Horovod if importlib.util.find_spec("horovod") else Mpi4py)()
@@ -101,9 +100,9 @@ def start():
 
 
 def take_one_gpu(local_rank):
-    """Show TensorFlow one GPU of this host, whatever it does there.
+    """Make one GPU of this host visible to TensorFlow.
 
-    local_rank: number of this process among those of its host.
+    local_rank: number of this process among those on its host.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = (visible or "").split(",")
@@ -116,8 +115,8 @@ def take_one_gpu(local_rank):
 def total(tensors):
     """The sum of each tensor over all processes; tensors: list, of one dtype.
 
-    They travel as one vector: one latency for all, and the same order of additions in
-    every step, whatever arrives first.
+    They are sent as one vector: a single latency for all, and the same order of
+    additions in every step, whatever arrives first.
     """
     if size == 1:
         return tensors
@@ -135,7 +134,7 @@ def any_of(flag):
 
 
 def copy_first(variables):
-    """Give these variables the values that they have in rank 0."""
+    """Assign rank 0's values to these variables."""
     if size > 1:
         with _together():
             for variable in variables:
@@ -143,9 +142,9 @@ def copy_first(variables):
 
 
 def gather(value):
-    """[value of rank 0, of rank 1, ...] in all of them.
+    """[value of rank 0, of rank 1, ...] in all processes.
 
-    value: whatever JSON can hold; it comes back as JSON gives it (tuples as lists).
+    value: anything that JSON can hold; it returns as JSON has it (tuples as lists).
     """
     if size == 1:
         return [value]
@@ -159,10 +158,10 @@ def from_first(value=None):
 
 
 def same_devices(device):
-    """Raise cli.UserError where only some processes have a GPU: more than there are
-    GPUs were started, and all would wait for those on the CPU.
+    """Raise cli.UserError if only some processes have a GPU: there are more processes
+    than GPUs, and all would wait for those on the CPU.
 
-    device: this process's, as tf.device_name says it.
+    device: this process's, from tf.device_name.
     """
     found = gather(device.startswith("GPU"))
     if any(found) and not all(found):
@@ -172,7 +171,7 @@ def same_devices(device):
 
 @contextlib.contextmanager
 def locked(folder, part=""):
-    """cli.locked of rank 0, for all of them."""
+    """cli.locked by rank 0, on behalf of all."""
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(cli.locked(folder, part))

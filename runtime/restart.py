@@ -1,4 +1,4 @@
-"""Run a script, and run it again when its GPU is lost, it hangs or it is killed.
+"""Run a script, and restart it when its GPU is lost, it hangs or it is killed.
 
     python -m runtime.restart 5 train.py --run baseline
     python -m runtime.restart 5 --last-on-cpu extract_features.py --data data
@@ -6,10 +6,10 @@
     python -m runtime.restart 5 mpirun -np 4 python train.py --run baseline
 
 A process that has lost its GPU never gets it back; a fresh one may. The script, or
-another program, runs in a child process. One that ends with status 3 (the GPU was lost,
-nothing happened for --hang-minutes, or the disk did not answer), or is killed, is
-followed by another, at most as often as the number says and each after twice the pause.
-The exit status is the last child's: 128 + the signal's number where it was killed.
+another program, runs in a child process. If it ends with status 3 (the GPU was lost,
+nothing happened for --hang-minutes, or the disk did not answer) or is killed, it is
+restarted, at most the given number of times and after a pause that doubles each time.
+The exit status is the last child's: 128 + the signal's number if it was killed.
 """
 import os
 import sys
@@ -42,12 +42,12 @@ def main():
 
 
 def run(restarts, command, last_on_cpu=False):
-    """Run a script in child processes until one ends well; the last exit status.
+    """Run a script in child processes until one succeeds; return the last exit status.
 
-    restarts: how many may follow the first. command: the script, or -m and a module,
-    or another program, and its arguments.
-    last_on_cpu: whether the last of them does without the GPU. The signals that stop a
-    script are passed on to the child, and end the restarts.
+    restarts: how many may follow the first run. command: the script, or -m and a
+    module, or another program, and its arguments. last_on_cpu: whether the last restart
+    does without the GPU. Signals that stop a script are passed on to the child, and end
+    the restarts.
     """
     child, asked, pause = None, [], PAUSE
 
@@ -63,11 +63,11 @@ def run(restarts, command, last_on_cpu=False):
         environment = dict(os.environ)
         if last_on_cpu and number == restarts:
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
-        # Of its own session: a Ctrl-C in the terminal must not reach it twice.
+        # In its own session, so that a Ctrl-C in the terminal does not reach it twice
         with tempfile.TemporaryDirectory() as folder:
             environment[watchdog.ALIVE] = os.path.join(folder, "alive")
             child = subprocess.Popen(command, env=environment, start_new_session=True)
-            if asked:  # just before there was a child to pass it on to
+            if asked:  # the signal came before there was a child
                 child.terminate()
             status = watchdog.wait(child, environment[watchdog.ALIVE])
         killed_by = signal_of(status)
@@ -86,7 +86,7 @@ def run(restarts, command, last_on_cpu=False):
 
 
 def signal_of(status):
-    """The number of the signal that killed a child; 0 where none did."""
+    """The number of the signal that killed a child; 0 if none did."""
     if status > 128 and status not in HANDLED:  # mpirun about one of its processes
         return status - 128
     return max(0, -status)
@@ -111,9 +111,9 @@ def arguments():
 
 
 def cut(words):
-    """The words of a command line that are this program's, and those of what it starts.
+    """Split a command line into this program's words and those of the command it runs.
 
-    That begins with the second word that is no flag, or with -m.
+    The command begins with the second word that is not a flag, or with -m.
     """
     begins = [n for n, word in enumerate(words)
               if word == "-m" or not word.startswith("-")][1:2]

@@ -1,12 +1,12 @@
-"""A hang is a fault too: what gets nowhere for --hang-minutes ends with status 3.
+"""A hang is a fault, too: a command without progress for --hang-minutes exits with 3.
 
 A GPU, a network folder or another process can stop answering without an error. Inside
-`watching`, a thread sees whether the loops over `watched` come to their next item.
-runtime.restart looks from outside as well (`wait`): a process that the system has
-stopped, or that hangs and keeps Python's lock, cannot end itself.
+`watching`, a thread checks that the loops over `watched` reach their next item.
+runtime.restart also watches from outside (`wait`): a process that the system has
+stopped, or that hangs while holding Python's lock, cannot end itself.
 
-Both count the ticks in which nothing happened, not the hours on the clock: a computer
-that slept, or a job that was suspended, has not hung.
+Both count ticks without progress rather than clock time: a computer that slept, or a
+job that was suspended, has not hung.
 """
 import contextlib
 import os
@@ -19,25 +19,25 @@ from runtime import cli
 
 DEFAULT = 30  # minutes, where there is no terminal
 TICK = 5.     # seconds, at most
-# The variable with the path of the file whose time a watched child keeps new
+# The variable with the path of a file that a watched child touches regularly
 ALIVE = "RESTART_ALIVE_FILE"
 
-_awaited, _moves = None, 0  # what is waited for, in words; how often that changed
+_awaited, _moves = None, 0  # description of what is awaited; how often it changed
 
 
 def add_flag(parser, **kwargs):
-    """Add --hang-minutes; kwargs: what else the parser wants to know of it."""
+    """Add --hang-minutes; kwargs: further arguments for the parser."""
     parser.always("--hang-minutes", **kwargs, type=cli.number(float, at_least=0),
                   metavar="M", otherwise=f"{DEFAULT}, and 0 in a terminal",
-                  help="end with status 3 when nothing has happened for so long; "
+                  help="exit with status 3 when nothing has happened for this long; "
                        "0: never")
 
 
 @contextlib.contextmanager
 def watching(minutes):
-    """End the process, with one line, where nothing happens inside for so long.
+    """Exit, with one line, when nothing happens inside for this many minutes.
 
-    minutes: of --hang-minutes.
+    minutes: the value of --hang-minutes.
     """
     if minutes is None:
         minutes = 0 if sys.stderr.isatty() else DEFAULT
@@ -62,13 +62,13 @@ def watching(minutes):
 
 
 def waits_for(what):
-    """From now on this is waited for, in words; None: whatever takes its time."""
+    """Describe what is awaited from now on; None suspends the watch."""
     global _awaited, _moves
     _awaited, _moves = what, _moves + 1
 
 
 def watched(items, unit, of, first=1):
-    """Yield the items. unit, of: words for an item and for all of them."""
+    """Yield the items, and note progress. unit, of: nouns for an item and for all."""
     number = first
     waits_for(f"{unit} {number} of {of} to be read")
     for item in items:
@@ -80,7 +80,7 @@ def watched(items, unit, of, first=1):
 
 
 def _watch(seconds, over, path):
-    """Look until `over` is set, an Event. path: of the file to keep new, or None."""
+    """Watch until the Event `over` is set. path: of the file to touch, or None."""
     tick, quiet, seen = min(TICK, seconds / 10), 0., None
     while not over.wait(tick):
         if path:
@@ -109,9 +109,9 @@ def _end(seconds):
 
 
 def wait(child, path):
-    """The exit status of a child process, which is killed where it no longer answers.
+    """Wait for a child process, and kill it if it stops answering; its exit status.
 
-    path: of the file that the child's environment names as ALIVE, not there yet.
+    path: of the file that the child's environment names as ALIVE, which it creates.
     """
     tick, quiet, seen = 1., 0., None
     while True:
