@@ -1,5 +1,5 @@
-"""Decoded captions beside the annotated boxes of their images: what the commands here
-share.
+"""Decoded captions and the annotated boxes of their images, shared by the commands in
+this folder.
 """
 import numpy as np
 
@@ -8,11 +8,11 @@ from captioning.decoded import read_decoded, read_source
 from captioning.runs import add_run_flag
 from runtime import cli
 
-POINTS = 16     # per side of a cell: how finely its share inside the boxes is measured
+POINTS = 16     # per side of a cell: the resolution of its share inside the boxes
 
 
 def parser_of(doc):
-    """The flags that say which decoded captions, and where their boxes are."""
+    """A Parser with the flags for the decoded captions and their boxes."""
     parser = cli.parser(doc)
     add_run_flag(parser)
     parser.always("--split", type=cli.name, default="val",
@@ -23,20 +23,18 @@ def parser_of(doc):
 
 
 def read_annotated(run, args):
-    """The Decoded of a Run and what `read_objects` says of its images; args: of
-    `parser_of`.
-    """
+    """A Run's Decoded, and the `read_objects` of its images; args: from `parser_of`."""
     decoded = read_decoded(run.folder, args.split, run.vocabulary)
     return decoded, read_objects(args.data or read_source(run, args.split)["data"],
                                  decoded.images.tolist(), decoded.image_ids.tolist())
 
 
 def box_coverage(boxes, size, grid):
-    """Share of each cell that lies inside the boxes, and whether its middle does.
+    """The share of each cell inside the boxes, and whether its middle is inside.
 
     boxes: (x, y, w, h) in pixels of an image of `size` (width, height). grid: a Grid; a
-    place belongs to the cell whose middle is nearest. Returns float (rows, columns),
-    bool (rows, columns), and whether the image's centre does, bool.
+    point belongs to the cell with the nearest middle. Returns float (rows, columns),
+    bool (rows, columns), and whether the image's centre is inside, bool.
     """
     def inside(x, y):
         hit = np.zeros(np.broadcast(x, y).shape, bool)

@@ -2,23 +2,22 @@
 
     python -m analysis.deletion --run baseline
 
-A map may look right and not be used. For every generated word that names an annotated
-thing of its image, with the caption's own words before it: how much does log p(word)
-fall when attention is kept from some of the cells, and the rest is renormalised
+A map may look right without being used. For every generated word that names an
+annotated thing of its image, given the caption's own words before it: how much does
+log p(word) fall when attention is masked and renormalised, excluding
 
-    from the cells that it looked at most, or from as many random ones;
-    from the cells inside the thing's boxes, or from as many random ones;
-    from all cells outside the boxes?
+    the cells with the highest weights, or as many random ones;
+    the cells inside the thing's boxes, or as many random ones;
+    all cells outside the boxes?
 
-Twice: at the step of the word alone, and at all steps up to it, since the state
-remembers what was looked at before. (The deletion game of Petsiuk et al. 2018, "RISE",
-played on the attention in place of the pixels.) Intervals are 95 % bootstraps over
-images.
+Measured with masks at the word's step alone, and at all steps up to it, since the state
+remembers earlier contexts. (The deletion game of Petsiuk et al. 2018, "RISE", played on
+attention instead of pixels.) Intervals are 95 % bootstrap intervals over images.
 
 Reads:  checkpoints/<run>/, its attention_<split>.npz, the features it was decoded from,
         and <data>/annotations/instances_<folder of the images>.json
-Writes: checkpoints/<run>/deletion_<split>.json, with the drop of each word for the
-        report (report.py)
+Writes: checkpoints/<run>/deletion_<split>.json, with each word's drop for the report
+        (report.py)
 """
 import os
 import sys
@@ -44,7 +43,7 @@ from methods.ensemble import read_members, together
 from runtime import cli
 from runtime.tf import device_errors, start, tf
 
-DRAWS = 4       # of random cells, for each word
+DRAWS = 4       # random sets of cells for each word
 DELETED = (("most", "the cells looked at most"), ("random", "as many random cells"),
            ("boxes", "the cells inside the boxes"),
            ("random_boxes", "as many random cells"),
@@ -53,16 +52,16 @@ DELETED = (("most", "the cells looked at most"), ("random", "as many random cell
 
 class Name(typing.NamedTuple):
     """A word of a generated caption that names an annotated thing."""
-    image: int          # its number in the Decoded
-    place: int          # of the word in the caption
-    inside: np.ndarray  # bool (L,): the cells whose middles are in the thing's boxes
+    image: int          # index in the Decoded
+    place: int          # index of the word in the caption
+    inside: np.ndarray  # bool (L,): cells whose middles are in the thing's boxes
 
 
 def log_probs(model, features, words, keep=None):
     """log p of each word of captions, given the words before it: float (B, T).
 
-    features: (B, L, F). words: int32 (B, T). keep: (B, T, L), where attention may go at
-    each step, see model.attend; None: everywhere.
+    features: (B, L, F). words: int32 (B, T). keep: (B, T, L), where attention is
+    allowed at each step, see Captioner.attend; None: everywhere.
     """
     context = model.encode(tf.constant(features))
     h, before, found = model.h_0(context.a), np.full(len(words), START), []
@@ -77,7 +76,7 @@ def log_probs(model, features, words, keep=None):
 
 
 def find_names(decoded, objects, vocabulary, grid):
-    """The Names in the captions of a Decoded; objects: of `read_objects`."""
+    """The Names in the captions of a Decoded; objects: from `read_objects`."""
     names = words_for(sorted({name for _, found in objects for name, _ in found}))
     found = []
     for i, (size, things) in enumerate(objects):
@@ -90,10 +89,10 @@ def find_names(decoded, objects, vocabulary, grid):
 
 
 def kept_cells(name, alpha, cells, random):
-    """Where attention may go in each of DELETED: {what: bool (draws, L)}, or nothing
-    where no cell would be deleted, or none kept.
+    """Where attention is allowed in each case of DELETED: {case: bool (draws, L)}.
 
-    alpha: (L,), the word's map. cells: how many are deleted of those looked at most.
+    Cases that would delete no cell, or all, are left out. alpha: (L,), the word's map.
+    cells: number of highest-weighted cells to delete.
     """
     L, inside = len(alpha), name.inside
 
@@ -102,21 +101,21 @@ def kept_cells(name, alpha, cells, random):
         keep[chosen] = False
         return keep
 
-    def drawn(count):
+    def sampled(count):
         return np.array([without(random.permutation(L)[:count]) for _ in range(DRAWS)])
-    found = {"most": without(np.argsort(-alpha)[:cells])[None], "random": drawn(cells)}
+    kept = {"most": without(np.argsort(-alpha)[:cells])[None], "random": sampled(cells)}
     if inside.any() and not inside.all():
-        found.update(boxes=~inside[None], random_boxes=drawn(int(inside.sum())),
-                     outside=inside[None])
-    return found
+        kept.update(boxes=~inside[None], random_boxes=sampled(int(inside.sum())),
+                    outside=inside[None])
+    return kept
 
 
 def drops(model, features, words, names, alphas, cells, random):
-    """How much log p of each name falls, nats: float (names, 2, len(DELETED)).
+    """The drop of each name's log p, in nats: float (names, 2, len(DELETED)).
 
     features: (L, F) of the image. words: int32 (T,). names: Names in its caption.
-    alphas: (T, L). The middle axis: deleted at the word's step, at all up to it. nan
-    where a row of DELETED is not to be had.
+    alphas: (T, L). The middle axis: deleted at the word's step, and at all steps up to
+    it. nan where a case of DELETED does not apply.
     """
     found = np.full((len(names), 2, len(DELETED)), np.nan)
     rows, keeps = [], []
@@ -141,8 +140,8 @@ def drops(model, features, words, names, alphas, cells, random):
 
 
 def summarize(fallen, seed):
-    """{'at_the_word', 'up_to_it': {what: [mean, low, high]}} of nats; fallen: for each
-    image what `drops` gave.
+    """{'at_the_word', 'up_to_it': {case: [mean, low, high]}} in nats; fallen: the
+    `drops` of each image.
     """
     summary = {}
     for when, key in enumerate(("at_the_word", "up_to_it")):
@@ -157,8 +156,8 @@ def summarize(fallen, seed):
 
 
 def drops_of_words(decoded, names, fallen):
-    """What `read_drops` reads, {image id: {'words', 'drops'}}: without the cells looked
-    at most at the word's step. fallen: of each image of the names what `drops` gave.
+    """The data for `read_drops`, {image id: {'words', 'drops'}}: drops without the
+    highest-weighted cells at the word's step. fallen: the `drops` of each image.
     """
     found, column = {}, [key for key, _ in DELETED].index("most")
     for i, rows in zip(sorted({name.image for name in names}), fallen):
@@ -224,7 +223,7 @@ def main():
 def arguments():
     parser = parser_of(__doc__)
     parser.always("--cells", type=cli.positive, default=8,
-                  help="how many of the cells looked at most")
+                  help="number of highest-weighted cells to delete")
     parser.always("--seed", type=cli.seed, default=0,
                   help="of the random cells and of the bootstrap")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the deletion test has found of each word.
+"""The results of the deletion test for each word.
 
     checkpoints/<run>/deletion_<split>.json
 """
@@ -9,21 +9,20 @@ from runtime import atomic, cli
 
 
 def drops_path(folder, split):
-    """Where a run's folder has what the deletion test found."""
+    """The path of a run's deletion test results."""
     return os.path.join(folder, f"deletion_{split}.json")
 
 
 def write_drops(folder, split, summary):
-    """Write what was found of a split; 'of_each_word' in it is what `read_drops` reads.
-    """
+    """Write a split's results; `read_drops` reads their 'of_each_word'."""
     atomic.write_json(drops_path(folder, split), summary)
 
 
 def read_drops(folder, split, decoded):
-    """{image id: {place in the caption: nats}}; empty where nothing was tested.
+    """{image id: {index of the word: nats}}; empty if nothing was tested.
 
-    Captions that are not those of the Decoded are left out: they were decoded since.
-    Raises cli.UserError where the file is damaged.
+    Images whose caption differs from the Decoded are left out: they have been decoded
+    again since. Raises cli.UserError if the file is damaged.
     """
     path = drops_path(folder, split)
     try:

@@ -5,12 +5,11 @@
 For every generated word that names an annotated category of its image: does the peak of
 its attention map lie in a box of that category (the pointing game of Zhang et al. 2016,
 "Top-down Neural Attention by Excitation Backprop"), and how much of the map's mass lies
-inside the boxes (the attention correctness of Liu et al. 2017)? Beside both are the map
-of the next step, as that of a word is made before the word is known, and two baselines
-on the same words: attention spread evenly over the image, and all of it at the centre.
-A third figure is how much the map changes from one word to the next: maps that stay the
-same are a known failure.
-Intervals are 95 % bootstraps over images.
+inside the boxes (the attention correctness of Liu et al. 2017)? Both are also given for
+the map of the next step, since a word's map is made before the word is known, and for
+two baselines on the same words: uniform attention, and all of it on the centre. A third
+figure is how much the map changes from one word to the next: maps that stay the same
+are a known failure. Intervals are 95 % bootstrap intervals over images.
 
 Reads:  checkpoints/<run>/attention_<split>.npz and
         <data>/annotations/instances_<folder of the images>.json
@@ -41,15 +40,15 @@ COLUMNS = ("peak", "peak_uniform", "peak_centre", "peak_after",
 
 
 def pointing_hits(words, alphas, objects, size, names, grid):
-    """The figures of one caption, (n, len(COLUMNS)), a row for each name that counts.
+    """The figures of one caption, (n, len(COLUMNS)), one row per annotated name.
 
-    words: list of str. alphas: (T, L), of these words at least. objects: list of
-    (category, box), boxes as in `box_coverage`. names: of `words_for`. grid: the Grid
+    words: list of str. alphas: (T, L), at least of these words. objects: list of
+    (category, box), boxes as in `box_coverage`. names: from `words_for`. grid: the Grid
     of the L cells.
 
     The peak is that of the name's noun. The mass is the attention correctness of Liu et
-    al. 2017, "Attention Correctness in Neural Image Captioning": of the maps of the
-    name's words the largest. After: the same of the maps one step later.
+    al. 2017, "Attention Correctness in Neural Image Captioning": the maximum over the
+    name's words. 'after': the same for the maps one step later.
     """
     rows = []
     for first, last, category in named(words, names):
@@ -69,8 +68,8 @@ def pointing_hits(words, alphas, objects, size, names, grid):
 
 
 def gains(mean):
-    """How much higher the peak's share is than the centre's, and how many times the
-    even map's mass lies in the boxes, (..., 2). mean: (..., len(COLUMNS)).
+    """The peak's share minus the centre's, and the mass in the boxes relative to a
+    uniform map's, (..., 2). mean: (..., len(COLUMNS)).
     """
     value = dict(zip(COLUMNS, np.moveaxis(mean, -1, 0)))
     return np.stack([value["peak"] - value["peak_centre"],
@@ -78,9 +77,9 @@ def gains(mean):
 
 
 def score_pointing(decoded, objects, vocabulary, seed, grid):
-    """All figures of a split, as JSON takes them.
+    """All figures of a split, a dict for JSON.
 
-    decoded: Decoded. objects: of `read_objects`. vocabulary: the run's Vocabulary.
+    decoded: Decoded. objects: from `read_objects`. vocabulary: the run's Vocabulary.
     grid: the Grid of its cells.
     """
     names = words_for(sorted({name for _, found in objects for name, _ in found}))

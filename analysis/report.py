@@ -1,18 +1,18 @@
-"""After step 5: one HTML page to explore captions and attention in.
+"""After step 5: an HTML page for exploring captions and attention.
 
     python -m analysis.report --run baseline
     python -m analysis.report --run baseline --compare other     # two runs side by side
-    python -m analysis.report --run baseline --pictures mine/    # one's own pictures
+    python -m analysis.report --run baseline --pictures mine/    # your own pictures
 
-The page holds everything itself: it opens from the disk, without a server or network.
-Scores with their intervals, habits, loss curves and settings come before a gallery of
-images with generated and reference captions. Pointing at a word, or moving to it with
-the keyboard, shows where the model looked for it, how sharp that map is, and what the
-word loses without it where deletion.py has measured that. The key b draws the boxes of
-the annotated things.
+The page is self-contained: it opens from the disk, without a server or network. Scores
+with their intervals, habits, loss curves and settings come before a gallery of images
+with generated and reference captions. Pointing at a word, or moving to it with the
+keyboard, shows where the model looked for it, how sharp that map is, and how much less
+probable the word is without it, if deletion.py has measured that. The key b draws the
+boxes of the annotated things.
 
-With --pictures the run captions pictures of one's own, draws their figures as
-plot_attention.py does, and the gallery is of these.
+With --pictures the run captions your own pictures, draws their figures as
+plot_attention.py does, and the gallery shows these.
 
 Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote; nbest_<split>.json and
         deletion_<split>.json if there), the images, the references, and
@@ -51,15 +51,15 @@ from captioning.tokens import read_references
 from runtime import atomic, cli
 
 TEMPLATES = os.path.dirname(os.path.abspath(__file__))
-SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # of each image, where there
+SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # for each image, where available
 LONGEST_SIDE = 400   # pixels of a picture on the page
-LONGEST_OWN = (100, 480, 320)  # of one's own: up to so many pictures, and of more
+LONGEST_OWN = (100, 480, 320)  # own pictures: a side of 480 for up to 100, else 320
 QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
-SURENESS = "mean p of a word, %"  # what own captions are sorted by
+SURENESS = "mean p of a word, %"  # own captions are sorted by it
 
 
 def data_uri(content, kind):
-    """Bytes as an address that holds them itself."""
+    """Bytes as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -78,10 +78,10 @@ def packed(alpha):
 
 
 class RunView:
-    """What one run says about a split, by image id."""
+    """One run's results on a split, by image id."""
 
     def __init__(self, name, split):
-        """Raises cli.UserError where the run or its captions are missing or damaged."""
+        """Raises cli.UserError if the run or its captions are missing or damaged."""
         self.name, self.run = name, read_run(name)
         folder = self.run.folder
         self.decoded = read_decoded(folder, split, self.run.vocabulary)
@@ -96,7 +96,7 @@ class RunView:
         self.grid = cells_of(self.run.settings, self.decoded.alphas.shape[2])
 
     def summary(self):
-        """What the page says about the run as a whole."""
+        """The page's data about the run as a whole."""
         path = curves_path(self.run.folder)
         try:
             with atomic.reading(path, "rb") as file:
@@ -110,9 +110,9 @@ class RunView:
                 "settings": settings}
 
     def caption(self, identity, objects):
-        """What the page says about one image: for the template, and for its script.
+        """The page's data about one image: for the template, and for its script.
 
-        objects: of `read_objects`, or None.
+        objects: from `read_objects`, or None.
         """
         row = self.row[identity]
         words = self.run.vocabulary.words(
@@ -130,10 +130,10 @@ class RunView:
 
 
 def facts_of(words, log_probs, alphas, betas, grid, drops=None, objects=None):
-    """What the page's script knows of a caption's T words.
+    """The data of a caption's T words for the page's script.
 
-    alphas: (T, L). betas: (T,), or None. grid: the Grid of the L cells. drops: what
-    analysis/deletion.py has measured of each, or None. objects: of `read_objects`, or
+    alphas: (T, L). betas: (T,), or None. grid: the Grid of the L cells. drops: the
+    words' results from analysis/deletion.py, or None. objects: from `read_objects`, or
     None.
     """
     boxes = boxes_of(words, *objects)[1:] if objects else [[] for _ in words]
@@ -148,13 +148,13 @@ def facts_of(words, log_probs, alphas, betas, grid, drops=None, objects=None):
 
 
 def rounded(boxes):
-    """Boxes as the page's script takes them: lists of [x, y, w, h], shares."""
+    """Boxes for the page's script: lists of [x, y, w, h], fractions of the sides."""
     return [[round(float(share), 4) for share in box] for box in boxes]
 
 
 def objects_of(view, data, identities):
-    """{image id: its size and objects} of these images, empty where the data set has no
-    boxes; see `read_objects`.
+    """{image id: its size and objects}, empty if the data set has no boxes; see
+    `read_objects`.
     """
     names = [str(view.decoded.images[view.row[i]]) for i in identities]
     if not has_boxes(data, names):
@@ -163,7 +163,7 @@ def objects_of(view, data, identities):
 
 
 def make(views, data, references, split, count, seed):
-    """The page as str. views: of one or two runs. data: folder of the images."""
+    """Build the page, a str. views: of one or two runs. data: folder of the images."""
     identities = [i for i in views[0].row if all(i in other.place for other in views)]
     if not identities:
         raise cli.UserError(f"{views[0].name} and {views[1].name} have no image of "
@@ -205,14 +205,16 @@ def make(views, data, references, split, count, seed):
 
 
 def render(**names):
-    """The page as str, of what its template needs."""
+    """Render the template, a str; names: its variables."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("report.html").render(**names)
 
 
 def make_own(run, captions):
-    """The page of one's own pictures, as str. run: its name. captions: OwnCaptions."""
+    """Build the page of the user's own pictures, a str. run: its name. captions:
+    OwnCaptions.
+    """
     few, large, small = LONGEST_OWN
     longest_side = large if len(captions) <= few else small
     cards, facts = [], []
@@ -239,8 +241,7 @@ def make_own(run, captions):
 
 
 def write_own_page(args):
-    """Caption pictures of one's own and draw them; write their page, return its path.
-    """
+    """Caption and draw the user's own pictures; write their page, return its path."""
     captioner = load(args.run)
     folder = captioner.run.folder
     title = re.sub(r"[^\w.-]+", "_", os.path.normpath(args.pictures[0])).strip("_.-")
@@ -293,7 +294,7 @@ def arguments():
     parser.add_argument("--split", type=cli.name, default="val", **of_splits,
                         help="which of the decoded splits, as for plot_attention.py")
     parser.add_argument("--count", type=cli.positive, default=200, **of_splits,
-                        help="images, drawn at random where there are more")
+                        help="images, a random sample if there are more")
     parser.add_argument("--seed", type=cli.seed, default=0, **of_splits,
                         help="of the choice of images")
     parser.add_argument("--data", otherwise="that of the decoded captions",

@@ -3,11 +3,12 @@
     python -m demo.draw_scenes --data demo/data
 
 Each scene shows one or two large shapes, each of one colour. Five captions name every
-shape with its colour; boxes say where each shape is. One seed always draws the same.
+shape with its colour; boxes give the place of each shape. The same seed always draws
+the same scenes.
 
 Writes below --data, for each split (train, val):
-    annotations/captions_<split>.json     five captions an image
-    annotations/instances_<split>.json    a box and a category (the shape) an object
+    annotations/captions_<split>.json     five captions per image
+    annotations/instances_<split>.json    a box and a category (the shape) per object
     <split>/scene_000001.png
 """
 import os
@@ -26,7 +27,7 @@ from runtime import atomic, cli
 COLOURS = {"red": (214, 40, 40), "green": (60, 160, 60), "blue": (40, 80, 200),
            "yellow": (245, 205, 50)}
 SHAPES = ("cross", "ring", "square")
-SUPERSAMPLE = 4  # drawn this many times larger and scaled down: smooth edges
+SUPERSAMPLE = 4  # drawn this many times larger and scaled down, for smooth edges
 SINGLE = ("a {0}", "there is a {0}", "a picture of a {0}", "a {0} is in the picture",
           "one {0} on a plain background")
 PAIR = ("a {0} and a {1}", "a {0} {2} a {1}", "there is a {0} {2} a {1}",
@@ -60,7 +61,8 @@ def captions(objects):
 
 
 def draw(objects, size, random):
-    """The scene as an RGB image of size (width, height), background light and noisy."""
+    """Draw the scene: an RGB image of size (width, height), on a light, noisy ground.
+    """
     width, height = (side * SUPERSAMPLE for side in size)
     shade = tuple(int(v) for v in random.randint(205, 246, 3))
     canvas = Image.new("RGB", (width, height), shade)
@@ -103,7 +105,7 @@ def write_split(data, split, count, size, random):
             boxes.append({"id": len(boxes) + 1, "image_id": i, "colour": colour,
                           "category_id": SHAPES.index(shape) + 1,
                           "bbox": [round(value, 2) for value in box]})
-    # The annotations come last: a set that was cut off is not taken for a whole one.
+    # Annotations last, so that an interrupted set is not mistaken for a complete one
     for kind, annotations, extra in (
             ("captions", sentences, {}),
             ("instances", boxes, {"categories": [
@@ -123,7 +125,7 @@ def _apart(a, b):
 def main():
     args = arguments()
     print("[demo] draw the built-in data set", flush=True)
-    # One generator a split: the number of training scenes does not change validation.
+    # One generator per split: the number of training scenes does not affect validation
     for i, (split, count) in enumerate((("train", args.train), ("val", args.val))):
         write_split(args.data, split, count, (args.size, args.size),
                     np.random.RandomState([args.seed, i]))

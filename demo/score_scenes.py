@@ -1,9 +1,9 @@
-"""Last step of the demo: are the drawn scenes described rightly?
+"""Last step of the demo: are the drawn scenes described correctly?
 
     python -m demo.score_scenes --run demo
 
-How many captions of scenes that the model has not seen name every shape with its colour
-and nothing else. (Whether it looks at them rightly is told by analysis.pointing.)
+Counts the captions of unseen scenes that name every shape with its colour and nothing
+else. (analysis.pointing measures whether the model looks at the shapes.)
 
 Reads:  checkpoints/<run>/attention_val.npz, <data>/annotations/instances_val.json
 Writes: checkpoints/<run>/scenes_val.json
@@ -29,7 +29,7 @@ NAMED = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 
 
 def names_all(caption, objects):
-    """Whether a caption names just these objects: a list of (colour, shape)."""
+    """Whether a caption names exactly these objects, a list of (colour, shape)."""
     return sorted(NAMED.findall(caption)) == sorted(objects)
 
 

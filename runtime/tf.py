@@ -1,8 +1,8 @@
-"""TensorFlow as the scripts use it: version check, GPU, and what differs by version.
+"""TensorFlow as the scripts use it: version check, GPU, and differences by version.
 
-`from runtime.tf import tf` is how every other file gets TensorFlow; `start()` is called
-once, in main(), before anything is computed. Nothing else in the project asks for the
-version of TensorFlow.
+Every other file imports TensorFlow with `from runtime.tf import tf`; `start()` is
+called once, in main(), before any computation. No other file checks TensorFlow's
+version.
 """
 import contextlib
 import ctypes
@@ -15,15 +15,14 @@ import tempfile
 
 from runtime import cli
 
-OLDEST, TOO_NEW = (1, 9), (3, 0)  # the versions from the one to before the other
+OLDEST, TOO_NEW = (1, 9), (3, 0)  # supported: from the first to before the second
 BASELINE = "1.10.0"
-# What TensorFlow's errors say when the device is to blame, by their texts
+# Texts of TensorFlow's errors that are the device's fault
 OUT_OF_MEMORY = re.compile(r"out of memory|OOM|failed to allocate|CUDA_ERROR_OUT_OF_ME"
                            r"|Dst tensor is not initialized", re.I)
 LOST = re.compile(r"\bcu(da|dnn|blas|rand|fft|solver)|\bGPU\b|\bBlas\b|device lost"
                   r"|stream|memcpy|memcopy|launch failed|launch failure", re.I)
-# What TensorFlow 2.21 writes where nothing is wrong: the first two when it is imported,
-# whatever the level of its log
+# Harmless messages of TensorFlow 2.21, the first two on import, whatever the log level
 CHATTER = (r"absl::InitializeLog\(\) is called|oneDNN custom operations are on"
            r"|oneDNN supports DT_HALF only on platforms")
 CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create -f "
@@ -33,9 +32,9 @@ CUDA_ADVICE = ("tensorflow-gpu 1.10 needs CUDA 9.0 and cuDNN 7 (conda env create
 
 def _load():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings only
-    # TensorFlow 1.x brings jemalloc, which gives the memory of every large tensor back
-    # to the system at once and is given it again page by page, filled with zeros: most
-    # of the time of an elementwise operation on the CPU. Make it keep the memory.
+    # TensorFlow 1.x includes jemalloc, which returns the memory of a large tensor to
+    # the system at once and gets it back page by page, zeroed: that takes most of the
+    # time of an elementwise operation on the CPU. Make it keep the memory.
     os.environ.setdefault("JEMALLOC_MALLOC_CONF", "purge:ratio,lg_dirty_mult:-1")
     try:
         with _without_chatter():
@@ -62,9 +61,9 @@ def _load():
 
 @contextlib.contextmanager
 def _without_chatter():
-    """Inside, leave CHATTER out of what C code writes to stderr.
+    """Inside, filter CHATTER out of what C code writes to stderr.
 
-    Another process does it: what TensorFlow says before it crashes must still be seen.
+    Another process filters, so that what TensorFlow prints before a crash is not lost.
     """
     grep = None
     with contextlib.suppress(OSError):  # no stderr, no grep
@@ -87,7 +86,7 @@ def _without_chatter():
 
 
 def unsupported(version):
-    """What is wrong with this version of TensorFlow, in one line; None if nothing."""
+    """Why a version of TensorFlow is unsupported, in one line; None if it is not."""
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < OLDEST:
         return (f"TensorFlow {version} is too old: 1.9 or newer is required, "
@@ -101,21 +100,21 @@ def unsupported(version):
 
 
 def _refuse(message):
-    # A missing TensorFlow is the user's to mend, not a traceback to read.
+    # The user can fix a missing TensorFlow; a traceback would not help.
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 tf = _load()
 v1 = getattr(tf.compat, "v1", tf)  # 1.9 and 1.10 have no tf.compat.v1
-# Eager execution refuses tf.Variable in the versions that have no tf.function either.
+# Versions without tf.function refuse tf.Variable in eager execution, too.
 Variable = tf.Variable if hasattr(tf, "function") else tf.contrib.eager.Variable
 AdamOptimizer = v1.train.AdamOptimizer
 RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = getattr(tf, "numpy_function", v1.py_func)
 # Compiled, the gradients of Keras layers crash the process (benchmarks/published.py).
 COMPILED_KERAS_CRASHES = tf.__version__.startswith("1.9.")
-# 1.9 has these under their older names only.
+# 1.9 has these only under their older names.
 log = getattr(tf.math, "log", None) or tf.log
 unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
                         or tf.unsorted_segment_sum)
@@ -123,36 +122,36 @@ unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
 
 @functools.lru_cache(maxsize=None)  # once a process
 def start():
-    """Switch eager execution on, let GPU memory grow on demand, say what is used.
+    """Enable eager execution, let GPU memory grow on demand, and print the device.
 
-    Raises cli.UserError where TensorFlow 1 has already computed something without.
+    Raises cli.UserError if TensorFlow 1 has already been used in graph mode.
     """
     keep_memory()
-    # Not a warning for each shape of batch that a function is compiled for.
+    # No warnings for each batch shape that a function is compiled for
     v1.logging.set_verbosity(v1.logging.ERROR)
-    # Nothing may ask TensorFlow for its mode before this: asking settles the config.
+    # Must come before anything else asks for the mode: that would fix the config.
     try:
         v1.enable_eager_execution(config=config())
     except ValueError:
         raise cli.UserError("TensorFlow was used before in this process, in its graph "
                             "mode; start Python anew, and with this first")
     if hasattr(tf, "function"):
-        with _without_chatter():  # it is said once, of the first function of float16
+        with _without_chatter():  # one message, at the first float16 function
             tf.function(lambda half: tf.cast(half, tf.float32))(tf.zeros(1, tf.float16))
     print(f"TensorFlow {tf.__version__} on {device_name()}", flush=True)
 
 
 def set_seed(seed):
-    """Have Keras draw the same first weights again."""
+    """Make Keras's initial weights reproducible."""
     v1.set_random_seed(seed)
-    if hasattr(tf.keras.utils, "set_random_seed"):  # Keras 3 draws by itself
+    if hasattr(tf.keras.utils, "set_random_seed"):  # Keras 3 has its own generator
         tf.keras.utils.set_random_seed(seed)
 
 
 def keep_memory():
-    """Have the C library keep freed memory for the next array, as jemalloc does.
+    """Make the C library keep freed memory for the next array, as jemalloc does.
 
-    numpy takes every batch of features from there. Only Linux has these settings.
+    numpy allocates every batch of features there. Only Linux has these settings.
     """
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if hasattr(library, "mallopt"):
@@ -163,9 +162,9 @@ def keep_memory():
 
 
 def config():
-    """A GPU's memory is taken as it is needed, not the whole card at once.
+    """A session config that allocates GPU memory as needed, not all of it at once.
 
-    The first who asks for the GPU settles that for the process.
+    The first call that initializes the GPU fixes this for the process.
     """
     proto = v1.ConfigProto()
     proto.gpu_options.allow_growth = True
@@ -173,7 +172,7 @@ def config():
 
 
 def device_name():
-    """'GPU (its name)' where TensorFlow sees one, else 'the CPU: no GPU is visible'."""
+    """'GPU (its name)' if TensorFlow sees one, else 'the CPU: no GPU is visible'."""
     from tensorflow.python.client import device_lib
     gpus = [device for device in device_lib.list_local_devices(session_config=config())
             if device.device_type == "GPU"]
@@ -184,10 +183,10 @@ def device_name():
 
 @contextlib.contextmanager
 def device_errors(batch_size=None):
-    """Turn errors of the device inside the block into cli.UserError or cli.DeviceLost.
+    """Turn device errors inside the block into cli.UserError or cli.DeviceLost.
 
-    batch_size: what --batch-size is, where there is such a flag, for the advice in
-    their lines. Other errors of TensorFlow pass: they are bugs.
+    batch_size: the value of --batch-size, if the script has it, for the advice in the
+    message. Other TensorFlow errors pass: they are bugs.
     """
     errors = tf.errors
     try:
@@ -213,8 +212,8 @@ def device_errors(batch_size=None):
 def compiled(function):
     """`function` as a TensorFlow graph function, traced once for each input shape.
 
-    Never put batch normalization inside: in TensorFlow 1.10 its statistics were seen to
-    be overwritten with garbage there (extract_features.fold_batch_norm removes them).
+    Never compile batch normalization: TensorFlow 1.10 has been seen to overwrite its
+    statistics with garbage there (inception.fold_batch_norm removes it).
     """
     if hasattr(tf, "function"):
         return tf.function(function, **({"jit_compile": True} if _xla else {}))
@@ -226,12 +225,12 @@ PRECISIONS = ("float32", "tf32", "mixed")
 
 
 def use(precision="tf32", xla=False):
-    """How everything is computed that is compiled from now on. Needs TensorFlow 2.
+    """Set how functions compiled from now on compute. Needs TensorFlow 2.
 
     precision: of matrix products and convolutions on a GPU. 'float32'; 'tf32': float32
-    whose factors are rounded to 10 bits, TensorFlow's default where the GPU has it;
-    'mixed': in float16 where TensorFlow thinks that safe (bfloat16 on a CPU). xla:
-    whether XLA makes one program of each function and shape.
+    with factors rounded to 10 bits, TensorFlow's default if the GPU supports it;
+    'mixed': float16 where TensorFlow considers that safe (bfloat16 on a CPU). xla:
+    whether XLA compiles each function and shape.
     """
     global _xla
     _xla = xla
@@ -243,7 +242,7 @@ def use(precision="tf32", xla=False):
 
 
 def add_precision_flag(parser):
-    """What `use_precision` takes."""
+    """Add --precision, for `use_precision`."""
     parser.always("--precision", choices=PRECISIONS,
                   otherwise="float32, on newer GPUs tf32",
                   help="of matrix products and convolutions, with TensorFlow 2; "
@@ -251,9 +250,9 @@ def add_precision_flag(parser):
 
 
 def use_precision(precision):
-    """`use` what the flag says; None: TensorFlow's default.
+    """Apply the flag --precision; None: TensorFlow's default.
 
-    Raises cli.UserError where TensorFlow is older than 2.
+    Raises cli.UserError if TensorFlow is older than 2.
     """
     if precision is None:
         return
@@ -264,8 +263,7 @@ def use_precision(precision):
 
 
 def peak_gpu_memory():
-    """The most GPU memory in use since this was last asked, in GB; None without a GPU
-    or before TensorFlow 2.
+    """Peak GPU memory since the last call, in GB; None without a GPU or TensorFlow 2.
     """
     if not hasattr(tf, "function") or not tf.config.list_physical_devices("GPU"):
         return None
@@ -275,8 +273,8 @@ def peak_gpu_memory():
 
 
 def take_no_mask(layer):
-    """Remove from a layer's configuration, as a Keras model gives it, that it is called
-    with `mask=None`: so does Keras 3 batch norms, but an Activation takes no mask.
+    """Drop `mask` from a layer's configuration, as a Keras model gives it: Keras 3
+    passes it to batch norm, but Activation rejects it.
     """
     for node in layer["inbound_nodes"]:
         if isinstance(node, dict):  # Keras 3; before, a list with the same meaning
@@ -284,16 +282,16 @@ def take_no_mask(layer):
 
 
 def variable_of(weight):
-    """A layer's weight as TensorFlow's variable, which Keras 3 wraps into its own."""
+    """A layer's weight as a TensorFlow variable, which Keras 3 wraps in its own."""
     return weight.value if isinstance(weight.value, tf.Variable) else weight
 
 
 def load_weights(model, path):
-    """Put the weights in an .h5 file, in the format of Keras 2 or of Keras 3, into the
-    model. Raises OSError, ValueError or KeyError where it holds no such weights.
+    """Load an .h5 file in the format of Keras 2 or 3 into the model. Raises OSError,
+    ValueError or KeyError if it holds no such weights.
 
-    Keras 3 goes by the ending of the name, whatever the file holds. It is shown the
-    file under a name that fits.
+    Keras 3 judges the format by the file's extension alone, so it gets the file under a
+    name that fits.
     """
     import h5py
     with h5py.File(path, "r") as file:
@@ -305,7 +303,7 @@ def load_weights(model, path):
 
 
 def event_writer(folder):
-    """A function `write(step, **scalars)` that adds TensorBoard events in `folder`."""
+    """A function `write(step, **scalars)` that adds TensorBoard events to `folder`."""
     with tf.Graph().as_default():  # 1.x refuses to make a FileWriter in eager mode
         writer = v1.summary.FileWriter(folder)
 

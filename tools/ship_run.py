@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tools.ship_run --run all --name flickr8k
 
-Whoever gets the folder can caption, evaluate and start from it, not train it further.
-What only says something of the machine that trained it is left out of its settings.
+The folder can be used for captioning, evaluation and --start-from, but not trained
+further. Settings that only describe the machine are left out.
 
 Reads:  checkpoints/<run>/
 Writes: checkpoints/<name>/
@@ -61,7 +61,7 @@ def main():
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--run", required=True, help="name below checkpoints/")
-    parser.add_argument("--name", required=True, help="what the copy is called")
+    parser.add_argument("--name", required=True, help="name of the copy")
     return parser.parse_args()
 
 
