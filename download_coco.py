@@ -89,7 +89,7 @@ def fetch(url, path, md5=None, size=None, progress=False):
             why, offline = reason(error)
             if (pause is None or isinstance(error, ValueError)  # not a URL
                     or offline and progress and not arrived):
-                raise cli.UserError(f"{url}: {why}; what has come is kept, run the "
+                raise cli.UserError(f"{url}: {why}; what has arrived is kept, run the "
                                     "same command again to continue")
             if progress:
                 cli.warn(f"{url}: {why}; trying again in {pause} s")

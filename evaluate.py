@@ -56,7 +56,7 @@ def show(summary):
     for how, values in bleu.items():
         print(f"BLEU-1 to 4 {how}: {', '.join(values)}")
     print("with punctuation: full stops and commas are words; no brevity penalty, "
-          "unless it says so")
+          "unless stated")
     if "length" in summary:
         print(f"the captions have {summary['length']:.0f} % of the words of the "
               "closest references; without brevity penalty short ones score higher")
@@ -137,8 +137,8 @@ def evaluate(args, run, data):
     scored = scores.score({i: texts[i] for i in described}, references, args.spice)
     if scored.tokenizer != scores.PTB:
         cli.warn("no Java was found that runs: METEOR is left out, and the other "
-                 "scores are of captions in lower case without punctuation instead of "
-                 "PTB's tokens")
+                 "scores are computed on lower-case captions without punctuation "
+                 "instead of PTB tokens")
     summary = scores.summarize(scored, texts, references, training, {
         i: was_cut(beam[0]) for i, beam in zip(data.ids, beams)})
     summary["maps"] = maps.averages(maps.totals(beam[0].alphas) for beam in beams)
@@ -185,7 +185,7 @@ def described_images(args, data):
                             "tokenize_captions.py again")
     if len(described) < len(data.ids):
         cli.warn(f"{len(data.ids) - len(described)} of {len(data.ids)} images have no "
-                 "captions by people; they are captioned, and not scored")
+                 "captions by people; they are captioned but not scored")
     return references, described
 
 

@@ -233,7 +233,7 @@ def extract_splits(args, features, names, made, share):
                                  made, args.batch_size, share, args.max_bad)
         cli.left_out(unreadable_path(features, split, suffix(share)),
                      [f"{name}\t{error}" for name, error in bad], count, args.max_bad,
-                     f"images of {split}", "mend them or raise --max-bad")
+                     f"images of {split}", "fix them or raise --max-bad")
         if share == (0, 1):  # the list just written replaces those of earlier shares
             for old in glob.glob(unreadable_path(glob.escape(features),
                                                  glob.escape(split), "_*_of_*")):

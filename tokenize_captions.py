@@ -210,7 +210,7 @@ def assign(args, strays):
         if set(parts) != {"train"}:
             groups.update(val=parts.get("val", []), test=parts.get("test", []))
         train_split = args.captions
-        told = f"it has {', '.join(sorted(parts))}; name them train, val and test"
+        advice = f"it has {', '.join(sorted(parts))}; name them train, val and test"
     else:
         train_split, val_split = choose_splits(args.data, args.train_split,
                                                args.val_split)
@@ -218,12 +218,12 @@ def assign(args, strays):
         if val_split is not None:
             look_for_pictures(args.data, train_split, val_split)
             groups["val"] = read_captions(args.data, val_split, strays["val"])
-        told = "take more --num-examples, or choose other splits"
+        advice = "take more --num-examples, or choose other splits"
     if "val" in groups:
         for flag in ("val_fraction", "seed"):
             if vars(args)[flag] is not None and not args.num_examples:
                 cli.warn(f"--{flag.replace('_', '-')}: has no effect on images that "
-                         "are split already, but with --num-examples")
+                         "are split already, except with --num-examples")
         if args.num_examples:
             groups["train"] = limit(groups["train"],
                                     round(args.num_examples * (1 - share)), random)
@@ -242,7 +242,7 @@ def assign(args, strays):
     for name in ("train", "val"):
         if not groups[name]:
             raise cli.UserError(f"{args.captions or args.data}: no images for {name}; "
-                                + told)
+                                + advice)
     return collections.OrderedDict((name, groups[name]) for name in ("train", "val",
                                                                      "test")
                                    if groups.get(name))
@@ -279,8 +279,8 @@ def hint_at_blanks(name, split, tokens):
             "\u0e00" <= letter <= "\u0eff" or "\u2e80" <= letter <= "\uffdc"
             for i in split.flat[:100] for letter in split.words[i]):
         cli.warn(f"{name}: captions have {np.mean(tokens.lengths - 1):.1f} words on "
-                 "average; if theirs is a script without blanks, put blanks between "
-                 "the words first")
+                 "average; if their script has no spaces between words, insert spaces "
+                 "first")
 
 
 def main():
@@ -296,8 +296,8 @@ def main():
         for name, lost in strays.items():
             cli.left_out(strays_path(tokens_folder, name), lost,
                          len(lost) + sum(len(i.captions) for i in groups[name]),
-                         args.max_bad, f"captions of {name}", "no image is theirs: "
-                         "correct the annotations, or raise --max-bad")
+                         args.max_bad, f"captions of {name}", "their images are not "
+                         "listed: correct the annotations, or raise --max-bad")
         counter, captions = count_words(split["train"]), len(split["train"].lengths)
         vocabulary = (recount(old, counter, captions) if old else
                       build_vocabulary(counter, captions, args.vocab_size))

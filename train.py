@@ -195,8 +195,8 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
     epoch = len(progress.history) + 1
     order, mine, checksum = plan_epoch(captions, args, epoch)
     if progress.batch and progress.order != checksum:
-        cli.warn(f"the images with features are not those of before: epoch {epoch} "
-                 "begins anew")
+        cli.warn(f"the set of images with features has changed: epoch {epoch} starts "
+                 "over")
         progress = begin_epoch(progress.history)
     trainer.compile_for(captions.shapes(mine))
     done, total, words = progress.batch, progress.total, progress.words
@@ -344,7 +344,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         history = progress.history
         if args.patience and history and (epochs_since_best(history, args.select)
                                           >= args.patience):
-            print(f"no better for {args.patience} epochs (--patience): done")
+            print(f"no better for {args.patience} epochs (--patience): stopping")
             break
         progress = train_epoch(trainer, learning_rate, splits["train"], progress, args,
                                save)

@@ -203,8 +203,8 @@ def main():
         names = find_names(decoded, objects, run.vocabulary,
                            cells_of(run.settings, locations))
         if not names:
-            raise cli.UserError("not one generated word names an annotated category of "
-                                "its image: there is nothing to test")
+            raise cli.UserError("no generated word names an annotated category of its "
+                                "image: there is nothing to test")
         random, fallen = np.random.RandomState(args.seed), []
         for i in tqdm(sorted({name.image for name in names}), unit="image"):
             steps = decoded.steps[i]

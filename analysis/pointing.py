@@ -93,7 +93,7 @@ def score_pointing(decoded, objects, vocabulary, seed, grid):
                       if category in there)
         moved.append(changes(alphas[:len(words)])[:, None])
     if not sum(map(len, pointed)):
-        raise cli.UserError("not one generated word names an annotated category of its "
+        raise cli.UserError("no generated word names an annotated category of its "
                             "image: there is nothing to score")
     summary = {name: [round(float(value), 4) for value in values]
                for name, values in zip(COLUMNS + ("peak_above_centre", "mass_ratio"),

@@ -184,7 +184,7 @@ def list_bad(folder, splits, most):
     for name, captions in splits.items():
         cli.left_out(os.path.join(folder, f"bad_features_{name}.txt"), captions.bad,
                      len(captions.paths), most, f"features of {name}", "they are "
-                     "damaged: run extract_features.py again, which makes those anew")
+                     "damaged: run extract_features.py again, which replaces them")
 
 
 def read_splits(folder, features):

@@ -94,8 +94,8 @@ def find_features(features, images, split):
             raise cli.UserError(f"{features}: no features of the images in {split}.npz;"
                                 " run extract_features.py")
         raise cli.UserError(
-            f"{there}: is no features file of shape {shape}, which {features} should "
-            f"have, nor is another of the images in {split}.npz; "
+            f"{there}: is not a features file of shape {shape}, which {features} "
+            f"should have, nor is that of any other image in {split}.npz; "
             + (f"name the shape in {record_path(features)}" if read_record(features)
                is None else "delete that folder and run extract_features.py again"))
     return paths, sound

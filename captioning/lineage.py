@@ -167,8 +167,8 @@ def refuse_seen(folder, split, images, source):
         count = f"{len(seen) + len(copies)} of {len(images)} images of {split}"
         if seen or len(copies) > DOUBLES * len(images):
             raise cli.UserError(f"{count} were trained on by {whom} (one is {one}), so "
-                                "their scores would say nothing; --allow-seen takes "
-                                "them all the same")
+                                "their scores would be meaningless; --allow-seen "
+                                "scores them all the same")
         if copies:
             cli.warn(f"{count} were trained on by {whom} under other names (one is "
                      f"{one})")

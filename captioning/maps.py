@@ -34,7 +34,7 @@ def averages(found):
 def complaint(entropy, change):
     """What is wrong with maps of these averages, for a message; None if nothing is."""
     if entropy > FLAT:
-        return (f"the attention maps are flat ({entropy:.0f} % of the even map's "
+        return (f"the attention maps are flat ({entropy:.0f} % of a uniform map's "
                 "entropy): they show nothing")
     if change < STILL:
         return (f"the attention maps hardly change ({change:.0f} %): they show the "

@@ -73,12 +73,12 @@ def extractor(made, folder):
     statistics = calibration_path(folder)
     if made is None:
         raise cli.UserError(f"{folder}: no extractor.json says which network made "
-                            "these features; a picture of one's own needs "
-                            "extract_features.py's")
+                            "these features; captioning your own pictures needs "
+                            "features from extract_features.py")
     made = completed(made)
     if made["network"] not in NETWORKS or made["weights"] in NETWORKS:
         raise cli.UserError(f"{folder}: its features were made by another program "
-                            f"({made['weights']}), so pictures of one's own cannot be "
+                            f"({made['weights']}), so your own pictures cannot be "
                             "captioned; make the features with extract_features.py "
                             "--network and train another run")
     if made.get("digest", "") not in ("", digest(made["weights"]).get("digest", "")):

@@ -48,8 +48,8 @@ def pictures_in(given):
         pictures = [file for file in files if _is_picture(file)]
         others = sorted(set(files) - set(pictures))
         if not pictures:
-            raise cli.UserError(f"{path}: no pictures in that folder (folders in it "
-                                "are not looked into)")
+            raise cli.UserError(f"{path}: no pictures in that folder (subfolders are "
+                                "not searched)")
         if others:
             print(f"{path}: passed over {len(others)} of {len(files)} files, which are "
                   "no pictures: " + ", ".join(map(os.path.basename, others[:3]))

@@ -27,7 +27,7 @@ def complaint(history, select):
     if any(row[key] for row in history):
         return None
     return (f"{key} has been 0 so far: --select {select} goes by the validation loss "
-            "until an epoch has more (CIDEr of a single image is always 0)")
+            "until an epoch scores higher (CIDEr of a single image is always 0)")
 
 
 def worse_epochs(history, select):

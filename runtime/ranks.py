@@ -86,10 +86,10 @@ def start():
     try:
         engine = (Horovod if importlib.util.find_spec("horovod") else Mpi4py)()
     except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI for mpi4py
-        raise cli.UserError(f"this is one of {launched.count} processes, but what they "
-                            f"speak with cannot be imported ({error}): run `make "
-                            "horovod` for TensorFlow 1.x, `make mpi` for 2.x, or start "
-                            "one process only")
+        raise cli.UserError(f"this is one of {launched.count} processes, but their "
+                            f"communication library cannot be imported ({error}): run "
+                            "`make horovod` for TensorFlow 1.x, `make mpi` for 2.x, or "
+                            "start one process only")
     if engine.size != launched.count:
         raise cli.UserError(f"this is one of {launched.count} processes, but MPI sees "
                             f"{engine.size}; start them with the mpirun of the same "

@@ -105,7 +105,7 @@ def arguments():
     # Flags first: what follows the number would be taken for the command
     args = parser.parse_args(sorted(own, key=lambda word: not word.startswith("-")))
     if not command:
-        parser.error("what is to be started? give train.py, say, and its flags")
+        parser.error("no command to start; give train.py, say, and its flags")
     args.command = command
     return args
 

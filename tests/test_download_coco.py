@@ -513,7 +513,7 @@ def test_no_connection_to_the_net_is_told_at_once_in_a_few_words(
                             progress=progress)
     assert str(found.value).startswith(
         "http://images.example/f: no such server, or no connection to the net "
-        "(Temporary failure in name resolution); what has come")
+        "(Temporary failure in name resolution); what has arrived")
     assert len(asked) == tries and capsys.readouterr().err == ""
 
 

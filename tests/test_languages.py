@@ -61,7 +61,7 @@ def test_a_scripts_words_are_whole_in_the_vocabulary(world):
 def test_captions_without_blanks_between_words_get_a_hint(world, capsys):
     replace_captions(lambda caption: "\u4e00\u53ea\u72d7\u5728\u8349\u5730\u4e0a\u8dd1")
     assert world("tokenize_captions.py") == 0
-    assert "put blanks between the words" in capsys.readouterr().err
+    assert "insert spaces" in capsys.readouterr().err
 
 
 def test_half_a_letter_becomes_a_sign_that_can_be_written(world):

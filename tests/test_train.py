@@ -818,7 +818,7 @@ def test_epoch_begins_anew_where_the_images_have_changed_inside_it(runs, monkeyp
         assert runs("a", 1)[0] == 130
     os.remove(feature_path(runs.features, TRAIN.images[3]))
     status, _, errors = runs("a", 1)
-    assert status == 0 and "epoch 1 begins anew" in errors
+    assert status == 0 and "epoch 1 starts over" in errors
     assert runs.arrays("a")["epoch"].tolist() == [1]
 
 
