@@ -11,9 +11,15 @@ two baselines on the same words: uniform attention, and all of it on the centre.
 figure is how much the map changes from one word to the next: maps that stay the same
 are a known failure. Intervals are 95 % bootstrap intervals over images.
 
+    python -m analysis.pointing --run baseline --of references
+
+scores the words of people's captions instead, which the model is given one by one:
+several times as many, and the same for every run, so that two runs can be compared.
+
 Reads:  checkpoints/<run>/attention_<split>.npz and
-        <data>/annotations/instances_<folder of the images>.json
-Writes: checkpoints/<run>/pointing_<split>.json
+        <data>/annotations/instances_<folder of the images>.json; for references also
+        the run's weights, and the tokens and features that it was evaluated on
+Writes: checkpoints/<run>/pointing_<split>.json, or pointing_<split>_references.json
 
 Which words name which category: captioning/names.py.
 """
@@ -76,25 +82,33 @@ def gains(mean):
                      value["mass"] / value["mass_uniform"]], -1)
 
 
-def score_pointing(decoded, objects, vocabulary, seed, grid):
+def written(decoded, vocabulary):
+    """The captions of a Decoded as `score_pointing` takes them."""
+    return [[(vocabulary.words(words[:steps]), alphas[:steps])]
+            for words, alphas, steps in zip(decoded.words, decoded.alphas,
+                                            decoded.steps)]
+
+
+def score_pointing(captions, objects, seed, grid):
     """All figures of a split, a dict for JSON.
 
-    decoded: Decoded. objects: from `read_objects`. vocabulary: the run's Vocabulary.
-    grid: the Grid of its cells.
+    captions: for each image a list of (words, alphas): T str and float (T, L). objects:
+    from `read_objects`. grid: the Grid of the cells.
     """
     names = words_for(sorted({name for _, found in objects for name, _ in found}))
     pointed, moved, counts = [], [], collections.Counter()
-    for i, (size, found) in enumerate(objects):
-        words = vocabulary.words(decoded.words[i, :decoded.steps[i]])
-        alphas = decoded.alphas[i, :decoded.steps[i]]
-        pointed.append(pointing_hits(words, alphas, found, size, names, grid))
+    for of_image, (size, found) in zip(captions, objects):
         there = {name for name, _ in found}
-        counts.update(category for *_, category in named(words, names)
-                      if category in there)
-        moved.append(changes(alphas[:len(words)])[:, None])
+        pointed.append(np.vstack([np.zeros((0, len(COLUMNS)))] + [
+            pointing_hits(words, alphas, found, size, names, grid)
+            for words, alphas in of_image]))
+        counts.update(category for words, _ in of_image
+                      for *_, category in named(words, names) if category in there)
+        moved.append(np.concatenate([np.zeros(0)] + [
+            changes(alphas[:len(words)]) for words, alphas in of_image])[:, None])
     if not sum(map(len, pointed)):
-        raise cli.UserError("no generated word names an annotated category of its "
-                            "image: there is nothing to score")
+        raise cli.UserError("no word of the captions names an annotated category of "
+                            "its image: there is nothing to score")
     summary = {name: [round(float(value), 4) for value in values]
                for name, values in zip(COLUMNS + ("peak_above_centre", "mass_ratio"),
                                        np.hstack([means(pointed, seed), means(
@@ -133,16 +147,23 @@ def main():
     run = read_run(args.run)
     with cli.locked(run.folder):
         decoded, objects = read_annotated(run, args)
-        summary = score_pointing(decoded, objects, run.vocabulary, args.seed,
+        captions, name = written(decoded, run.vocabulary), args.split
+        if args.of == "references":
+            # Only here: it loads TensorFlow and the weights
+            from captioning.forced import maps_of_references
+            captions = maps_of_references(args.run, args.split, decoded.images)
+            name += "_references"
+        summary = score_pointing(captions, objects, args.seed,
                                  cells_of(run.settings, decoded.alphas.shape[2]))
-        atomic.write_json(os.path.join(run.folder, f"pointing_{args.split}.json"),
-                          summary)
+        atomic.write_json(os.path.join(run.folder, f"pointing_{name}.json"), summary)
     show(summary)
 
 
 def arguments():
     parser = parser_of(__doc__)
     parser.always("--seed", type=cli.seed, default=0, help="of the bootstrap")
+    parser.always("--of", choices=("captions", "references"), default="captions",
+                  help="whose words: those that the run wrote, or people's")
     return parser.parse_args()
 
 

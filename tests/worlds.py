@@ -13,7 +13,7 @@ import extract_features
 import plot_attention
 import tokenize_captions
 import train
-from analysis import report
+from analysis import pointing, report
 from captioning import inception
 from captioning.batches import CaptionBatches
 from captioning.features import SHAPE, feature_path, find_features, record_path
@@ -160,7 +160,8 @@ MAIN = {"demo.draw_scenes": draw_scenes.main, "download_coco.py": download_coco.
         "extract_features.py": extract_features.main,
         "tokenize_captions.py": tokenize_captions.main, "train.py": train.main,
         "evaluate.py": evaluate.main, "plot_attention.py": plot_attention.main,
-        "analysis.report": report.main, "tools.ship_run": ship_run.main}
+        "analysis.report": report.main, "analysis.pointing": pointing.main,
+        "tools.ship_run": ship_run.main}
 QUICK = ("--epochs", "1", "--embedding", "3", "--units", "4", "--batch-size", "8",
          "--select", "loss")
 COMMANDS = {  # the command that a case runs, without the flags of the case
