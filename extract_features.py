@@ -298,8 +298,8 @@ def arguments():
     parser.always("--side", type=cli.number(int, at_least=75, at_most=4096),
                   otherwise="299 for 8 x 8 of inception-v3, 420 for 14 x 14 of "
                             "efficientnet-lite2",
-                  help="pixels of the network's input, and so how many cells its "
-                       "output has")
+                  help="side of the network's input in pixels, which determines the "
+                       "number of cells")
     parser.always("--weights", default="imagenet",
                   help="imagenet, random (inception-v3 alone), or the path of a file: "
                        ".h5 for inception-v3, .pth for efficientnet-lite2")
@@ -309,12 +309,12 @@ def arguments():
     parser.always("--batch-size", type=cli.positive, default=16,
                   help="images a forward pass")
     parser.always("--shard", type=shard, metavar="I/N",
-                  help="only the I-th of N shares of the images; other machines make "
-                       "the others")
+                  help="only the I-th of N shares of the images; other processes make "
+                       "the rest")
     parser.always("--max-bad", type=cli.share, default=.05,
                   help="share of unreadable images tolerated")
     parser.add_argument("--seed", needs="--weights random", type=cli.seed, default=0,
-                        help="of the weights")
+                        help="of the random weights")
     add_precision_flag(parser)
     watchdog.add_flag(parser)
     return parser.parse_args()

@@ -140,11 +140,11 @@ def arguments():
     parser.add_argument("--worst", without=chosen[:3], type=cli.positive, metavar="N",
                         help="the N images of the lowest CIDEr")
     parser.always("--picture", nargs="+", metavar="FILE",
-                  help="any image files, or folders of them, instead: captioned and "
-                       "drawn")
+                  help="caption and draw these image files, or folders of them, "
+                       "instead")
     parser.add_argument("--boxes", without="--picture", action="store_true",
-                        help="draw the annotated boxes: all over the picture, those "
-                             "of a named thing over the map of its word")
+                        help="draw the annotated boxes: all of them over the picture, "
+                             "those of a named thing over its word's map")
     parser.add_argument("--captions-only", needs="--picture", action="store_true",
                         help="caption, and draw nothing")
     parser.add_argument("--count", without=chosen, type=cli.positive, default=8,
@@ -160,7 +160,7 @@ def arguments():
                         default="light",
                         help="light over dark as in the paper, or a colour map")
     parser.add_argument("--format", without="--captions-only", choices=FORMATS,
-                        default="png", help="of the figures")
+                        default="png", help="file format of the figures")
     parser.add_argument("--data", without="--picture",
                         otherwise="that of the decoded captions",
                         help="data set with the images")

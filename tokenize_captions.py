@@ -341,8 +341,8 @@ def arguments():
                         type=cli.number(int, at_least=1, below=LARGEST - len(SPECIAL)),
                         help="words kept, special tokens not counted")
     parser.always("--vocabulary", metavar="FILE",
-                  help="keep the words of this vocabulary.tsv, for a run with "
-                       "train.py --start-from")
+                  help="use the words of this vocabulary.tsv, for train.py "
+                       "--start-from")
     parser.always("--num-examples", type=cli.positive, otherwise="all",
                   help="captions in all, whole images at a time")
     parser.always("--captions", "--karpathy", metavar="FILE",
@@ -357,8 +357,8 @@ def arguments():
                              "images")
     parser.add_argument("--val-fraction", by_data=True, otherwise="0.2",
                         type=cli.number(float, above=0, below=1),
-                        help="share of the images kept for validation where there is "
-                             "no split of its own, or of --num-examples")
+                        help="share of the images held out for validation if there is "
+                             "no such split, or of --num-examples")
     parser.always("--max-words", type=cli.positive, default=100,
                   help="longer captions are skipped")
     parser.always("--max-bad", type=cli.share, default=.05,

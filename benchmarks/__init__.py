@@ -1,1 +1,1 @@
-"""Measurements: how fast it is, beside the published design and across versions."""
+"""Speed, compared with the published design, with PyTorch and across versions."""

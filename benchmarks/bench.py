@@ -3,11 +3,11 @@
     python -m benchmarks.bench             # about 7 minutes on 2 cores
     python -m benchmarks.bench --only train decode
 
-Ours and the published design (published.py) take turns, several rounds; the table gives
-medians and the range of the rounds. The limits of the machine (a matrix product, the
-forward pass of InceptionV3, the disk) are measured in the same minutes. Data are made
-for the purpose: random features, captions with COCO's lengths (mean 10.45 words,
-longest 49). Both designs run with this project's memory settings (runtime/tf.py).
+This code and the published design (published.py) take turns for several rounds; the
+table gives medians and ranges. The limits of the machine (a matrix product, the forward
+pass of InceptionV3, the disk) are measured in the same minutes. The data are synthetic:
+random features, captions with COCO's lengths (mean 10.45 words, longest 49). Both
+designs run with this project's memory settings (runtime/tf.py).
 
 Writes, if everything was measured: benchmarks/results/bench.json and bench.png
 """

@@ -1,15 +1,15 @@
-"""How fast it is on the GPU of this machine, whatever that is: about five minutes.
+"""How fast is it on this machine's GPU? Takes about five minutes.
 
     python -m benchmarks.gpu                      # with TensorFlow 2
     python -m benchmarks.gpu --torch python3      # and the same in PyTorch
 
-Training, decoding and InceptionV3, each as Python runs it (eager), compiled by
-TensorFlow, and compiled by XLA, in float32, in TF32 and in mixed precision (XLA takes a
-minute for a training step of one shape: it has the smallest batch only); then what
-feeds the GPU: reading pictures, reading features, and copying them over. Weights and
-data are random and lie in memory, but for the reading. Rates are medians of steps that
-end with a number that Python has seen. Without a GPU everything is small, and the
-figures mean nothing.
+Training, decoding and InceptionV3, each run eagerly, compiled by TensorFlow, and
+compiled by XLA, in float32, TF32 and mixed precision (XLA takes a minute to compile a
+training step of one shape, so it gets only the smallest batch); then what feeds the
+GPU: reading pictures, reading features, and copying them over. Weights and data are
+random and in memory, except for the reading. Rates are medians over steps that end when
+Python has read a result. Without a GPU everything is small, and the figures mean
+nothing.
 
 Writes: benchmarks/results/gpu.json and gpu.png (--out: another folder)
 """

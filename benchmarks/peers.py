@@ -1,17 +1,17 @@
-"""Ours beside the same captioner in PyTorch, in turns (`make bench-peers`).
+"""This captioner against the same one in PyTorch (`make bench-peers`).
 
     python -m benchmarks.peers .venv/bin/python .venv-2/bin/python \\
         --torch .venv-torch/bin/python
 
-One process for each TensorFlow, one for PyTorch as it is, one with torch.compile. All
-have the same weights, batches and images in memory, and wait while another works. They
-must agree first: losses to 1e-4, and captions but for two in a hundred, where two words
-are equally probable to the last digits. There is no dropout, so that losses can be
-compared. The table has medians and ranges of the ratios, round by round.
+One process for each TensorFlow, one for eager PyTorch, one with torch.compile. All have
+the same weights, batches and images in memory, and wait while another works. They must
+first agree: losses to 1e-4, and 98 % of the captions; the rest may differ where two
+words are equally probable to the last digits. There is no dropout, so that losses can
+be compared. The table has medians and ranges of the ratios of each round.
 
-Beside PyTorch the table has ours against itself: beam search against greedy decoding, a
-training step against its matrix products alone, and a self-critical step against a
-teacher-forced one, caption for caption and scaled to as many words.
+It also has ratios within this project: beam search against greedy decoding, a training
+step against its matrix products alone, and a self-critical step against a
+teacher-forced one with the same number of captions and words.
 
 The machine must be idle: PyTorch's threads wait for each other, so other programs on
 the same cores slow it down far more than TensorFlow.

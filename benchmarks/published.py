@@ -1,17 +1,17 @@
 """The published design that this project is measured against, restated plainly.
 
 TensorFlow's eager captioning tutorial of 2018, in our own code: one word at a time in
-eager mode, every batch padded to the longest caption of the set, W_1 a computed anew at
-every word, the output layer at every word, one image at a time when decoding, and
-InceptionV3 in a plain loop of 16 images. Its GRU does not receive its previous state:
-only the attention sees that. `bench.py` times it.
+eager mode, every batch padded to the longest caption of the set, W_1 a recomputed and
+the output layer applied at every word, one image at a time in decoding, and InceptionV3
+in a plain loop of 16 images. Its GRU does not receive its previous state: only the
+attention sees that. `bench.py` times it.
 
     python -m benchmarks.published --data data --epochs 6
 
 trains it with its own loss and its own batches, which mix captions of all lengths, and
-scores it as step 5 does. The mathematics is the tutorial's; so that this takes minutes
-and not hours, the step is compiled, and the columns of a batch that are padding in
-every caption, which add nothing to the loss, are cut off.
+scores it as step 5 does. The mathematics is the tutorial's; to make this take minutes
+instead of hours, the step is compiled, and columns of a batch that are padding in every
+caption, and so add nothing to the loss, are cut off.
 
 Reads:  <data>/tokens/, <data>/features/
 Writes: checkpoints/<run>/: settings.json; newest.npz and best.npz (by CIDEr), log.csv

@@ -3,11 +3,11 @@
     python -m benchmarks.scaling                # about 6 minutes on 2 cores
     .venv-2/bin/python -m benchmarks.scaling    # with TensorFlow 2
 
-One process on one core and two processes on two cores take turns, several rounds, each
-with one thread for computing: training steps with m = D = 256 and n = A = 512, on
-random data, dropout on. Two ways to share: each process with 64 captions a step, so
-that the batch grows; and 64 captions in all. Beside it: what one step sends (the
-gradients), and how long that takes between two processes of one machine.
+One process on one core and two processes on two cores take turns for several rounds,
+each with one computing thread: training steps with m = D = 256 and n = A = 512, on
+random data, with dropout. The batch is either 64 captions per process, so that it
+grows, or 64 captions in all. Also measured: the bytes that a step sends (the gradients)
+and how long that takes between two processes on one machine.
 """
 import json
 import os

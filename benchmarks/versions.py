@@ -1,10 +1,10 @@
-"""How fast is another TensorFlow on this machine? Rates of two or more, in turns.
+"""How fast are other versions of TensorFlow on this machine?
 
     python -m benchmarks.versions .venv/bin/python .venv-2/bin/python
 
-Each Python named is run once a round, so that what else the machine does meets all of
-them alike. The table gives the median of every rate, and its ratio to the first
-Python's, round by round: median and range.
+Each given Python runs once per round, so that other load on the machine affects all of
+them alike. The table gives the median of every rate, and the median and range of its
+ratio to the first Python's in the same round.
 """
 import json
 import subprocess

@@ -22,10 +22,9 @@ from runtime.tf import tf
 
 
 class SelfCritical(CaptionBatches):
-    """CaptionBatches of images: each gets some captions when its batch is asked for.
+    """CaptionBatches of images, whose captions are sampled as their batch is requested.
 
-    What a caption is in CaptionBatches, an image is here; its words are its samples, by
-    which the step divides.
+    An item is an image; `lengths` counts its samples, by which the step divides.
     """
     measure, unit = "train_reward", "image"
 

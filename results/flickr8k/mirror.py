@@ -1,10 +1,10 @@
-"""Make a data set that has its training images mirrored, too, left for right.
+"""Add mirrored copies (left to right) of the training images to a data set.
 
     python -m results.flickr8k.mirror --data flickr8k --out flickr8k_mirrored
 
-A mirrored image has the captions of the image with `left` and `right` exchanged. All
-else is copied, so that steps 2 to 4 take the new folder as --data. Stopped half-way,
-the same command continues.
+A mirrored image has the original's captions, with `left` and `right` exchanged.
+Everything else is copied, so that steps 2 to 4 can use the new folder as --data. If
+stopped half-way, the same command continues.
 
 Reads:  <data>/annotations/*.json, <data>/<split>/<image>
 Writes: <out>/<split>/<image>, <out>/train/mirrored/<image>.png, and, when all those are
