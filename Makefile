@@ -1,23 +1,23 @@
 # make demo    the whole pipeline on drawn pictures, without a download of data
 # make photo   captions of the photographs in demo/photos, or of PICTURE=file or folder, by
-#              the run RUN=flickr8k: a page in which one points at words, and figures
+#              the run RUN=flickr8k: figures, and a page that shows attention word by word
 # make test    the tests, or those in TESTS=
 # make quick   two minutes of them, to run while working: model, decoding, tokens, options...
-# make test-1.9, test-1.15, test-2   likewise, with another TensorFlow, which stands in
+# make test-1.9, test-1.15, test-2   likewise, with another TensorFlow, installed in
 #                                    .venv-1.9, ...
 # make test-versions                 these three, one after the other
 # make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
-# make bench   how fast it is, beside the published design
-# make bench-peers  beside PyTorch, in .venv-torch (a download of some GB)
-# make bench-gpu    how fast this machine's GPU is, with TensorFlow 2
+# make bench   speed, compared with the published design
+# make bench-peers  speed, compared with PyTorch, in .venv-torch (a download of some GB)
+# make bench-gpu    speed on this machine's GPU, with TensorFlow 2
 # make horovod adds Horovod to .venv, for several processes; needs MPI and a C++ compiler
 # make mpi     adds mpi4py and Open MPI to .venv-2: the same with TensorFlow 2, no compiler
 # make lint    flake8 and codespell
 # make clean   removes the demo's files and caches; make distclean: .venv too
 #
-# Each of them first makes .venv (tools/make_env.sh); PYTHON=/path/to/python names the
-# Python to make it with, GPU=1 or GPU=0 the build of TensorFlow (by itself: that for a
-# GPU where there is one). JOBS=4 runs as many tests at once (2).
+# Each of them first makes .venv (tools/make_env.sh); PYTHON=/path/to/python chooses its
+# Python, GPU=1 or GPU=0 the build of TensorFlow (default: the GPU build if there is a
+# GPU). JOBS=4 runs that many tests at once (default 2).
 PY = .venv/bin/python
 JOBS ?= 2
 RUN ?= flickr8k

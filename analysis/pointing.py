@@ -163,7 +163,7 @@ def arguments():
     parser = parser_of(__doc__)
     parser.always("--seed", type=cli.seed, default=0, help="of the bootstrap")
     parser.always("--of", choices=("captions", "references"), default="captions",
-                  help="whose words: those that the run wrote, or people's")
+                  help="whose words: the run's, or people's")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
-"""Scheduled sampling (Bengio et al. 2015): in training, too, some of the previous words
-are the model's own, so that it learns to go on from its own mistakes.
+"""Scheduled sampling (Bengio et al. 2015): during training, some of the previous words
+are the model's own, so that it learns to recover from its own mistakes.
 
 In two passes (Mihaylova & Martins 2019): the first predicts every word from the true
-ones before it, and a word is drawn from each prediction; the second, which is trained,
-is told some of these in place of the true ones. So all words of a batch are still
+ones before it, and samples a word from each prediction; the second, which is trained,
+gets some of these as inputs instead of the true ones. So all words of a batch are still
 computed at once. Targets stay the true words.
 """
 import numpy as np
@@ -15,7 +15,7 @@ from runtime.tf import tf
 
 
 def told(model, batch, uniforms, share):
-    """What the decoder is told in place of a Batch's words, int32 (B, C + 1).
+    """The decoder's inputs, in place of a Batch's words: int32 (B, C + 1).
 
     model: the Captioner. uniforms: float (B, C, 2), at least 0 and below 1: for each
     word one that draws the model's, and one that takes it where it is below `share`.
