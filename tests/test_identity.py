@@ -68,7 +68,7 @@ def test_run_is_resumed_and_scored_wherever_its_data_lie(spelled, world):
 def test_captions_of_people_that_are_gone_leave_one_habit_out(world, capsys):
     os.remove("data/tokens/references_train.json")
     assert world("evaluate.py", "--run", "a") == 0
-    assert "how many are new is not told" in capsys.readouterr().err
+    assert "novelty is not reported" in capsys.readouterr().err
     assert "captions never seen in training, %" not in read(
         "checkpoints/a/scores_val.json")["habits"]
 
