@@ -86,7 +86,8 @@ def is_begun(folder):
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return any(name.startswith(("newest", "previous", "best")) for name in names)
+    return any(name.startswith(("newest", "previous", "best"))
+               and not name.endswith(atomic.PARTIAL) for name in names)
 
 
 def read_run(name, folder=None):

@@ -412,6 +412,8 @@ def test_run_that_has_no_checkpoint_begins_with_the_flags_that_are_given(runs):
     for name in ("newest", "best", "previous"):
         with contextlib.suppress(FileNotFoundError):
             os.remove(runs.file("a", name + ".npz"))
+    with open(runs.file("a", "newest.npz.partial"), "wb"):
+        pass  # it was killed while it wrote the first one
     assert settings_to_resume("checkpoints/a") == {}
     assert runs("a", 1)[0] == 0
     with open(runs.file("a", "settings.json")) as file:
