@@ -131,6 +131,17 @@ def test_name_of_a_file_is_spelled_in_one_module(artefact):
     assert len(spelled) == 1
 
 
+@pytest.mark.parametrize("folder", ["", *ROOMS, "benchmarks", "tools"])
+def test_files_can_be_read_in_one_sitting(folder):
+    lengths = {}
+    for name in os.listdir(os.path.join(ROOT, folder)):
+        if name.endswith(".py") or name == "README.md":
+            with open(os.path.join(ROOT, folder, name), encoding="utf-8") as file:
+                lengths[name] = len(file.readlines())
+    assert max(lengths.values()) > 30  # it can count
+    assert lengths.pop("README.md", 0) <= 130 and max(lengths.values()) <= 400
+
+
 def test_functions_can_be_read_without_scrolling():
     lengths = collections.OrderedDict()
     for path, tree in sources().items():
