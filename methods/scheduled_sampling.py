@@ -8,7 +8,7 @@ computed at once. Targets stay the true words.
 """
 import numpy as np
 
-from captioning.batches import uniforms_of
+from captioning.batches import tensors, uniforms_of
 from captioning.decode import draw
 from model import Masks
 from runtime.tf import tf
@@ -20,10 +20,10 @@ def told(model, batch, uniforms, share):
     model: the Captioner. uniforms: float (B, C, 2), at least 0 and below 1: for each
     word one that draws the model's, and one that takes it where it is below `share`.
     """
-    plain = batch.replacing(masks=Masks())
+    plain = tensors(batch.replacing(masks=Masks()))
     logits, _, alphas = model.teacher_forcing(plain)
     p = tf.nn.softmax(logits).numpy()                                   # (N, K)
-    words, first = batch.parcel.words.numpy().copy(), 0
+    words, first = np.array(batch.parcel.words), 0
     for t, k in enumerate(int(alpha.shape[0]) for alpha in alphas):
         drawn = draw(p[first:first + k], uniforms[:k, t, 0])
         own = uniforms[:k, t, 1] < share

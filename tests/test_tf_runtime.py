@@ -34,8 +34,7 @@ def test_other_versions_are_refused_in_one_line_that_says_what_to_install(versio
      "needs CUDA 9.0 and cuDNN 7"),
     ("raise ImportError('libcudnn.so.7: cannot open\\nshared object file')",
      "needs CUDA 9.0 and cuDNN 7")])
-@pytest.mark.parametrize("script", ["train.py", "extract_features.py", "evaluate.py",
-                                    "plot_attention.py"])
+@pytest.mark.parametrize("script", ["train.py", "extract_features.py", "evaluate.py"])
 def test_scripts_say_what_is_wrong_with_tensorflow_in_one_line(module, words, script,
                                                                tmp_path):
     content = "raise ImportError('No module named tensorflow')" if module is None else (
