@@ -25,7 +25,7 @@ import runtime  # noqa: F401  (first: it reports missing packages)
 import time
 
 from captioning import decode, maps, scores
-from captioning.decode import decode_files, sample_files, was_cut
+from captioning.decode import Decoder, decode_files, sample_files, was_cut
 from captioning.decoded import (decoded_path, find_inputs, nbest_path, pack,
                                 read_theirs, remove_scores, write_decoded, write_nbest,
                                 write_results, write_samples, write_scores)
@@ -124,8 +124,9 @@ def evaluate(args, run, data):
     in_order = consensus(args, run, data) if args.consensus else None
 
     begin = time.time()
-    beams = decode_files(run.model, data.paths, args.batch_size, width=args.beam,
-                         max_steps=args.max_steps, length_power=args.length_power)
+    beams = decode_files(Decoder(run.model), data.paths, args.batch_size,
+                         width=args.beam, max_steps=args.max_steps,
+                         length_power=args.length_power)
     if args.consensus:
         beams = in_order(beams)
     watchdog.waits_for(None)  # the scorers may take long
@@ -196,7 +197,7 @@ def sample(args, run, data):
     references, described = described_images(args, data)
     training = read_training(run, data.source["tokens"])
     count, seed = args.sample
-    drawn = sample_files(run.model, data.paths, args.batch_size, count,
+    drawn = sample_files(Decoder(run.model), data.paths, args.batch_size, count,
                          args.max_steps, seed, temperature=args.temperature,
                          top_p=args.top_p, forbidden=(PAD, START, UNK))
     watchdog.waits_for(None)  # the scorers may take long

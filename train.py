@@ -53,6 +53,7 @@ from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint,
                                     variables_of)
+from captioning.decode import Decoder
 from captioning.features import read_record, shape_of
 from captioning.lineage import refuse_seen_by_ancestors, write_lineage
 from captioning.log import curves_path, tell, write_log
@@ -327,6 +328,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
         optimizer = Averaging(optimizer, model, args.average, args.start_share)
     create_optimizer_variables(model, optimizer)
     trainer = Trainer(model, optimizer, terms_of(args), args.clip)
+    decoder = Decoder(model)
     progress = resume(folder, trainer.variables(), begin=lambda: args.start_from and (
         begin_from(args, model, optimizer, vocabulary)))
     if progress.history and events:  # the run may have ended just before this
@@ -350,7 +352,7 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
                                save)
         save(progress)  # validation can take long, and fail
         with better(optimizer):
-            row = evaluate_epoch(model, splits, scorer, progress, args)
+            row = evaluate_epoch(decoder, splits, scorer, progress, args)
             history = history + [row]
             progress = begin_epoch(history)
             if events and epochs_since_best(history, args.select) == 0:
@@ -368,16 +370,16 @@ def train(args, folder, splits, vocabulary, scorer, rewards):
           f"{best['val_loss']:.4f}; see {curves_path(folder)}")
 
 
-def evaluate_epoch(model, splits, scorer, progress, args):
+def evaluate_epoch(decoder, splits, scorer, progress, args):
     """The log's row for the epoch that `progress` has just finished."""
     epoch, begin = len(progress.history) + 1, time.time()
-    val_loss = validate(model, splits["val"], args.batch_size)
+    val_loss = validate(decoder.model, splits["val"], args.batch_size)
     if not np.isfinite(val_loss):
         raise cli.UserError(
             f"epoch {epoch}: the validation loss is {val_loss}; "
             + splits["val"].explain_nonfinite(splits["val"].captions)
             + "the last checkpoint is sound")
-    scored = scorer(model, args.batch_size) if scorer else {}
+    scored = scorer(decoder, args.batch_size) if scorer else {}
     trained = splits["train"]
     return ranks.from_first(dict(
         scored, epoch=epoch, val_loss=val_loss,

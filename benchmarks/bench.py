@@ -33,7 +33,7 @@ from benchmarks.timing import (alternate, matrix_product, peak_memory, ratio,
 from captioning import inception
 from captioning.checkpoints import create_optimizer_variables
 from captioning.coco import Image as CocoImage
-from captioning.decode import beam_search, decode_files
+from captioning.decode import Decoder, decode_files
 from captioning.features import feature_path, read_features
 from captioning.networks import build, record_of
 from captioning.pictures import read_square
@@ -141,6 +141,7 @@ def bench_decode(folder, rows):
     paths = [feature_path(folder, f"train/{i}.jpg")
              for i in range(256)]
     model, published = Captioner(SIZES), Published(SIZES.vocabulary)
+    decoder = Decoder(model)
     barred(model)
     maps = [read_features(path) for path in paths]
     published.decode(maps[0], 1)
@@ -150,13 +151,13 @@ def bench_decode(folder, rows):
 
     def ours(width):
         return len(paths) / seconds(lambda: decode_files(
-            model, paths, 64, quiet=True, width=width, max_steps=DECODED_WORDS))
+            decoder, paths, 64, quiet=True, width=width, max_steps=DECODED_WORDS))
 
     def theirs(images=4):
         return images / seconds(lambda: [published.decode(m, DECODED_WORDS)
                                          for m in maps[:images]])
 
-    assert len(beam_search(model, maps[0][None], 1, DECODED_WORDS)[0][0].words) == (
+    assert len(decoder.search(maps[0][None], 1, DECODED_WORDS)[0][0].words) == (
         DECODED_WORDS) == len(published.decode(maps[0], DECODED_WORDS)[0])
     greedy, beam, others = alternate(lambda: ours(1), lambda: ours(3), theirs)
     rows["greedy decoding, images/s, against one at a time"] = ratio(greedy, others)

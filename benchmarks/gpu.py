@@ -30,7 +30,7 @@ import extract_features
 from benchmarks import bench
 from captioning import inception
 from captioning.checkpoints import create_optimizer_variables
-from captioning.decode import beam_search
+from captioning.decode import Decoder
 from captioning.networks import record_of
 from model import Batch, Captioner, Parcel
 from runtime import atomic, cli, drawing
@@ -90,12 +90,11 @@ def training(B, scale, how):
 def decoding(width):
     """A function that measures images/s of a search of this width."""
     def measure(images, scale, how):
-        model = Captioner(bench.SIZES)
-        model.compilable = how != "eager"
+        decoder = Decoder(Captioner(bench.SIZES), compile=how != "eager")
         features = np.random.RandomState(0).random_sample(
             (images, 64, 2048)).astype("f2")
-        return rate(lambda: beam_search(model, features, width, WORDS,
-                                        forbidden=BARRED), images, scale)
+        return rate(lambda: decoder.search(features, width, WORDS, forbidden=BARRED),
+                    images, scale)
     return measure
 
 

@@ -29,7 +29,7 @@ from benchmarks import bench
 from captioning import inception
 from captioning.batches import CaptionBatches, tensors
 from captioning.checkpoints import create_optimizer_variables
-from captioning.decode import beam_search
+from captioning.decode import Decoder
 from methods.rewards import Rewards
 from methods.self_critical import SelfCritical
 from captioning.tokens import END, PAD, START, UNK, Vocabulary
@@ -93,7 +93,8 @@ class Ours:
     def __init__(self, folder):
         with np.load(os.path.join(folder, "data.npz"), allow_pickle=False) as file:
             self.data = {name: file[name] for name in file.files}
-        self.model, self.decoder = Captioner(bench.SIZES), Captioner(bench.SIZES)
+        self.model = Captioner(bench.SIZES)
+        self.decoder = Decoder(Captioner(bench.SIZES))
         self.trainer = Trainer(self.model, AdamOptimizer(1e-3))
         create_optimizer_variables(self.model, self.trainer.optimizer)
         each = np.arange(SIZE, dtype=np.int32)
@@ -121,8 +122,8 @@ class Ours:
     def decode(self, width):
         images, found = self.data["images"], []
         for i in range(0, len(images), SIZE):
-            found += beam_search(self.decoder, images[i:i + SIZE], width,
-                                 bench.DECODED_WORDS, forbidden=BARRED)
+            found += self.decoder.search(images[i:i + SIZE], width,
+                                         bench.DECODED_WORDS, forbidden=BARRED)
         return [beam[0].words for beam in found]
 
     def captions(self):

@@ -31,7 +31,7 @@ from captioning.checkpoints import (begin_epoch, checkpoint_path,
                                     create_optimizer_variables, load_checkpoint,
                                     save_checkpoint, variables_of)
 from captioning.coco import read_json
-from captioning.decode import decode_files
+from captioning.decode import Decoder, decode_files
 from captioning.features import read_features
 from captioning.log import write_log
 from captioning.runs import add_run_flag, run_folder, settings_path
@@ -136,7 +136,6 @@ class Searched:
     """The published model with the methods of Captioner that beam search calls: see
     there for the shapes.
     """
-    compilable = False  # Keras' GRU reads its inputs twice there, in TensorFlow 1
 
     def __init__(self, model):
         self.model, self.sizes = model, argparse.Namespace(vocabulary=model.vocabulary)
@@ -198,7 +197,9 @@ def words(captions):
 
 def evaluated(model, scorer, width, java=True):
     """Scored captions of a ValidationScorer's images, and their texts by image id."""
-    found = decode_files(Searched(model), scorer.paths, 64, quiet=True, width=width)
+    # Compiled, Keras' GRU reads its inputs twice, in TensorFlow 1
+    decoder = Decoder(Searched(model), compile=False)
+    found = decode_files(decoder, scorer.paths, 64, quiet=True, width=width)
     texts = {i: scorer.vocabulary.decode(beam[0].words)
              for i, beam in zip(scorer.ids, found)}
     return scores.score(texts, scorer.references, java=java), texts

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import bench
 from captioning import inception
 from captioning.checkpoints import create_optimizer_variables
-from captioning.decode import decode_files
+from captioning.decode import Decoder, decode_files
 from captioning.features import feature_path
 from model import Captioner
 from runtime import cli
@@ -44,12 +44,13 @@ def training(folder, steps=15):
 def decoding(folder, images=128):
     """Images/s of greedy decoding, 12 words each; features as `training` made them."""
     model = Captioner(bench.SIZES)
+    decoder = Decoder(model)
     bench.barred(model)
     paths = [feature_path(folder, f"train/{i}.jpg")
              for i in range(images)]
 
     def run():
-        decode_files(model, paths, 64, quiet=True, width=1,
+        decode_files(decoder, paths, 64, quiet=True, width=1,
                      max_steps=bench.DECODED_WORDS)
     run()
     return images / bench.seconds(run)

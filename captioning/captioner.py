@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning import figures
-from captioning.decode import beam_search
+from captioning.decode import Decoder
 from captioning.familiarity import LIMIT, REMARK, read_familiarity
 from captioning.features import cells_of, completed, read_record
 from captioning.grid import Grid
@@ -83,7 +83,7 @@ class PictureCaptioner:
         """run: a LoadedRun. features: the folder of features it was trained on, whose
         record then gives the network instead of the run's.
         """
-        self.run, self._network = run, None
+        self.run, self.decoder, self._network = run, Decoder(run.model), None
         self.familiarity = read_familiarity(run.folder)
         self.pixels = self.familiarity.pixels if self.familiarity else 0
         if features or "extractor" not in run.settings:  # a run of the first releases
@@ -146,7 +146,7 @@ class PictureCaptioner:
         strange = [None] * len(paths) if self.familiarity is None else (
             self.familiarity.strangeness(maps.mean(axis=1)).tolist())
         captions = []
-        beams = beam_search(self.run.model, maps, beam, length_power=LENGTH_POWER)
+        beams = self.decoder.search(maps, beam, length_power=LENGTH_POWER)
         for path, strangeness, (best, *_) in zip(paths, strange, beams):
             words = self.run.vocabulary.words(best.words)
             T = len(words)

@@ -57,6 +57,18 @@ def read_features(path, shape=None):
     return array.reshape(-1, array.shape[-1])
 
 
+def read_maps(paths):
+    """The features of some images, (I, L, F). Raises cli.UserError where a file is
+    missing, damaged or not finite.
+    """
+    maps = np.stack([read_features(path) for path in paths])
+    for path, values in zip(paths, maps):
+        if not np.isfinite(values).all():
+            raise cli.UserError(f"{path}: its features are not finite; delete it and "
+                                "run extract_features.py again")
+    return maps
+
+
 def is_sound(path, shape, dtype=None):
     """Whether `path` is a complete features file of this shape (by header and length).
 

@@ -37,7 +37,7 @@ class ValidationScorer:
         self.ids = [str(captions.tokens.image_ids[i]) for i in chosen]
         self.references, self.vocabulary = references, vocabulary
 
-    def __call__(self, model, batch_size):
+    def __call__(self, decoder, batch_size):
         """BLEU-4 and CIDEr of greedy captions, entropy and change of their attention
         maps, all in percent: a row of the log.
 
@@ -46,7 +46,7 @@ class ValidationScorer:
         images; rank 0 scores them.
         """
         mine = slice(ranks.rank, None, ranks.size)
-        found = decode_files(model, self.paths[mine], batch_size, quiet=True)
+        found = decode_files(decoder, self.paths[mine], batch_size, quiet=True)
         shares = ranks.gather({i: (self.vocabulary.decode(beam[0].words),
                                    maps.totals(beam[0].alphas))
                                for i, beam in zip(self.ids[mine], found)})

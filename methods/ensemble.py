@@ -1,7 +1,10 @@
 """Several Captioners that write as one: the mean of their probabilities."""
+import typing
+
 import numpy as np
 
 from captioning.models import load_run
+from model import Context
 from runtime import cli
 from runtime.tf import tf
 
@@ -28,17 +31,18 @@ def together(runs):
     return runs[0]._replace(model=Ensemble([run.model for run in runs]))
 
 
-class Contexts(tuple):
+class Contexts(typing.NamedTuple):
     """The Context of the same images in each model."""
+    each: typing.Tuple[Context, ...]
 
     @property
     def a(self):
         """The annotation vectors of each model."""
-        return [context.a for context in self]
+        return [context.a for context in self.each]
 
     def take(self, rows):
         """See Context.take."""
-        return Contexts(context.take(rows) for context in self)
+        return Contexts(tuple(context.take(rows) for context in self.each))
 
 
 class Ensemble:
@@ -53,7 +57,7 @@ class Ensemble:
 
     def encode(self, features):
         """See Captioner.encode."""
-        return Contexts(model.encode(features) for model in self.models)
+        return Contexts(tuple(model.encode(features) for model in self.models))
 
     def h_0(self, a):
         """See Captioner.h_0."""
@@ -67,7 +71,7 @@ class Ensemble:
         """See Captioner.step; beta is the mean of the models that have a gate."""
         hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
         h, z, alpha, beta = zip(*(model.step(*own, keep) for model, own in
-                                  zip(self.models, zip(context, hs, gates))))
+                                  zip(self.models, zip(context.each, hs, gates))))
         beta = [b for b in beta if b is not None]
         return (tf.concat(h, 1), z, tf.add_n(alpha) / len(alpha),
                 tf.add_n(beta) / len(beta) if beta else None)

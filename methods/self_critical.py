@@ -11,7 +11,7 @@ decoding forbids, and there is no dropout.
 import numpy as np
 
 from captioning.batches import CaptionBatches, uniforms_of
-from captioning.decode import sample
+from captioning.decode import Decoder
 from captioning.features import read_features
 from captioning.tokens import PAD, START, read_references, references_path
 from methods.rewards import Rewards
@@ -35,7 +35,7 @@ class SelfCritical(CaptionBatches):
         No sample is longer than the longest caption of the split: some never end.
         """
         tokens = captions.tokens
-        self.model, self.rewards, self.each = model, rewards, samples
+        self.decoder, self.rewards, self.each = Decoder(model), rewards, samples
         self.paths, self.steps = captions.paths, int(tokens.lengths.max())
         self.captions = np.unique(tokens.image_of[captions.captions])
         images = np.arange(len(tokens.images), dtype=np.int32)
@@ -52,11 +52,12 @@ class SelfCritical(CaptionBatches):
 
         It is drawn when it is asked for, so by the model as the last step has left it.
         """
-        apart = 0.
+        apart, most = 0., max(map(len, order), default=0)
         for images, features in zip(order, read_ahead(self.read, order)):
             batch, earned, spread = None, 0., 0.
             if features is not None:
-                batch, earned, spread = self.draw(images, features, seed)
+                batch, earned, spread = self.draw(images, features, seed,
+                                                  batches=1 + (len(images) == most))
             earned, count, spread = (float(x.numpy()) for x in ranks.total(
                 [tf.constant(x, tf.float64) for x in (earned, len(images), spread)]))
             self.reward, apart = earned / max(1, count), apart + spread
@@ -73,16 +74,17 @@ class SelfCritical(CaptionBatches):
             return tf.convert_to_tensor(np.stack(
                 [read_features(self.paths[i]) for i in images]))
 
-    def draw(self, images, features, seed):
+    def draw(self, images, features, seed, batches=1):
         """A Batch of samples of these images, the sum of the images' mean rewards, and
         that of how far apart the rewards of an image's samples are.
 
-        What is drawn depends on the seed, the image and the weights only.
+        What is drawn depends on the seed, the image and the weights only. batches: of
+        Decoder.sample.
         """
         uniforms = uniforms_of([[*seed, 2, i] for i in images],
                                (self.each, self.steps))
-        captions = [caption.words for group in sample(self.model, features, uniforms)
-                    for caption in group]
+        drawn = self.decoder.sample(features, uniforms, batches=batches)
+        captions = [caption.words for group in drawn for caption in group]
         earned = self.rewards(captions, np.repeat(images, self.each))
         earned = earned.reshape(len(images), self.each)
         return (weighted(features, captions, earned), earned.mean(axis=1).sum(),

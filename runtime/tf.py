@@ -114,6 +114,7 @@ RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = getattr(tf, "numpy_function", v1.py_func)
 # Compiled, the gradients of Keras layers crash the process (benchmarks/published.py).
 COMPILED_KERAS_CRASHES = tf.__version__.startswith("1.9.")
+XLA = int(tf.__version__.split(".")[0]) >= 2  # whether `compiled` can use it
 # 1.9 has these only under their older names.
 log = getattr(tf.math, "log", None) or tf.log
 unsorted_segment_sum = (getattr(tf.math, "unsorted_segment_sum", None)
@@ -209,14 +210,18 @@ def device_errors(batch_size=None):
             "runtime.restart 5 before the script's name")
 
 
-def compiled(function):
+def compiled(function, xla=False):
     """`function` as a TensorFlow graph function, traced once for each input shape.
+
+    xla: whether XLA makes one program of it, with TensorFlow 2.
 
     Never compile batch normalization: TensorFlow 1.10 has been seen to overwrite its
     statistics with garbage there (inception.fold_batch_norm removes it).
     """
     if hasattr(tf, "function"):
-        return tf.function(function, **({"jit_compile": True} if _xla else {}))
+        xla = XLA and (xla or _xla)
+        return tf.function(function, autograph=False,
+                           **({"jit_compile": True} if xla else {}))
     return tf.contrib.eager.defun(function)
 
 

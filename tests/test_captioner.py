@@ -252,7 +252,7 @@ def test_page_has_all_pictures_with_words_to_point_at(world, seen, capsys):
 def test_page_of_hostile_names_and_captions_is_text(world, seen, monkeypatch):
     path = "<img src=x onerror='hacked=1'>&\".png"
     save(path)
-    monkeypatch.setattr("captioning.captioner.beam_search", lambda *_, **__: [[Caption(
+    monkeypatch.setattr("captioning.decode.Decoder.search", lambda *_, **__: [[Caption(
         [4, 5, END], np.zeros(3), np.ones((3, 64), np.float32), None)]])
     with open("checkpoints/a/vocabulary.tsv") as file:
         rows = [line.split("\t") for line in file]

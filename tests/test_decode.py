@@ -1,11 +1,11 @@
 """Greedy decoding and beam search against loops, brute force and a table by hand."""
+import functools
 import itertools
 
 import numpy as np
 import pytest
 
-from captioning import decode
-from captioning.decode import beam_search, worth_computing
+from captioning.decode import Decoder, decode_files
 from captioning.tokens import END, PAD, START, UNK
 from model import Batch, Captioner, Context, Parcel, Sizes
 from runtime.tf import tf
@@ -37,6 +37,27 @@ def features_of(images=IMAGES, dtype=np.float32):
 def log_softmax(x):
     x = x.astype(np.float64)
     return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+
+def words_of(found):
+    return [[caption.words for caption in beam] for beam in found]
+
+
+def beam_search(model, *arguments):
+    return Decoder(model).search(*arguments)
+
+
+def both_ways(model, features, *arguments, **more):
+    """What a Decoder finds, compiled and not."""
+    decoder = Decoder(model)
+    first, again = (decoder.search(features, *arguments, batches=batches, **more)
+                    for batches in (1, 2))
+    assert words_of(first) == words_of(again)
+    for beam, other in zip(first, again):
+        for caption, same in zip(beam, other):
+            np.testing.assert_allclose(caption.log_probs, same.log_probs, atol=1e-5)
+            np.testing.assert_allclose(caption.alphas, same.alphas, atol=1e-5)
+    return again
 
 
 class Walker:
@@ -112,7 +133,7 @@ def test_width_one_is_greedy_for_a_batch_and_for_one_image_at_a_time(options):
     expected = [naive_greedy(model, f, 12) for f in features]
     assert len({len(words) for words in expected}) > 1  # they end at different steps
     assert len(set(map(tuple, expected))) > 3
-    together = beam_search(model, features, 1, 12)
+    together = both_ways(model, features, 1, 12)
     alone = [beam_search(model, f[None], 1, 12)[0] for f in features]
     assert [[c.words for c in found] for found in together] == [[w] for w in expected]
     assert [[c.words for c in found] for found in alone] == [[w] for w in expected]
@@ -140,7 +161,7 @@ def test_float16_features_are_decoded():
 @pytest.mark.parametrize("end", [-1., 2.])
 def test_beam_is_that_of_a_search_over_lists_of_hypotheses(width, end):
     model, features = model_of(end=end), features_of()
-    found = beam_search(model, features, width, 6)
+    found = both_ways(model, features, width, 6)
     for captions, f in zip(found, features):
         expected = naive_beam(model, f, width, 6)
         assert [c.words for c in captions] == [words for _, words in expected]
@@ -201,17 +222,17 @@ def test_padding_start_and_unk_are_never_emitted_however_probable(width):
 def test_other_words_can_be_forbidden():
     model, features = model_of(), features_of()
     word = beam_search(model, features, 1, 8)[0][0].words[0]
-    for found in beam_search(model, features, 2, 8, forbidden=(PAD, START, UNK, word)):
+    for found in both_ways(model, features, 2, 8, forbidden=(PAD, START, UNK, word)):
         assert all(word not in caption.words for caption in found)
     model.b_o.assign(np.array([90. * (k == UNK) for k in range(13)], np.float32))
-    assert beam_search(model, features, 1, 8, forbidden=())[0][0].words == [UNK] * 8
+    assert beam_search(model, features, 1, 8, 0., ())[0][0].words == [UNK] * 8
 
 
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("max_steps", [1, 5])
 def test_captions_that_never_end_are_cut_and_returned(width, max_steps):
     model = model_of(end=-100.)
-    found = beam_search(model, features_of(), width, max_steps)
+    found = both_ways(model, features_of(), width, max_steps)
     for captions, f in zip(found, features_of()):
         assert len(captions) == width
         assert [len(c.words) for c in captions] == [max_steps] * width
@@ -275,7 +296,7 @@ def test_alphas_are_one_distribution_a_word_and_betas_a_number(width):
 
 
 def test_model_without_a_gate_has_no_betas():
-    found = beam_search(model_of(gate=False), features_of(2), 3, 8)
+    found = both_ways(model_of(gate=False), features_of(2), 3, 8)
     assert all(caption.betas is None for captions in found for caption in captions)
 
 
@@ -334,7 +355,7 @@ def table_search(images, width, max_steps=9):
     features = np.zeros((len(images), SIDE, 1), np.float32)
     features[:, 0, 0] = images
     return [[(c.words, round(float(np.exp(c.log_probs.sum())), 5)) for c in captions]
-            for captions in beam_search(Table(), features, width, max_steps)]
+            for captions in both_ways(Table(), features, width, max_steps)]
 
 
 GREEDY = [[([A, B, END], .18)], [([END], .6)], [([C, A, END], .0125)]]
@@ -368,31 +389,65 @@ def test_alphas_and_betas_follow_the_hypothesis_they_belong_to():
 
 # --- how it is computed ---------------------------------------------------------------
 
-def test_rows_that_have_ended_drop_out_a_quarter_of_all_at_a_time():
-    def sizes(most):
-        found, going = [], np.ones(most, bool)
-        for ended in range(most - 1):
-            going[ended] = False
-            kept = worth_computing(going, most)
-            assert set(np.flatnonzero(going)) <= set(kept) == set(np.unique(kept))
-            found.append(len(kept))
-        return sorted(set(found))
-    assert sizes(64) == [16, 32, 48, 64]
-    assert sizes(10) == [3, 6, 9]
-    assert sizes(2) == [1]
+class Watched(Captioner):
+    """A Captioner that notes how many hypotheses it has computed a word of, and how
+    many when that was compiled.
+    """
+    computed, compiled = (), ()
+
+    def step(self, context, *rest, **more):
+        rows = (int(context.a.shape[0]),)
+        if tf.executing_eagerly():
+            self.computed += rows
+        else:
+            self.compiled += rows
+        return super().step(context, *rest, **more)
 
 
-def test_few_shapes_are_compiled_for_many_images(monkeypatch):
-    traced = []
+def watched(**options):
+    model = model_of(**options)
+    model.__class__ = Watched
+    return model
 
-    def expand(model, context, h, words, scores, barred, count, whole=decode.expand):
-        traced.append(tuple(scores.shape.as_list()))
-        return whole(model, context, h, words, scores, barred, count)
-    model, features = model_of(end=1.), features_of(40)
-    expected = beam_search(model_of(end=1.), features, 2, 12)
-    monkeypatch.setattr(decode, "expand", expand)
-    for _ in range(3):
-        found = beam_search(model, features, 2, 12)
-    assert 2 <= len(traced) == len(set(traced)) <= 5
-    assert [[c.words for c in beam] for beam in found] == [
-        [c.words for c in beam] for beam in expected]
+
+@pytest.mark.parametrize("images", [40, 10, 2, 1])
+def test_images_that_have_ended_drop_out_a_quarter_of_all_at_a_time(images):
+    model = watched(end=1.)
+    lengths = [len(beam[0].words) for beam in Decoder(model).search(
+        features_of(images), 1, 12)]
+    quarter, expected = -(-images // 4), []
+    for t in range(max(lengths)):
+        going = sum(length > t for length in lengths)
+        expected.append(min(images, -(-going // quarter) * quarter))
+    assert list(model.computed) == expected and model.compiled == ()
+    assert images < 10 or len(set(expected)) > 2
+
+
+def test_each_number_of_rows_is_compiled_once_for_many_batches():
+    model, features = watched(end=1.), features_of(40)
+    decoder = Decoder(model)
+    found = [words_of(decoder.search(features, 2, 12, batches=3)) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert 2 <= len(model.compiled) == len(set(model.compiled)) <= 4
+    # The first word, of one hypothesis of each image, is not worth it
+    assert model.computed == (40,) * 3 and max(model.compiled) == 80
+
+
+@pytest.mark.parametrize("decoder, batches", [(Decoder, 1), (
+    functools.partial(Decoder, compile=False), 9)])
+def test_nothing_is_compiled_for_one_batch_or_where_it_cannot_be(decoder, batches):
+    model = watched()
+    decoder(model).search(features_of(), 2, 8, batches=batches)
+    assert model.compiled == () and len(model.computed) > 2
+
+
+def test_whole_batches_of_files_are_compiled_and_the_rest_is_not(tmp_path):
+    model, features, paths = watched(), features_of(7), []
+    for i, maps in enumerate(features):
+        paths.append(str(tmp_path / f"{i}.npy"))
+        np.save(paths[-1], maps.reshape(3, 3, 7))
+    found = decode_files(Decoder(model), paths, 3, quiet=True, max_steps=8)
+    assert words_of(found) == words_of(Decoder(model).search(features, 1, 8))
+    model.computed = model.compiled = ()
+    decode_files(Decoder(model), paths, 3, quiet=True, max_steps=8)
+    assert set(model.computed) == {1} and max(model.compiled) == 3

@@ -7,7 +7,7 @@ import pytest
 from analysis import deletion
 from analysis.deletion import DELETED, Name, drops, kept_cells, log_probs, summarize
 from captioning.coco import read_objects
-from captioning.decode import beam_search
+from captioning.decode import Decoder
 from captioning.decoded import read_decoded, read_source, write_decoded
 from captioning.runs import read_run
 from captioning.tokens import END
@@ -24,7 +24,8 @@ def captioned():
     model = model_of("float32")
     features = np.random.RandomState(2).normal(0, 2, (SIDE, SIZES.features))
     features = features.astype(np.float32)
-    caption = beam_search(model, features[None], max_steps=6, forbidden=range(4))[0][0]
+    caption = Decoder(model).search(features[None], max_steps=6,
+                                    forbidden=range(4))[0][0]
     return model, features, caption
 
 

@@ -11,7 +11,7 @@ from commands import ROOT, finished, printed
 
 import evaluate
 from captioning import models, scores
-from captioning.decode import Caption, decode_files
+from captioning.decode import Caption, Decoder, decode_files
 from captioning.decoded import pack, read_decoded
 from captioning.features import SHAPE, feature_path, read_features
 from captioning.tokens import END, Vocabulary
@@ -198,7 +198,7 @@ def test_captions_are_those_of_one_image_at_a_time(place, no_java):
     for result in results:
         path = feature_path("data/features", f"val/deep/{result['image_id']}.jpg")
         assert (read_features(path) > 1).any()
-        (caption,), = decode_files(run.model, [path], 1, quiet=True)
+        (caption,), = decode_files(Decoder(run.model), [path], 1, quiet=True)
         assert run.vocabulary.decode(caption.words) == result["caption"]
 
 

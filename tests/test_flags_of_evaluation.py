@@ -162,7 +162,7 @@ def test_images_that_look_the_same_get_samples_of_their_own(tmp_path):
 
     def drawn(paths, seed):
         return [[tuple(c.words) for c in group] for group in sample_files(
-            model, paths, 3, 4, 7, seed)]
+            decode.Decoder(model), paths, 3, 4, 7, seed)]
     first = drawn(paths, 0)
     assert len({str(group) for group in first}) == 3 and first[0] == first[3]
     assert drawn(paths[1:2], 0) == first[1:2] != drawn(paths[1:2], 1)
@@ -174,7 +174,7 @@ def test_images_that_look_the_same_get_samples_of_their_own(tmp_path):
 def write_these(runs, captions, *flags):
     """Have evaluate.py decode these Captions of every image."""
     with runs.monkeypatch.context() as patch:
-        patch.setattr(decode, "beam_search", lambda model, features, **_: [
+        patch.setattr(decode.Decoder, "search", lambda self, features, **_: [
             list(captions) for _ in features])
         run_command(runs, evaluate, "--run", "a", *flags)
 
@@ -252,13 +252,13 @@ def test_images_that_nobody_has_described_are_captioned_and_not_scored(runs):
     references = read_references("data/tokens", "val")
     del references["2"]
     write_json("data/tokens/references_val.json", references)
-    passed, real = [0], decode.beam_search
+    passed, real = [0], decode.Decoder.search
 
     def search(*arguments, **more):  # it takes five seconds
         passed[0] += 5
         return real(*arguments, **more)
     with runs.monkeypatch.context() as patch:
-        patch.setattr(decode, "beam_search", search)
+        patch.setattr(decode.Decoder, "search", search)
         patch.setattr("time.time", lambda: 1e9 + passed[0])
         run_command(runs, evaluate, "--run", "a")
     summary = read_json("scores_val.json")

@@ -12,7 +12,7 @@ from pycocoevalcap.cider.cider import Cider
 import train
 from captioning import decode
 from captioning.options import CONSTANTS
-from methods import localiser, scheduled_sampling, self_critical
+from methods import localiser, scheduled_sampling
 from captioning.decode import Caption, decode_files
 from captioning.features import feature_path, read_features
 from methods.localiser import Localiser, fit, read_localiser
@@ -308,7 +308,7 @@ def test_weights_that_are_kept_are_those_that_were_validated(flags, runs):
                                                                    abs=1e-5)
     assert abs(train.validate(newest.model, captions, 3)
                - newest.history[-1]["val_loss"]) > 1e-3
-    found = decode_files(run.model, captions.paths, 2, quiet=True)
+    found = decode_files(decode.Decoder(run.model), captions.paths, 2, quiet=True)
     attention = averages(totals(beam[0].alphas) for beam in found)
     assert row["val_entropy"] == pytest.approx(attention["entropy"], abs=.01)
     assert row["val_change"] == pytest.approx(attention["change"], abs=.01)
@@ -332,13 +332,13 @@ def test_so_many_validation_images_drawn_by_the_seed_are_captioned_and_scored(
     references = read_references("data/tokens", "val")
     seen = []
 
-    def search(model, features, **_):
+    def search(self, features, **_):
         seen.append([images[each.tobytes()] for each in features])
         words = [VAL.words[list(VAL.image_of).index(i)] for i in seen[-1]]
         words = [row[1:row.tolist().index(END) + 1].tolist() for row in words]
         return [[Caption(row, None, np.full((len(row), L), 1 / L), None)]
                 for row in words]
-    monkeypatch.setattr(decode, "beam_search", search)
+    monkeypatch.setattr(decode.Decoder, "search", search)
     monkeypatch.setitem(CONSTANTS, "val_images", 3)
     for seed in "0123":
         result = runs("run" + seed, 1, *PLAIN, "--select", "cider", "--seed", seed)
@@ -388,11 +388,11 @@ WRITTEN += [WRITTEN[0][-2::-1] + [END], WRITTEN[0][:1] + [END]]
 @pytest.mark.parametrize("flags, bleu", [
     ((), 2.), (("--bleu-reward", "3"), 3.), (("--bleu-reward", "0"), 0.)])
 def test_sample_earns_what_the_flag_weighs(flags, bleu, runs, steps, monkeypatch):
-    def sample(model, features, uniforms, **_):
+    def sample(self, features, uniforms, **_):
         assert uniforms.shape[:2] == (int(features.shape[0]), 3)
         return [[Caption(words, None, None, None) for words in WRITTEN]
                 for _ in range(len(uniforms))]
-    monkeypatch.setattr(self_critical, "sample", sample)
+    monkeypatch.setattr(decode.Decoder, "sample", sample)
     ends_well(runs("first", 1, *PLAIN))
     ends_well(runs("a", 1, *SELF_CRITICAL, *flags))
     references = read_references("data/tokens", "train")

@@ -7,7 +7,7 @@ import pytest
 
 import model as model_module
 from methods import hard_attention
-from methods.ensemble import Ensemble
+from methods.ensemble import Contexts, Ensemble
 from methods.hard_attention import Reinforce, to_come, with_draws
 from captioning.batches import tensors
 from captioning.models import build, load_run
@@ -64,8 +64,8 @@ def test_model_that_looks_at_the_likeliest_location_has_its_annotation_vector():
         z.numpy(), beta.numpy() * context.a.numpy()[np.arange(2), best], rtol=1e-6)
     assert (same.numpy() == alpha.numpy()).all() and (z.numpy() != soft.numpy()).any()
     both = Ensemble([looking, looking])
-    _, (one, _), _, _ = both.step((context, context), both.h_0([context.a] * 2),
-                                  (gates, gates))
+    _, (one, _), _, _ = both.step(Contexts((context, context)),
+                                  both.h_0([context.a] * 2), (gates, gates))
     np.testing.assert_allclose(one.numpy(), z.numpy())
 
 

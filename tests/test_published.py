@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import published
-from captioning.decode import beam_search
+from captioning.decode import Decoder
 from captioning.features import feature_path
 from captioning.tokens import END, PAD, START
 from commands import command
@@ -53,8 +53,8 @@ def test_searched_greedily_it_says_what_its_own_loop_says(model):
     model, features, _ = model
     for image in features:
         words, maps = model.decode(image, 6)
-        caption = beam_search(published.Searched(model), image[None], max_steps=6,
-                              forbidden=())[0][0]
+        caption = Decoder(published.Searched(model), compile=False).search(
+            image[None], max_steps=6, forbidden=())[0][0]
         assert caption.words == words
         np.testing.assert_allclose(caption.alphas, maps, rtol=1e-5)
 

@@ -50,7 +50,7 @@ def test_all_words_are_those_that_the_model_draws_after_the_true_ones(batch, tmp
             Ey, gates = model.embed(batch.parcel.words[row:row + 1, t])
             h, z, _, _ = model.step(context, h, gates)
             p = tf.nn.softmax(model.deep_output(Ey, h, z)).numpy()
-            assert found[row, t + 1] == draw(p, uniforms[row:row + 1, t, 0])[0]
+            assert found[row, t + 1] == int(draw(p, uniforms[row:row + 1, t, 0])[0])
     assert (found != batch.parcel.words).any()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import train
 from captioning import options
-from captioning.decode import sample
+from captioning.decode import Decoder
 from methods.rewards import Rewards
 from methods.self_critical import SelfCritical, weighted
 from captioning.tokens import END, START
@@ -123,7 +123,7 @@ def test_captions_are_drawn_as_often_as_they_are_probable(exact):
     side = 24
     grid = (np.arange(side) + .5) / side
     uniforms = np.array(list(itertools.product(grid, repeat=STEPS)))[None]
-    drawn, = sample(model, features, uniforms)
+    drawn, = Decoder(model).sample(features, uniforms)
     counts = {tuple(caption): 0 for caption in captions}
     for caption in drawn:
         counts[tuple(caption.words)] += 1
@@ -134,7 +134,8 @@ def test_captions_are_drawn_as_often_as_they_are_probable(exact):
 
 def test_samples_know_their_probability_and_end_at_the_end_token():
     model, features = model_of(), features_of(3)
-    drawn = sample(model, features, np.random.RandomState(0).uniform(size=(3, 5, 9)))
+    drawn = Decoder(model).sample(
+        features, np.random.RandomState(0).uniform(size=(3, 5, 9)))
     lengths = set()
     for image, group in enumerate(drawn):
         assert len(group) == 5
@@ -149,7 +150,7 @@ def test_samples_know_their_probability_and_end_at_the_end_token():
 
 
 def test_samples_that_never_end_are_cut():
-    drawn = sample(model_of(end=-99.), features_of(2), np.full((2, 3, 6), .5))
+    drawn = Decoder(model_of(end=-99.)).sample(features_of(2), np.full((2, 3, 6), .5))
     assert all(len(caption.words) == 6 and END not in caption.words
                for group in drawn for caption in group)
 
@@ -196,14 +197,15 @@ def test_each_batch_is_drawn_by_the_model_as_it_is_then(drawer):
     batches = drawer.batches([images] * 3, seed=(0, 1))
     first, again = next(batches), next(batches)
     assert words_of(first) == words_of(again)
-    drawer.model.b_o.assign(np.float32([0, 0, 99, 0, 0, 0, 0, 0, 0]))  # the end at once
+    bias = np.float32([0, 0, 99, 0, 0, 0, 0, 0, 0])  # the end at once
+    drawer.decoder.model.b_o.assign(bias)
     assert words_of(next(batches)) == 18 * [[START, END]]
 
 
 def test_no_sample_is_longer_than_the_longest_caption(drawer):
     bias = np.zeros(9, np.float32)
     bias[END] = -99
-    drawer.model.b_o.assign(bias)
+    drawer.decoder.model.b_o.assign(bias)
     batch = next(drawer.batches([np.arange(6)], seed=(0, 1)))
     assert (batch.lengths == TRAIN.lengths.max()).all()
 

@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from captioning.decode import beam_search, draw, sample
+from captioning.decode import Decoder, draw
 from captioning.diversity import distinct, diversity
 from methods.ensemble import Ensemble
 from captioning.tokens import END, PAD, START, UNK, Vocabulary, write_vocabulary
 from runtime.tf import tf
-from test_decode import SIZES, Walker, features_of, model_of
+from test_decode import (SIZES, Walker, beam_search, both_ways, features_of,
+                         model_of, words_of)
 from worlds import COMMANDS, refused
 
 MODELS = [dict(), dict(sizes=SIZES._replace(hidden=6, annotation=3, attention=8),
@@ -35,7 +36,7 @@ def mean_p(walkers, states, word):
 @pytest.mark.parametrize("width", [1, 3])
 def test_ensemble_writes_with_the_mean_of_the_probabilities(width, models):
     features = features_of()
-    found = beam_search(Ensemble(models), features, width, max_steps=8)
+    found = both_ways(Ensemble(models), features, width, 8)
     for image, beam in enumerate(found):
         walkers = [Walker(model, features[image]) for model in models]
         assert len(beam) == width
@@ -68,7 +69,7 @@ def test_gate_of_an_ensemble_is_the_mean_of_those_that_have_one(models):
 
 
 def test_ensemble_of_one_model_twice_is_that_model(models):
-    one, twice = (beam_search(model, features_of(), 3, max_steps=8)
+    one, twice = (beam_search(model, features_of(), 3, 8)
                   for model in (models[0], Ensemble([models[0]] * 2)))
     for beam, other in zip(one, twice):
         assert [c.words for c in beam] == [c.words for c in other]
@@ -78,8 +79,11 @@ def test_ensemble_of_one_model_twice_is_that_model(models):
 
 def test_ensemble_is_sampled_too(models):
     uniforms = np.random.RandomState(0).uniform(size=(8, 2, 6))
-    drawn = sample(Ensemble(models), features_of(), uniforms)
-    assert len({tuple(c.words) for group in drawn for c in group}) > 4
+    decoder = Decoder(Ensemble(models))
+    drawn, again = (words_of(decoder.sample(features_of(), uniforms, batches=batches))
+                    for batches in (1, 2))
+    assert drawn == again
+    assert len({tuple(words) for group in drawn for words in group}) > 4
 
 
 # --- samples --------------------------------------------------------------------------
@@ -90,23 +94,25 @@ def test_words_are_drawn_by_their_probability_and_rare_ones_left_out():
     for top_p, expected in ((1., [100, 400, 200, 300]), (.95, [100, 400, 200, 300]),
                             (.85, [0, 444, 222, 333]), (.5, [0, 571, 0, 429]),
                             (.35, [0, 1000, 0, 0]), (1e-9, [0, 1000, 0, 0])):
-        found = np.bincount(draw(np.repeat(p, 1000, axis=0), grid, top_p), minlength=4)
+        found = np.bincount(draw(
+            np.repeat(p, 1000, axis=0), grid, top_p).numpy(), minlength=4)
         assert abs(found - expected).max() <= 1, top_p
 
 
 def test_largest_number_draws_no_word_that_is_not_there():
     p = np.array([[.5, .5, 0.], [0., 0., 1.]])
     for top_p in (1., .6):
-        assert draw(p, np.array([np.nextafter(1, 0), 0.]), top_p).tolist() == [1, 2]
+        assert draw(p, np.array([np.nextafter(1, 0), 0.]), top_p).numpy().tolist() == [
+            1, 2]
 
 
 def test_cold_samples_are_the_greedy_captions_and_hot_ones_differ():
     model, features = model_of(), features_of()
     uniforms = np.random.RandomState(0).uniform(size=(8, 6, 7))
     barred = (PAD, START, UNK)
-    greedy = [beam[0].words for beam in beam_search(model, features, 1, max_steps=7)]
-    cold, plain, hot = ([[c.words for c in group] for group in sample(
-        model, features, uniforms, temperature, forbidden=barred)]
+    greedy = [beam[0].words for beam in beam_search(model, features, 1, 7)]
+    cold, plain, hot = (words_of(Decoder(model).sample(
+        features, uniforms, temperature, forbidden=barred))
         for temperature in (1e-3, 1., 5.))
     assert cold == [[words] * 6 for words in greedy]
     kinds = [len({tuple(words) for group in found for words in group})
@@ -114,10 +120,23 @@ def test_cold_samples_are_the_greedy_captions_and_hot_ones_differ():
     assert kinds[0] < kinds[1] < kinds[2]
 
 
+@pytest.mark.parametrize("top_p", [1., .8])
+def test_compiled_samples_are_those_that_are_not(top_p):
+    uniforms = np.random.RandomState(1).uniform(size=(8, 5, 9))
+    decoder = Decoder(model_of(gate=False))
+    found, again = (decoder.sample(features_of(), uniforms, 2., top_p, batches=batches)
+                    for batches in (1, 2))
+    assert words_of(found) == words_of(again)
+    for group, others in zip(found, again):
+        for caption, other in zip(group, others):
+            assert caption.betas is other.betas is None
+            np.testing.assert_allclose(caption.log_probs, other.log_probs, atol=1e-5)
+
+
 def test_words_that_are_forbidden_are_never_drawn():
     uniforms = np.random.RandomState(0).uniform(size=(8, 20, 7))
     barred = (PAD, START, UNK, END, 5)
-    drawn = sample(model_of(), features_of(), uniforms, 9., forbidden=barred)
+    drawn = Decoder(model_of()).sample(features_of(), uniforms, 9., forbidden=barred)
     words = {word for group in drawn for c in group for word in c.words}
     assert not words & set(barred) and len(words) == SIZES.vocabulary - 5
 

@@ -12,6 +12,7 @@ from PIL import Image
 import train
 from captioning import batches, checkpoints
 from captioning.batches import tensors
+from captioning.decode import Decoder
 from captioning.features import SHAPE, feature_path
 from captioning.options import CONSTANTS
 from captioning.models import load_run
@@ -641,7 +642,8 @@ def test_validation_captions_are_decoded_and_scored_after_each_epoch(runs,
     scorer = train.ValidationScorer(captions, references, VOCABULARY, 3, 0)
     assert len(scorer.ids) == len(set(scorer.ids)) == 3
     assert {k: run.history[-1][k] for k in (
-        "val_bleu4", "val_cider", "val_entropy", "val_change")} == scorer(run.model, 2)
+        "val_bleu4", "val_cider", "val_entropy", "val_change")} == scorer(
+            Decoder(run.model), 2)
     with Image.open(runs.file("a", "loss.png")) as image:
         assert image.size[0] > 3 * image.size[1]  # three panels
 
