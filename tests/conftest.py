@@ -44,7 +44,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     # The files that take longest begin first, so that both cores end together.
-    slow = ("test_versions.py", "test_ranks.py", "test_pipeline.py", "test_train.py")
+    slow = ("test_versions.py", "test_ranks.py", "test_pipeline.py", "test_train.py",
+            "torture_kills.py", "torture_writes.py")
     items.sort(key=lambda item: item.fspath.basename not in slow)
 
 

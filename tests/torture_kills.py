@@ -2,6 +2,7 @@
 
 Not part of `make test`: `make torture` runs it.
 """
+import csv
 import glob
 import hashlib
 import json
@@ -73,20 +74,28 @@ def content(path):
             if "progress" in file.files:
                 progress = json.loads(str(file["progress"]))
                 arrays["progress"] = [progress["batch"], progress["total"]] + [
-                    (row["train_loss"], row["val_loss"])
-                    for row in progress["history"]]
+                    without_rates(row) for row in progress["history"]]
         return arrays
-    if name.startswith("scores_") or name == "settings.json":
+    if name.startswith("scores_") and name.endswith(".json") or name == "settings.json":
         with open(path) as file:
             found = json.load(file)
         found.pop("images_per_second", None)
         return found
+    if name == "log.csv":
+        with open(path, newline="") as file:
+            return [without_rates(row) for row in csv.DictReader(file)]
     with open(path, "rb") as file:
         return hashlib.md5(file.read()).hexdigest()
 
 
+def without_rates(row):
+    """A line of a log but for what another run of the same measures otherwise."""
+    return {name: value for name, value in row.items()
+            if name not in ("seconds", "captions_per_second")}
+
+
 def snapshot(folder, outputs):
-    """{path: content} of what a step writes, but for logs with rates in them."""
+    """{path: content} of what a step writes, but for TensorBoard's events and locks."""
     found = {}
     for pattern in outputs:
         for top in glob.glob(os.path.join(folder, pattern)):
@@ -94,8 +103,7 @@ def snapshot(folder, outputs):
                 os.path.join(at, name) for at, _, names in os.walk(top)
                 for name in names]
             for path in paths:
-                name = os.path.basename(path)  # a lock may stay
-                if not name.startswith(("events.", "log.csv", "loss.png", ".")):
+                if not os.path.basename(path).startswith(("events.", ".")):
                     found[os.path.relpath(path, folder)] = content(path)
     return found
 
