@@ -1,4 +1,4 @@
-"""The scripts as real commands, and their main() run inside the tests' process."""
+"""Run the scripts as real commands, or their main() inside the tests' process."""
 import os
 import signal
 import subprocess
@@ -10,19 +10,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def words(script):
-    """A script for Python's command line: its path for train.py, -m for demo.x."""
+    """How Python's command line names a script: by its path, or -m and its module."""
     return [os.path.join(ROOT, script)] if script.endswith(".py") else ["-m", script]
 
 
 def environment(**variables):
-    """The environment of a command: modules are found wherever it runs."""
+    """The environment of a command, so that it finds the modules from any folder."""
     return dict(os.environ, PYTHONPATH=ROOT, **variables)
 
 
 def finished(command, **options):
-    """subprocess.run of a command line; its stdout and stderr are str.
+    """subprocess.run on a command line, with stdout and stderr as str.
 
-    They are printed as well: a test that fails shows them.
+    Also prints both, so that a failing test shows them.
     """
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           encoding="utf-8", errors="replace", **options)
@@ -32,7 +32,7 @@ def finished(command, **options):
 
 
 def command(folder, script, *flags, python=sys.executable):
-    """Run a script in `folder`; returns its stdout. It must succeed."""
+    """Run a script in `folder`, which must succeed. Returns its stdout."""
     done = finished([python, *words(script), *flags], env=environment(),
                     cwd=str(folder))
     assert done.returncode == 0, f"{script} ended with {done.returncode}"
@@ -40,7 +40,7 @@ def command(folder, script, *flags, python=sys.executable):
 
 
 def exit_status(main):
-    """What `main` would end its process with, run as a script runs it."""
+    """Run `main` as a script does. Returns its exit status."""
     before = {signum: signal.getsignal(signum) for signum in cli.STOPPING}
     try:
         cli.run(main)
@@ -53,9 +53,9 @@ def exit_status(main):
 
 
 def printed(capsys, main):
-    """What `main` ends its process with, and prints: (status, stdout, stderr).
+    """Run `main` as a script does: (exit status, stdout, stderr).
 
-    It stays printed as well: a test that fails shows it, and all that came before.
+    The output is still printed, so that a failing test shows it.
     """
     before = capsys.readouterr()
     status = exit_status(main)

@@ -1,5 +1,5 @@
-"""Eager execution for all tests, the scripts as modules, a small run of the whole
-pipeline, and the tally of faults.
+"""For all tests: eager execution, the scripts as modules, a small run of the whole
+pipeline, and a count of the faults tried.
 """
 import collections
 import os
@@ -20,10 +20,10 @@ def pytest_addoption(parser):
 
 
 def pin(worker):
-    """Give each worker of pytest-xdist a core of its own ('gw0', 'gw1', ...).
+    """Pin each worker of pytest-xdist ('gw0', 'gw1', ...) to a core of its own.
 
-    TensorFlow then has one thread a worker. With one for each core, the threads of two
-    workers wait for each other, and small tests take three times as long.
+    TensorFlow then uses one thread per worker. With one per core, two workers' threads
+    wait for each other, and small tests take three times as long.
     """
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -34,16 +34,16 @@ def pytest_configure(config):
     if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
         pin(os.environ["PYTEST_XDIST_WORKER"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of TensorFlow's own imports
+        warnings.simplefilter("ignore")  # from TensorFlow's own imports
         from runtime.tf import start
         start()
-    # A job in the background is started with Ctrl-C ignored; the tests send it.
+    # A background job starts with Ctrl-C ignored, but the tests send it
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
-    # The files that take longest begin first, so that both cores end together.
+    # Start the slowest files first, so that both cores finish together
     slow = ("test_versions.py", "test_ranks.py", "test_pipeline.py", "test_train.py",
             "torture_kills.py", "torture_writes.py")
     items.sort(key=lambda item: item.fspath.basename not in slow)
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A folder in which small drawn data have gone through all steps."""
+    """A folder in which a small drawn data set has gone through all steps."""
     folder = tmp_path_factory.mktemp("world")
     from worlds import QUICK, World, without_network
     with pytest.MonkeyPatch.context() as patch:
@@ -65,14 +65,14 @@ def made(tmp_path_factory):
                 ("evaluate.py", "--run", "a"),
                 ("plot_attention.py", "--run", "a", "--count", "1")):
             assert world(script, *flags) == 0
-            if script == "extract_features.py":  # as untrained weights leave it
+            if script == "extract_features.py":  # as with untrained weights
                 np.savez("data/features/calibration.npz", mean=np.zeros(3))
     return folder
 
 
 @pytest.fixture
 def world(made, tmp_path, monkeypatch):
-    """A copy of it to spoil, and the commands run inside this process."""
+    """A copy of that folder to spoil, with the commands run inside this process."""
     from worlds import World, without_network
     shutil.copytree(str(made), str(tmp_path / "w"))
     world = World(tmp_path / "w", monkeypatch)
@@ -82,7 +82,7 @@ def world(made, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory):
-    """What each step printed, by script; and the folder under 'folder'."""
+    """What each step printed, by script, and their folder under 'folder'."""
     from commands import command
     folder = tmp_path_factory.mktemp("pipeline")
     data = ("--data", "drawn")
@@ -107,7 +107,7 @@ def outputs(tmp_path_factory):
 
 
 def pytest_runtest_setup(item):
-    # A fault is a test's marker `fault(kind)`; a test may try many (`faults`).
+    # A test marked `fault(kind)` tries one fault; with `faults` it may try many
     marker = item.get_closest_marker("fault")
     if marker:
         item.user_properties.append(("fault", marker.args[0]))

@@ -1,10 +1,10 @@
-"""Commands whose process is killed, or whose disk fails, at a write of one's choice.
+"""Run commands whose process is killed, or whose disk fails, at a chosen write.
 
-A server imports TensorFlow and the scripts once and forks for every command: so each
-of hundreds has a process of its own, which a real kill -9 ends. What a command does to
-files below its folder goes through `Disk`, which counts it.
+A server imports TensorFlow and the scripts once and forks for every command, so that
+hundreds of commands each have a process, which a real kill -9 ends. All changes to
+files in the command's folder go through `Disk`, which counts them.
 
-    python faults.py     the server: an order as a line of JSON, and its end as one
+    python faults.py     the server: reads orders and answers, each a line of JSON
 """
 import builtins
 import contextlib
@@ -19,28 +19,28 @@ import sys
 import typing
 
 FAULTS = {"kill": None, "full": errno.ENOSPC, "error": errno.EIO}
-LONGEST = 600  # seconds of a command: more is a hang
+LONGEST = 600  # seconds per command: more is a hang
 
 
 class Disk:
-    """Counts what a process changes below a folder, and fails at one of the changes:
-    a file made or removed, written to, whole on the disk, or under another name.
+    """Count a process's changes in a folder, and fail at one of them.
 
-    kill: it dies in the middle of it. full: from there on nothing new fits, the first
-    write does by half. error: this once the disk gives an input/output error.
+    A change creates, writes, syncs, renames or removes a file. kill: the process dies
+    in the middle of it. full: from then on nothing fits, the first write by half.
+    error: this once, the disk gives an input/output error.
     """
 
     def __init__(self, folder, fault=None, at=None):
-        """fault: a key of FAULTS, or None. at: the number of the change, from 0."""
+        """fault: a key of FAULTS, or None. at: the index of the change that fails."""
         self.folder, self.fault, self.at = os.path.abspath(folder), fault, at
-        self.changes = []  # [what is done, the path below the folder]
+        self.changes = []  # [what is done, the path within the folder]
 
     def holds(self, path):
         return not isinstance(path, int) and os.path.abspath(
             os.fsdecode(path)).startswith(self.folder + os.sep)
 
     def fails(self, kind, path):
-        """Count a change; whether it is one that fails."""
+        """Count a change. Returns whether it fails."""
         at = len(self.changes)
         self.changes.append([kind, os.path.relpath(os.fsdecode(path), self.folder)])
         if self.fault == "full":
@@ -48,14 +48,14 @@ class Disk:
         return at == self.at
 
     def strike(self, *paths):
-        """paths: what the operating system would name."""
+        """Fail. paths: those that the operating system would name."""
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         number = FAULTS[self.fault]
         raise OSError(number, os.strerror(number), *paths)
 
     def opened(self, whole):
-        """`whole`, open(), with files that are written through here."""
+        """Wrap `whole`, open(), so that writes are counted here."""
         def open(path, mode="r", buffering=-1, encoding=None, errors=None,
                  newline=None, **kwargs):
             if not set(mode) & set("wax+") or not self.holds(path):
@@ -72,7 +72,7 @@ class Disk:
         return open
 
     def synced(self, whole):
-        """`whole`, os.fsync(): a process that dies there leaves half of the file."""
+        """Wrap `whole`, os.fsync(): a process that dies in it leaves half the file."""
         def fsync(file):
             path = os.readlink(f"/proc/self/fd/{file}")
             if self.holds(path) and self.fails("fsync", path):
@@ -83,7 +83,7 @@ class Disk:
         return fsync
 
     def changed(self, kind, whole):
-        """`whole`, a function of os whose last positional argument is what changes."""
+        """Wrap `whole`, a function of os that changes its last positional argument."""
         def change(*paths, **kwargs):
             path = paths[-1] if isinstance(paths[-1], (str, bytes)) else paths[0]
             if (self.holds(path) and os.path.exists(paths[0]) != (kind == "mkdir")
@@ -93,7 +93,7 @@ class Disk:
         return change
 
     def insert(self):
-        """From now on everything goes through here."""
+        """From now on, count all changes."""
         builtins.open = io.open = self.opened(io.open)
         os.fsync = self.synced(os.fsync)
         for kind in ("replace", "rename", "remove", "unlink", "mkdir", "rmdir"):
@@ -101,12 +101,12 @@ class Disk:
 
 
 def can_fill(kind):
-    """Whether a disk without room refuses this change."""
+    """Whether a full disk refuses this change."""
     return kind in ("open", "write", "fsync", "mkdir")
 
 
 class File(io.FileIO):
-    """A file whose writes a Disk counts as one; where that fails, half is written."""
+    """A file whose writes a Disk counts as one; if that fails, half is written."""
 
     def __init__(self, disk, path, mode):
         super().__init__(path, mode)
@@ -128,14 +128,14 @@ class Done(typing.NamedTuple):
     """How a command ended."""
     status: int  # -9: killed
     said: str    # stdout and stderr
-    changes: typing.List[typing.Tuple[str, str]]  # of Disk
+    changes: typing.List[typing.Tuple[str, str]]  # from Disk
 
 
 class Server:
-    """Runs commands: server(folder, command, fault, at) -> Done."""
+    """Runs commands: server(folder, command, fault, at) returns a Done."""
 
     def __init__(self, place, environment):
-        """place: a folder for what commands say."""
+        """place: a folder for the commands' output."""
         self.said, self.changes = (os.path.join(place, name) for name in
                                    ("said.txt", "changes.json"))
         self.process = subprocess.Popen([sys.executable, os.path.abspath(__file__)],
@@ -161,7 +161,7 @@ class Server:
 
 
 def obey(folder, command, fault, at, said, changes):
-    """Do an order, in the process that was forked for it."""
+    """Carry out an order, in the process forked for it."""
     from runtime import cli
     from worlds import MAIN, shown
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -184,11 +184,11 @@ def obey(folder, command, fault, at, said, changes):
 
 
 def serve():
-    """Follow the orders on stdin."""
+    """Carry out the orders on stdin."""
     from matplotlib.figure import Figure
     from captioning import curves, networks
     from worlds import fake_build
-    # What takes long and has nothing to do with the disk
+    # Skip what takes long and does not touch the disk
     networks.build, curves.draw_curves = fake_build, lambda *_: Figure(figsize=(1, 1))
     answer = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

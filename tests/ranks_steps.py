@@ -1,7 +1,7 @@
-"""Some training steps, to be started by mpirun: losses and gradients into argv[1].
+"""A few training steps under mpirun; writes losses and gradients to argv[1].
 
-The shares are uneven on purpose: most images are rank 0's, and in some batches a
-process has nothing.
+The shares are uneven on purpose: rank 0 has most images, and in some batches a process
+has none.
 """
 import hashlib
 import os
@@ -26,7 +26,7 @@ TOKENS = tokens_of("train", [(5, 2, 3), (4, 4), (1, 5), (3, 3, 2), (7,), (2, 6)]
 
 
 def plan(processes):
-    """The batches, and whose each image is."""
+    """The batches, and the rank that owns each image."""
     captions = CaptionBatches(TOKENS, [""] * 6, np.ones(6, bool))
     order = captions.epoch(4, np.random.RandomState(3))
     owners = np.array([0, 0, 0, min(1, processes - 1), processes - 1, 0])
@@ -34,7 +34,7 @@ def plan(processes):
 
 
 def write_features(folder):
-    """Small ones: attention is then neither saturated nor blind."""
+    """Write small features, so that attention is neither saturated nor uniform."""
     random = np.random.RandomState(6)
     os.makedirs(os.path.join(folder, "train"))
     for name in TOKENS.images:
@@ -52,7 +52,7 @@ def main(path):
                 ("float64", 0, 0, 0), ("float64", .7, .5, 1), ("float32", .7, .5, 1)):
             captions = caption_batches(TOKENS, folder)
             order, owners = plan(ranks.size)
-            # Other first weights in each process; those of rank 0 count.
+            # Each process starts with other weights; rank 0's must win
             model = Captioner(SIZES, seed=1 + ranks.rank, dtype=dtype)
             optimizer = train.OPTIMIZERS["adam"](.01)
             create_optimizer_variables(model, optimizer)
@@ -82,8 +82,8 @@ def main(path):
                 digest = hashlib.md5(b"".join(weights)).hexdigest()
                 assert len(set(ranks.gather(digest))) == 1, "the weights part"
                 if dtype == "float32":
-                    # Adam makes whole steps even of gradients that are only rounding.
-                    # From the same weights again, a step is compared, not the path.
+                    # Adam takes full steps even on gradients that are mere rounding.
+                    # Restoring the weights compares single steps, not the whole path.
                     for weight, value in zip(model.weights.values(), first):
                         weight.assign(value)
     if ranks.rank == 0:

@@ -1,4 +1,4 @@
-"""A file has its name only when it is whole."""
+"""A file gets its name only once it is whole."""
 import json
 import os
 
@@ -10,7 +10,7 @@ from runtime import atomic
 
 @pytest.fixture(params=["new", "old"])
 def path(request, tmp_path):
-    """Where to write, with and without a file that is there already."""
+    """Where to write, with and without an existing file."""
     path = str(tmp_path / "a.txt")
     if request.param == "old":
         with open(path, "w") as file:
@@ -57,7 +57,7 @@ def test_disk_that_fails_leaves_what_was_there_and_names_the_file(function, path
     with pytest.raises(OSError) as error:
         with atomic.writing(path, "w") as file:
             file.write("after")
-    assert asked == [before]  # it had not got its name when it failed
+    assert asked == [before]  # it failed before it got its name
     assert error.value.filename == path and content(path) == before
 
 

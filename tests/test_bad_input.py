@@ -1,7 +1,7 @@
 """Bad input: one clear line that names it, exit status 2, and nothing half-written.
 
 A small data set goes through all steps once. Each case spoils one thing in a copy of it
-and runs one command, which must refuse; every other file must be as it was.
+and runs one command, which must refuse and leave every other file as it was.
 """
 import contextlib
 import json
@@ -20,7 +20,7 @@ from captioning.tokens import read_vocabulary
 from worlds import COMMANDS, QUICK, refused
 
 pytestmark = pytest.mark.fault("bad input")
-# A file that says what was wrong may appear; nothing else.
+# Only files that say what was wrong may appear
 REPORTS = ("bad_features_train.txt", "unreadable_train.txt", "unreadable_val.txt",
            "skipped_train.txt", "skipped_val.txt", "strays_train.txt")
 
@@ -105,7 +105,7 @@ def objects(_):
 
 
 def png(width, height):
-    """A PNG whose header claims a size; there are no pixels to it."""
+    """A PNG whose header claims a size, but without pixels."""
     def chunk(kind, content):
         return (struct.pack(">I", len(content)) + kind + content
                 + struct.pack(">I", zlib.crc32(kind + content)))
@@ -422,7 +422,7 @@ CASES = {
     "image gone": drawing(spoil=remove("data/val"), words="no such picture"),
     "0 figures": drawing("--count", "0", words="at least 1"),
     # --- downloads and drawing
-    # One image: room for the whole of COCO is asked for before any server is.
+    # One image, since room for all of COCO is checked before contacting a server
     "no server": ("download_coco.py", ("--num-images", "1"), nothing,
                   "http://127.0.0.1:1"),
     "mirror no address": ("download_coco.py", ("--mirror", "coco"), nothing, "coco"),
@@ -454,7 +454,7 @@ def test_bad_input_gets_one_line_and_nothing_is_lost(name, world, capsys):
 
 @contextlib.contextmanager
 def nobody():
-    """Without the administrator's right to open everything."""
+    """Run without the administrator's right to open everything."""
     if os.geteuid() != 0:
         yield
         return
@@ -476,7 +476,7 @@ def test_what_may_not_be_opened_is_named(script, closed, world, capsys):
         for name in names:
             os.chmod(os.path.join(folder, name), 0o666)
     parent = world.folder
-    while parent != "/":  # the test's own folders are closed to others
+    while parent != "/":  # pytest's folders are closed to other users
         parent = os.path.dirname(parent)
         if parent.startswith("/tmp/"):
             os.chmod(parent, 0o755)

@@ -1,4 +1,4 @@
-"""No bad item ends a long job, and nothing is found out after hours."""
+"""No bad item ends a long job, and no error surfaces only after hours."""
 import json
 import os
 import shutil
@@ -40,7 +40,7 @@ def edit(path, change):
 # --- pictures -------------------------------------------------------------------------
 
 def odd_exif(path):
-    """A sound picture, on its side, with a resolution unit of a wrong type in EXIF."""
+    """A sound picture, on its side, whose EXIF resolution unit has the wrong type."""
     tags = [(0x112, 3, 1, b"\0\6\0\0"), (0x128, 4, 1, struct.pack(">I", 70000))]
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + b"".join(
         struct.pack(">HHI", *tag[:3]) + tag[3] for tag in tags) + b"\0" * 4
@@ -357,7 +357,7 @@ def test_captions_are_written_before_they_are_scored(world):
     world.monkeypatch.setattr(scores, "score", fail)
     assert world("evaluate.py", "--run", "a") == 2
     assert os.path.exists("checkpoints/a/attention_val.npz")
-    assert not os.path.exists("checkpoints/a/scores_val.json")  # not of these captions
+    assert not os.path.exists("checkpoints/a/scores_val.json")  # not of old captions
 
 
 def test_empty_captions_score_nothing_and_their_length_is_told(world, capsys):

@@ -1,4 +1,4 @@
-"""Captions of all images in one file: Kaggle's tables, other people's, Karpathy's."""
+"""All captions in one file: Kaggle's tables, other tables, Karpathy's splits."""
 import json
 import os
 import re
@@ -35,7 +35,7 @@ TABLES = {
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with pictures (empty files) in Images, and `write` of a table there."""
+    """A folder with pictures (empty files) in Images, where `write` puts tables."""
     (tmp_path / "Images").mkdir()
     for name in "abcdefgh":
         (tmp_path / "Images" / f"{name}.jpg").touch()
@@ -154,7 +154,7 @@ def test_an_older_test_split_goes_when_a_table_has_none(step, data):
     images = [{"filename": f"{name}.jpg", "split": split, "imgid": i,
                "sentences": [{"raw": "a dog"}]} for i, (name, split) in
               enumerate([("a", "train"), ("b", "val"), ("c", "test")])]
-    write(data, "\n" + json.dumps({"images": images}), "k.txt")  # JSON by its content
+    write(data, "\n" + json.dumps({"images": images}), "k.txt")  # JSON by content
     assert step("--captions", "k.txt") == [["Images/a.jpg"], ["Images/b.jpg"]]
     assert os.path.exists("tokens/test.npz")
     step("--captions", "captions.txt")
@@ -183,7 +183,7 @@ def test_karpathy_s_images_of_two_spellings_are_never_on_both_sides(data):
 # --- what the documents say -----------------------------------------------------------
 
 def blocks(title):
-    """The blocks of code below a heading of the FAQ: [(language, text)]."""
+    """The code blocks below a heading of the FAQ: [(language, text)]."""
     with open(os.path.join(ROOT, "docs", "faq.md"), encoding="utf-8") as file:
         section = file.read().split(f"\n## {title}\n")[1].split("\n## ")[0]
     return re.findall(r"```(\w*)\n(.*?)```", section, re.S)
@@ -232,7 +232,7 @@ def test_no_other_message_sends_anybody_to_step_1():
     naming = {path: [text for text in strings(tree) if "download_coco" in text]
               for path, tree in sources().items() if path != "download_coco.py"}
     assert [path for path, found in naming.items() if found] == ["captioning/coco.py"]
-    assert len(naming["captioning/coco.py"]) == 2  # those of `advice`
+    assert len(naming["captioning/coco.py"]) == 2  # both in `advice`
 
 
 @pytest.mark.parametrize("name, words", [

@@ -1,4 +1,4 @@
-"""Captions of one's own pictures: from Python, and what is kept of them."""
+"""Captioning your own pictures: from Python, and the files that are written."""
 import json
 import os
 import re
@@ -28,9 +28,9 @@ VAL = [f"data/val/scene_{i:06}.png" for i in range(1, 5)]
 
 @pytest.fixture
 def seen(world, monkeypatch):
-    """How many pictures went through the network together, batch by batch.
+    """The batch sizes with which pictures go through the network.
 
-    Its maps are those of the picture's own colour, so that captions differ.
+    Features depend on a picture's colour, so that captions differ.
     """
     batches = []
 
@@ -120,7 +120,7 @@ def test_picture_that_cannot_be_read_is_refused_or_left_out(name, content, seen,
         captioner(name)
     with pytest.raises(cli.UserError, match=f"^{name}: "):
         captioner.many([name], skip=True)
-    assert not seen  # before the network
+    assert not seen  # refused before the network runs
     assert len(captioner.many([VAL[0], name, VAL[1]], skip=True)) == 2
     assert capsys.readouterr().err.count(f"left out: {name}: ") == 1
 
@@ -212,7 +212,7 @@ def test_damaged_captions_are_not_written_over(content, seen):
         file.write(content)
     with pytest.raises(cli.UserError, match="own_captions.json: damaged; delete it"):
         caption_own(load("a"), VAL[:1], 1)
-    assert not seen  # before the work
+    assert not seen  # refused before any work
     with open(own_path("checkpoints/a")) as file:
         assert file.read() == content
 
@@ -220,7 +220,7 @@ def test_damaged_captions_are_not_written_over(content, seen):
 # --- the page -------------------------------------------------------------------------
 
 def page_of(world, *flags):
-    """The text of the page that a command writes, and the facts of its script."""
+    """The text of the page that a command writes, and the data of its script."""
     assert world("analysis.report", "--run", "a", "--pictures", *flags) == 0
     newest = max((os.path.join("checkpoints/a", name) for name in
                   os.listdir("checkpoints/a") if name.startswith("report_own_")),

@@ -1,4 +1,4 @@
-"""Locks and signals: what every script does the same way."""
+"""Locks and signals, which all scripts handle alike."""
 import ast
 import os
 import signal
@@ -12,11 +12,11 @@ from runtime import cli
 from test_house import sources, strings
 
 
-HURRYING = (signal.SIGINT, signal.SIGTERM)  # the second of them does not wait
+HURRYING = (signal.SIGINT, signal.SIGTERM)  # a second one does not wait
 
 
 def script(folder, body, name="work.py"):
-    """Write a script whose main() has this body; it sees cli and sys.argv."""
+    """Write a script whose main() has this body, with cli and sys imported."""
     path = os.path.join(str(folder), name)
     with open(path, "w", encoding="utf-8") as file:
         file.write("import os, signal, sys, time\n"
@@ -28,7 +28,7 @@ def script(folder, body, name="work.py"):
 
 
 def run(folder, body, *args, **environment):
-    """Run such a script to its end; (exit status, stdout, stderr)."""
+    """Run such a script to its end: (exit status, stdout, stderr)."""
     done = subprocess.run([sys.executable, script(folder, body), *args],
                           cwd=str(folder), stdout=subprocess.PIPE,
                           env=dict(os.environ, **environment),
@@ -91,7 +91,7 @@ def test_signal_inside_a_destructor_is_not_lost(waits, signum, tmp_path):
             "    def __del__(self):\n"
             f"        os.kill(os.getpid(), {int(signum)})\n"
             "        time.sleep(.01)\n")
-    if waits:  # then it is the second signal that ends it
+    if waits:  # then only a second signal ends it
         body += ("with cli.interrupts_wait():\n"
                  f"    os.kill(os.getpid(), {int(signum)})\n"
                  "    Tensor()\n"
@@ -159,7 +159,7 @@ def test_output_is_still_written_line_by_line_where_somebody_waits_for_it(tmp_pa
 
 
 def modules():
-    """The commands, by their dotted names."""
+    """The commands as modules, by dotted name."""
     return sorted(path[:-3].replace(os.sep, ".") for path, tree in sources().items()
                   if any(isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
                          for node in tree.body))

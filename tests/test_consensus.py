@@ -1,4 +1,4 @@
-"""Which caption of a beam is most like its others, against a plain loop and by hand."""
+"""The consensus of a beam, against a plain loop and by hand."""
 import math
 
 import numpy as np
@@ -13,7 +13,7 @@ from test_rewards import (REFERENCES, VOCABULARY, grams, indices, reference_word
 
 
 def caption(text, log_prob, ended=True):
-    """A Caption of these words, with the log probability of all together."""
+    """A Caption of these words, with their total log probability."""
     words = indices(text, ended)
     return Caption(words, np.full(len(words), log_prob / len(words), np.float32),
                    np.zeros((len(words), 4), np.float32), None)
@@ -27,7 +27,7 @@ BEAMS = [[caption("the cat", -1), caption("a dog runs on the grass", -1.1),
 
 
 def likeness(one, other):
-    """CIDEr-D of one caption against another, the references' n-grams rare or not."""
+    """CIDEr-D of one caption against another, with n-gram weights from references."""
     def images_that_have(gram, n):
         return sum(any(gram in grams(reference_words(caption), n) for caption in group)
                    for group in REFERENCES)

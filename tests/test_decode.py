@@ -13,12 +13,12 @@ from runtime.tf import tf
 
 SIZES = Sizes(vocabulary=13, features=7, annotation=5, embedding=6, hidden=4,
               attention=3)
-TOY = SIZES._replace(vocabulary=7)  # three words, the end, and what is never emitted
+TOY = SIZES._replace(vocabulary=7)  # three words, the end token, three barred ones
 SIDE, IMAGES = 9, 8
 
 
 def model_of(sizes=SIZES, seed=20, end=3., **options):
-    """A Captioner with strong random weights; `end` moves the logit of the end."""
+    """A Captioner with large random weights; `end` shifts the end token's logit."""
     model = Captioner(sizes, seed=3, **options)
     random = np.random.RandomState(seed)
     for weight in model.weights.values():
@@ -48,7 +48,7 @@ def beam_search(model, *arguments):
 
 
 def both_ways(model, features, *arguments, **more):
-    """What a Decoder finds, compiled and not."""
+    """What a Decoder returns, compiled and not."""
     decoder = Decoder(model)
     first, again = (decoder.search(features, *arguments, batches=batches, **more)
                     for batches in (1, 2))
@@ -78,7 +78,7 @@ class Walker:
 
 
 def naive_greedy(model, features, max_steps):
-    """The words of one image by a loop that always takes the likeliest word."""
+    """Decode one image by a loop that always takes the likeliest word."""
     walker, word, words = Walker(model, features), START, []
     h = walker.start()
     while word != END and len(words) < max_steps:
@@ -90,7 +90,7 @@ def naive_greedy(model, features, max_steps):
 
 
 def naive_beam(model, features, width, max_steps):
-    """[(log probability, words)], best first, by lists of whole hypotheses."""
+    """Beam search over lists of hypotheses: [(log probability, words)], best first."""
     walker = Walker(model, features)
     live, ended = [(0., [START], walker.start())], []
     for _ in range(max_steps):
@@ -111,7 +111,7 @@ def naive_beam(model, features, width, max_steps):
 
 
 def every_sentence(model, features, max_steps):
-    """[(log probability, words)] of all sentences there are, in no order."""
+    """Every possible sentence: [(log probability, words)], in no order."""
     walker, found = Walker(model, features), []
     words = [k for k in range(model.sizes.vocabulary) if k > UNK]
     for length in range(max_steps + 1):
@@ -176,7 +176,7 @@ def test_beam_as_wide_as_the_space_finds_every_sentence_best_first(length_power)
     for captions, f in zip(found, features):
         expected = every_sentence(model, f, 4)
         assert len(expected) == 1 + 3 + 9 + 27 + 81
-        # Whole sentences first, then those that were cut after four words.
+        # Whole sentences first, then those cut after four words
         expected.sort(key=lambda item: (
             item[1][-1] != END, -item[0] / len(item[1]) ** length_power))
         assert [c.words for c in captions] == [words for _, words in expected]
@@ -201,7 +201,7 @@ def test_whole_space_never_loses_against_greedy_and_sometimes_wins():
             gain = best[0].log_probs.sum() - greedy.log_probs.sum()
             assert gain > -1e-5
             better += gain > 1e-3
-    assert better  # else the seed shows nothing
+    assert better  # otherwise this seed shows nothing
 
 
 # --- what comes out -------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_model_without_a_gate_has_no_betas():
 # --- a table by hand ------------------------------------------------------------------
 
 A, B, C = 4, 5, 6
-TABLES = [  # of each image: {word: {next word: probability}}
+TABLES = [  # for each image: {word: {next word: probability}}
     {START: {A: .5, B: .4, END: .1},
      A: {B: .4, C: .35, END: .25},
      B: {END: .9, C: .1},
@@ -317,7 +317,7 @@ TABLES = [  # of each image: {word: {next word: probability}}
 
 
 class Table:
-    """Stands for a Captioner: the state h is the image, Ey the previous word."""
+    """A stand-in for a Captioner: the state h is the image, Ey the previous word."""
     sizes = TOY
 
     def encode(self, features):
@@ -341,10 +341,10 @@ class Table:
                 assert abs(sum(nexts.values()) - 1) < 1e-9
                 for following, p in nexts.items():
                     table[image, word, following] = p
-        table[table.sum(2) == 0] = 1 / TOY.vocabulary  # words nobody should ask for
+        table[table.sum(2) == 0] = 1 / TOY.vocabulary  # words never asked for
         with np.errstate(divide="ignore"):
             table = tf.constant(np.log(table))
-        # The state and the context must have followed the same hypothesis.
+        # State and context must have followed the same hypothesis
         lost = tf.where(tf.equal(h[:, 0], z[:, 0]), tf.zeros_like(h[:, 0]),
                         np.nan * h[:, 0])
         return lost[:, None] + tf.gather_nd(table, tf.stack(
@@ -382,7 +382,7 @@ def test_alphas_and_betas_follow_the_hypothesis_they_belong_to():
     found = beam_search(Table(), features, 2, 9)
     for image, captions in enumerate(found):
         for caption in captions:
-            # The table "looks" at the word before, wherever its row in the beam was.
+            # The table "looks" at the previous word, whatever its row in the beam
             assert caption.alphas.argmax(1).tolist() == [START] + caption.words[:-1]
             np.testing.assert_allclose(caption.betas, image / 10)
 
@@ -390,8 +390,8 @@ def test_alphas_and_betas_follow_the_hypothesis_they_belong_to():
 # --- how it is computed ---------------------------------------------------------------
 
 class Watched(Captioner):
-    """A Captioner that notes how many hypotheses it has computed a word of, and how
-    many when that was compiled.
+    """A Captioner that records the number of hypotheses in each step, and of each step
+    that was compiled.
     """
     computed, compiled = (), ()
 
@@ -429,7 +429,7 @@ def test_each_number_of_rows_is_compiled_once_for_many_batches():
     found = [words_of(decoder.search(features, 2, 12, batches=3)) for _ in range(3)]
     assert found[0] == found[1] == found[2]
     assert 2 <= len(model.compiled) == len(set(model.compiled)) <= 4
-    # The first word, of one hypothesis of each image, is not worth it
+    # The first word, with one hypothesis per image, is not worth compiling
     assert model.computed == (40,) * 3 and max(model.compiled) == 80
 
 

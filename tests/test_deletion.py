@@ -1,4 +1,4 @@
-"""The deletion test: what log p of a word loses without some of the cells."""
+"""The deletion test: how much log p of a word falls without some cells."""
 import json
 
 import numpy as np
@@ -79,7 +79,7 @@ def test_drops_are_those_of_captions_scored_one_by_one(captioned):
             lower = log_probs(model, features[None], words[None], keep)[0, place]
             assert found[0, when, WHAT.index(what)] == pytest.approx(whole - lower,
                                                                      abs=1e-5)
-    assert abs(found[0, 0] - found[0, 1]).max() > 1e-3  # what came before matters
+    assert abs(found[0, 0] - found[0, 1]).max() > 1e-3  # earlier steps matter
 
 
 def test_means_leave_out_what_was_not_to_be_had():
@@ -91,7 +91,7 @@ def test_means_leave_out_what_was_not_to_be_had():
 
 
 def test_command_prints_and_keeps_the_table(world, capsys):
-    """On captions that say rightly what one of the drawn things is."""
+    """On captions that name one of the drawn things correctly."""
     assert world("evaluate.py", "--run", "a", "--look", "likeliest") == 0
     run = read_run("a")
     decoded = read_decoded(run.folder, "val", run.vocabulary)
@@ -112,7 +112,7 @@ def test_command_prints_and_keeps_the_table(world, capsys):
     world.monkeypatch.setattr(deletion, "drops", lambda model, *rest: (
         looks.add(model.look), real(model, *rest))[1])
     assert exit_status(deletion.main) == 0
-    assert looks == {likeliest}  # as they were decoded, not as the run was trained
+    assert looks == {likeliest}  # as when decoding, not as in training
     assert f"on {count} words in the captions of {count} images" in (
         capsys.readouterr().out)
     with open("checkpoints/a/deletion_val.json") as file:

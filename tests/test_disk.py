@@ -1,6 +1,6 @@
-"""A disk that fails is not a damaged file: nothing is given up, renamed or made anew.
+"""A failing disk is not a damaged file: nothing is given up, renamed or made anew.
 
-/proc/self/mem is a file that is there and cannot be read: "Input/output error".
+/proc/self/mem is a file that exists but cannot be read: "Input/output error".
 """
 import errno
 import os
@@ -31,7 +31,7 @@ from worlds import SIZES, VOCABULARY, Runs, files_of, refusal
 pytestmark = pytest.mark.fault("disk that cannot be read, then can")
 UNREADABLE = "/proc/self/mem"
 RUN = run_files.Run(".", {}, VOCABULARY)
-READERS = {  # of every file: where it is in a folder, and what reads it
+READERS = {  # for every file: its path in a folder, and its reader
     "newest.npz": lambda: load_checkpoint("newest.npz", Captioner(SIZES).weights),
     localiser.localiser_path(""): lambda: localiser.read_localiser(""),
     calibration_path(""): lambda: calibrate(tf.keras.Sequential(), None,
@@ -62,7 +62,7 @@ def runs(tmp_path, monkeypatch, capsys):
 
 
 def make_unreadable(path):
-    """The disk does not give this file any more; it is kept beside, as .sound."""
+    """Make the disk fail to read this file; a sound copy stays beside it, as .sound."""
     if os.path.exists(path):
         os.rename(path, path + ".sound")
     os.symlink(UNREADABLE, path)
@@ -100,7 +100,7 @@ def test_reader_passes_on_why_a_file_is_not_opened(path, number, tmp_path, monke
 
 
 def test_moment_in_which_the_disk_failed_is_not_taken_for_damage(tmp_path, monkeypatch):
-    """zipfile makes an error of its own of it, and later the file can be read."""
+    """zipfile turns it into an error of its own; later the file can be read again."""
     path = str(tmp_path / "a.npz")
     atomic.write_arrays(path, {"x": np.arange(3)})
 
@@ -180,7 +180,7 @@ def test_training_over_a_disk_that_fails_stops_and_changes_nothing(name, runs):
         "again")
     assert set(os.listdir(os.path.dirname(path))) == before
     assert os.path.islink(path)
-    os.replace("kept", path)  # it has passed
+    os.replace("kept", path)  # the disk recovers
     assert runs("a", 3)[0] == 0
     one, other = runs.arrays("whole"), runs.arrays("a")
     assert all((one[key] == other[key]).all() for key in one)

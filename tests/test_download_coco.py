@@ -1,4 +1,4 @@
-"""What step 1 promises, tried against a real server on this machine."""
+"""What step 1 promises, tried with a real server on this machine."""
 import collections
 import hashlib
 import http.server
@@ -27,7 +27,7 @@ NUM_TRAIN, NUM_VAL = 30, 4
 
 
 class Server:
-    """A web server for a dict of files, which can be told to misbehave."""
+    """A web server for a dict of files, which can misbehave on demand."""
 
     def __init__(self):
         self.files = {}                           # path -> bytes
@@ -148,7 +148,7 @@ def serve_archive(server, monkeypatch, name, content, md5=None):
 
 @pytest.fixture
 def download(coco, monkeypatch, tmp_path):
-    """Run the script with more flags; the data set is tmp_path/data."""
+    """Run the script with extra flags; the data set is tmp_path/data."""
     def run(*flags):
         monkeypatch.setattr(sys, "argv", [
             "download_coco.py", "--data", str(tmp_path / "data"), "--mirror", coco.url,
@@ -364,7 +364,7 @@ MD5 = hashlib.md5(BODY).hexdigest()
 
 
 def fetched(server, tmp_path, **kwargs):
-    """Fetch BODY; what arrived and the ranges that were asked for."""
+    """Fetch BODY. Returns what arrived, and the ranges requested."""
     server.files["f"] = BODY
     path = tmp_path / "f"
     assert download_coco.fetch(server.url + "/f", str(path), **kwargs)
@@ -439,7 +439,7 @@ def test_redirects_in_a_circle_are_a_user_error(server, tmp_path):
 @pytest.mark.parametrize("tells_length", [True, False])
 def test_a_page_of_a_captive_portal_is_not_taken_for_the_archive(tells_length, download,
                                                                  coco, data):
-    """And the real archive is, once one has logged in."""
+    """But the real archive is accepted once one has logged in."""
     real, coco.files[ANNOTATIONS] = coco.files[ANNOTATIONS], b"<html>Log in</html>"
     coco.tells_length = tells_length
     with pytest.raises(cli.UserError, match=ANNOTATIONS):
@@ -449,7 +449,7 @@ def test_a_page_of_a_captive_portal_is_not_taken_for_the_archive(tells_length, d
     coco.files[ANNOTATIONS], coco.tells_length = real, True
     try:
         download("--num-images", 2)
-    except cli.UserError as error:  # what came of the page has been set aside
+    except cli.UserError as error:  # the page has been set aside
         assert ".bad" in str(error) and not tells_length
         download("--num-images", 2)
     assert len(read_captions(data, "train2014")) == 2
@@ -528,7 +528,7 @@ def test_attempts_are_told_without_the_layers_of_the_library(server, tmp_path, c
 
 @pytest.fixture
 def small(data):
-    """A split "s" of three images: two captions, none, and one."""
+    """A split "s" of three images, with two captions, none and one."""
     os.makedirs(os.path.join(data, "annotations"))
     captions = {"images": [{"id": 5, "file_name": "b.jpg"},
                            {"id": "x", "file_name": "a.jpg"},

@@ -1,5 +1,4 @@
-"""The drawn data set: the same every time, in COCO's layout, and true to its captions.
-"""
+"""The drawn data set: reproducible, in COCO's layout, and true to its captions."""
 import json
 import os
 
@@ -54,7 +53,7 @@ def test_colour_of_a_shape_stands_inside_its_box(scenes):
         x, y, w, h = item["bbox"]
         inside = ((x - 1 <= columns) & (columns <= x + w + 1)
                   & (y - 1 <= rows) & (rows <= y + h + 1)).sum()
-        assert inside > .25 * w * h, item  # a ring fills the least of its box
+        assert inside > .25 * w * h, item  # a ring fills least of its box
 
 
 def test_relation_in_the_caption_is_that_of_the_boxes(scenes):

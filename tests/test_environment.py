@@ -1,6 +1,6 @@
 """The lists of packages agree, and tools/make_env.sh finds the right Python.
 
-Nothing is installed here: shell scripts stand for the Pythons, and note what is asked.
+Nothing is installed: shell scripts stand in for the Pythons, and record their calls.
 """
 import os
 import re
@@ -22,9 +22,9 @@ def read(name):
 
 
 def pins(name):
-    """The packages of a requirements file as {lower case name: version}."""
+    """The packages of a requirements file, {lower-case name: version}."""
     lines = [line for line in read(name).splitlines() if line and line[0] != "#"]
-    # For other machines than most, there may be a second line about TensorFlow.
+    # There may be a second line about TensorFlow, for rarer machines
     lines = [line.split("; ")[0] for line in lines
              if not line.endswith('; platform_machine != "x86_64"')]
     for line in lines:
@@ -66,7 +66,7 @@ def test_every_package_is_pinned(name, tensorflow):
     assert re.search(fr"\| {tensorflow} \| 3[^|]+\| `{name}` \|",
                      read("docs/versions.md"))
     assert f"#   python -m pip install --no-deps -r {name}\n" in read(name)
-    # make_env.sh reads from the head which pip takes the list, and what to expect
+    # make_env.sh reads the pip to use and the download's size from the head
     assert re.search(r"^# Download: [\d.]+ [MG]B", read(name), re.M)
     assert re.findall(r"^#.* pip install pip==[\d.]+ wheel==([\d.]+)$", read(name),
                       re.M) == [found["wheel"]]
@@ -125,7 +125,7 @@ needs_bash = pytest.mark.skipif(BASH is None, reason="needs bash")
 
 @pytest.fixture
 def run(tmp_path):
-    """Run tools/make_env.sh where PATH and HOME are an empty folder each."""
+    """Run tools/make_env.sh with an empty folder as PATH and another as HOME."""
     for name in ("bin", "home"):
         (tmp_path / name).mkdir()
 
@@ -157,7 +157,7 @@ def program(path, *lines):
 
 
 def python(path, version="3.6"):
-    """A script that says it is a Python of this version, and can do nothing else."""
+    """A script that claims to be a Python of this version, and does nothing else."""
     return program(path, f"echo {version}", f"echo '{path}'")
 
 
@@ -172,7 +172,7 @@ def refused(result):
 
 
 def broken(path):
-    """What pyenv puts on PATH: it is there, but does not run."""
+    """What pyenv puts on PATH: it exists, but does not run."""
     program(path / "python3.6", "echo 'pyenv: python3.6: command not found' >&2",
             "exit 127")
 
@@ -197,7 +197,7 @@ def test_given_python_may_be_a_relative_path_with_a_space(find, tmp_path):
 @needs_bash
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.10", "3.11", "3.12", "3.13"])
 def test_given_python_of_a_supported_version_is_used(find, tmp_path, version):
-    python(tmp_path / "bin" / "python3.6")  # not a reason to ignore the wish
+    python(tmp_path / "bin" / "python3.6")  # no reason to ignore the request
     path = python(tmp_path / "mine", version)
     assert_found(find(PYTHON=path), path)
 
@@ -291,7 +291,7 @@ def test_environments_that_conda_lists(find, tmp_path):
 
 @pytest.fixture
 def make(run, tmp_path):
-    """Run make_env.sh in a folder of its own, with the system's programs on PATH."""
+    """Run make_env.sh in its own folder, with the system's programs on PATH."""
     folder = tmp_path / "project"
     folder.mkdir()
     shutil.copy(os.path.join(ROOT, "requirements.txt"), str(folder))
@@ -312,7 +312,7 @@ def make(run, tmp_path):
 
 
 def installer(path, version):
-    """A Python that also makes environments, and notes in their `asked` what for."""
+    """A Python that also makes environments, and records requests in their `asked`."""
     return program(
         path, "case $* in", f"*sys.version_info*) echo {version}; echo '{path}' ;;",
         "'-m venv '*) mkdir -p $3/bin; cp $0 $3/bin/python ;;",
@@ -322,7 +322,7 @@ def installer(path, version):
 
 
 def made(result, folder, name=".venv"):
-    """(what pip was asked, the last line) of a run that must have gone well."""
+    """Check that a run succeeded: (what pip was asked for, the last line)."""
     assert (result.returncode, result.stderr) == (0, "")
     asked = (folder / name / "asked").read_text().splitlines()
     return asked, result.stdout.splitlines()[-1]
@@ -357,7 +357,7 @@ def test_each_python_gets_its_own_list_and_one_line_says_so(
     assert asked[-1] == f"-m pip install --no-deps -r {requirements}"
     assert line.startswith(f".venv: Python {version}, {holds} ({requirements}); ")
     assert "make PYTHON=/path/to/python" in line
-    # The second time there is nothing to do but to say which it is.
+    # The second time it only says what the environment holds
     again = make()
     assert made(again, make.folder) == (asked, line) and again.stdout == line + "\n"
 
@@ -391,7 +391,7 @@ def test_given_python_of_another_version_makes_the_environment_anew(make, tmp_pa
         ".venv holds Python 3.6 and tensorflow 1.10.0: it is made anew\n")
     assert asked[-1].endswith("requirements/2.txt")
     assert line.startswith(".venv: Python 3.12, tensorflow-cpu 2.21.0 ")
-    # Without PYTHON, what is there is kept.
+    # Without PYTHON, the existing environment is kept
     assert make().stdout == line + "\n"
 
 
@@ -515,7 +515,7 @@ def test_gpu_is_found_by_its_driver_or_asked_for(version, driver, wish, requirem
 
 
 def cards(path, *answers):
-    """An nvidia-smi of these cards: 'its name, its compute capability'."""
+    """An nvidia-smi that lists these cards, 'name, compute capability'."""
     program(path / "nvidia-smi", "case $* in", "*compute_cap*)",
             *(f"echo '{answer}'" for answer in answers), ";; esac")
 
@@ -599,7 +599,7 @@ def test_change_between_gpu_and_cpu_makes_the_environment_anew(make, tmp_path):
     assert result.stdout.startswith(
         ".venv holds Python 3.13 and tensorflow-cpu 2.21.0: it is made anew\n")
     assert len(asked) == 2 and "(requirements/2-gpu.txt)" in line
-    assert make().stdout == line + "\n"  # without GPU, what is there is kept
+    assert make().stdout == line + "\n"  # without GPU, the existing environment is kept
 
 
 @needs_bash

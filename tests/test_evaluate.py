@@ -21,14 +21,14 @@ NOUNS = ("cat", "dog", "bus", "cow", "pig", "hen")
 
 
 def command(folder, script, *flags):
-    """Run a script of the project in `folder`: (exit status, stdout, stderr)."""
+    """Run one of the scripts in `folder`: (exit status, stdout, stderr)."""
     done = finished([sys.executable, os.path.join(ROOT, script), *flags],
                     cwd=str(folder))
     return done.returncode, done.stdout, done.stderr
 
 
 def make_data(folder):
-    """A data set whose features say which noun its captions hold, tokenized."""
+    """Make a tokenized data set whose features tell the noun of its captions."""
     random = np.random.RandomState(0)
     (folder / "data" / "annotations").mkdir(parents=True)
     for split, count, first in (("train", 24, 0), ("val", 7, 100)):
@@ -52,7 +52,7 @@ def make_data(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with data and a run called `small` that has learned it."""
+    """A folder with the data and a run, `small`, that has learned them."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_data(folder)
     status, out, errors = command(
@@ -64,7 +64,7 @@ def trained(tmp_path_factory):
 
 
 class Place:
-    """A copy of the trained folder, and evaluate.py run on it in this process."""
+    """A copy of the trained folder, with evaluate.py run in this process."""
 
     def __init__(self, path, monkeypatch, capsys):
         self.path, self.monkeypatch, self.capsys = path, monkeypatch, capsys
@@ -88,7 +88,7 @@ def place(trained, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def no_java(monkeypatch):
-    """As on a machine without Java; also much faster."""
+    """As on a machine without Java, which is also much faster."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
@@ -115,7 +115,7 @@ def test_command_writes_captions_attention_and_scores(place):
     assert "plot_attention.py --run small\n" in out
     results = read_json(run_file(place, "captions_val_small_results.json"))
     assert [r["image_id"] for r in results] == list(range(100, 107))
-    for result in results:  # it has learned: the noun is right
+    for result in results:  # it has learned the noun
         assert result["caption"].split()[-1] == NOUNS[result["image_id"] % len(NOUNS)]
         assert set(result) == {"image_id", "caption"}
     summary = read_json(run_file(place, "scores_val.json"))
@@ -169,7 +169,7 @@ def test_consensus_of_neighbours_says_what_people_said_of_similar_images(place,
     flags = ("--beam", "6", "--n-best", "6", "--consensus", "neighbours")
     assert place(*flags)[0] == 0
     for i, beam in read_json(run_file(place, "nbest_val.json")).items():
-        noun = NOUNS[int(i) % len(NOUNS)]  # which the features tell
+        noun = NOUNS[int(i) % len(NOUNS)]  # as the features tell
         assert beam[0]["caption"].split()[-1] == noun
     assert read_json(run_file(place, "scores_val.json"))["consensus"] == "neighbours"
 
@@ -177,7 +177,7 @@ def test_consensus_of_neighbours_says_what_people_said_of_similar_images(place,
 def test_consensus_of_neighbours_needs_the_images_of_training(place, no_java):
     flags = ("--beam", "2", "--consensus", "neighbours")
     os.remove(feature_path(str(place / "data" / "features"), "train/0.jpg"))
-    assert place(*flags)[0] == 0  # one less
+    assert place(*flags)[0] == 0  # one fewer
     split = read_json(run_file(place, "split.json"))
     split["train"] = split["train"][1:]
     run_file(place, "split.json").write_text(json.dumps(split))
@@ -245,7 +245,7 @@ def test_run_is_compared_with_a_better_one(place, no_java):
     table = out.split("small minus other on 7 images:\n")[1].splitlines()
     rows = {line.split()[0]: line.split() for line in table if " to " in line}
     bleu = rows["BLEU-1"]
-    assert len(bleu) == 6  # no variant of BLEU, whose name has more words
+    assert len(bleu) == 6  # no variants, whose names have more words
     assert float(bleu[-5]) < 0 and float(bleu[-1]) < .05  # captions of one word
 
 

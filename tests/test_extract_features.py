@@ -1,4 +1,4 @@
-"""What step 2 promises: any picture, one network, and files whole or absent."""
+"""What step 2 promises: any picture, one network, files whole or absent."""
 import io
 import json
 import os
@@ -41,7 +41,7 @@ def saved(tmp_path, image, name="a.png", **options):
 
 
 def corners(pixels):
-    """The pixels well inside the four quarters: upper left and right, lower both."""
+    """A pixel well inside each quarter: upper left and right, lower left and right."""
     return [tuple(int(v) for v in pixels[y, x]) for y in (40, 250) for x in (40, 250)]
 
 
@@ -93,7 +93,7 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
 
 
 def exif(orientation):
-    """EXIF with one entry: how the camera was held."""
+    """EXIF with one entry, the orientation."""
     return (b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01"
             + bytes([0, orientation]) + b"\0\0\0\0\0\0")
 
@@ -131,7 +131,7 @@ def test_what_is_no_picture_raises_what_the_callers_catch(content, tmp_path):
 # --- the network ----------------------------------------------------------------------
 
 class Network:
-    """An InceptionV3 with random weights, its weights file and some of its outputs."""
+    """An InceptionV3 with random weights, their file, and some outputs."""
 
     def __init__(self, folder):
         tf.keras.backend.clear_session()
@@ -145,13 +145,13 @@ class Network:
         random = np.random.RandomState(2)
         for norm in inception._in_order(self.model, tf.keras.layers.BatchNormalization):
             norm.beta.assign(random.normal(0, .3, norm.beta.shape.as_list()))
-        self.h5 = str(folder / "my.weights.h5")  # the ending that Keras 3 wants
+        self.h5 = str(folder / "my.weights.h5")  # the suffix that Keras 3 demands
         self.model.save_weights(self.h5)
         self.pictures = blocks(2, seed=3)
         self.features = self(self.pictures)
 
     def __call__(self, pixels):
-        """The network as Keras computes it, batch norms and all."""
+        """The network as Keras computes it, with batch norms."""
         x = tf.constant(pixels.astype(np.float32) / 127.5 - 1)
         return self.model(x, training=False).numpy()
 
@@ -265,7 +265,7 @@ def test_damaged_file_is_not_sound(damage, tmp_path):
     with open(path, "wb") as file:
         file.write(UNSOUND[damage])
     assert not is_sound(path, SHAPE, np.dtype("float16"))
-    if damage != "float32":  # which can be read, but is not what was asked for
+    if damage != "float32":  # readable, but not what was requested
         with pytest.raises(cli.UserError) as error:
             read_features(path, SHAPE)
         assert str(error.value).startswith(path)
@@ -281,15 +281,15 @@ def test_missing_file_is_not_sound(tmp_path):
 # --- the command ----------------------------------------------------------------------
 
 class Folder:
-    """A small data set on disk, and the command run on it inside this process."""
+    """A small data set on disk, with the command run inside this process."""
 
     def __init__(self, tmp_path, monkeypatch, capsys):
         self.path, self.capsys, self.monkeypatch = tmp_path, capsys, monkeypatch
-        self.asked = []  # the colours of the pictures that the network was shown
+        self.asked = []  # the colours of the pictures that reached the network
         monkeypatch.setattr(ef, "start", lambda: None)
 
     def fill(self, count, split="val"):
-        """`count` pictures, the i-th of colour (10 i, 0, 0)."""
+        """Write `count` pictures; the i-th has the colour (10 i, 0, 0)."""
         (self.path / split).mkdir()
         (self.path / "annotations").mkdir(exist_ok=True)
         names = [f"{i}.png" for i in range(count)]
@@ -307,7 +307,7 @@ class Folder:
             (self.path / "val" / name).write_bytes(b"no picture")
 
     def run(self, *flags, forward=None):
-        """(exit status, stdout, stderr); the network answers with the red it sees."""
+        """Run step 2: (exit status, stdout, stderr). Features are the picture's red."""
         def red(pixels):
             values = pixels.numpy()[:, 0, 0, 0]
             self.asked += values.tolist()
@@ -381,7 +381,7 @@ def test_damaged_features_are_made_again_and_sound_ones_left_alone(folder):
     folder.asked = []
     status, out, _ = folder.run("--batch-size", "2")
     assert status == 0 and "3 of 5 images are done" in out
-    assert folder.asked == [0, 10, 20, 30]  # the whole batches that they are in
+    assert folder.asked == [0, 10, 20, 30]  # the whole batches that hold them
     for i in range(5):
         assert (read_features(folder.feature(f"{i}.png")) == 10 * i).all()
         if i not in (1, 3):
@@ -467,7 +467,7 @@ def test_shards_make_what_one_run_makes(folder):
     listed = [sharded.pop(f"unreadable_val_{i}_of_3.txt") for i in (1, 3)]
     assert b"".join(listed[::-1]) == whole.pop("unreadable_val.txt")
     assert sharded == whole
-    assert folder.run(*flags)[0] == 0   # all that is left to do: bad pictures
+    assert folder.run(*flags)[0] == 0   # only bad pictures are left
     assert sorted(name for name in os.listdir(str(folder.path / "features"))
                   if name.startswith("unreadable")) == ["unreadable_val.txt"]
 

@@ -1,4 +1,4 @@
-"""Pictures unlike the training images are told from others."""
+"""Pictures unlike the training images are recognized."""
 import os
 import shutil
 import types
@@ -22,7 +22,7 @@ F = 50
 
 
 def images(count, seed, axes=5):
-    """Mean feature vectors that vary along a few directions only: (count, F)."""
+    """Mean feature vectors that vary along only a few directions: (count, F)."""
     directions = np.random.RandomState(0).randn(axes, F)
     random = np.random.RandomState(seed)
     return 9 + random.randn(count, axes).dot(directions) + .1 * random.randn(count, F)
@@ -61,7 +61,7 @@ def test_one_in_twenty_of_the_runs_own_images_is_strange_and_others_are(splits,
     assert .01 < new < .15
     other = images(30, 4) + 3 * np.random.RandomState(7).randn(F)
     assert (found.strangeness(other) > LIMIT).all()
-    # The brightness of all features says nothing
+    # The overall scale of the features says nothing
     np.testing.assert_allclose(found.strangeness(3 * images(9, 3)),
                                found.strangeness(images(9, 3)))
 

@@ -1,4 +1,4 @@
-"""What figures of attention promise: maps in the right place, whatever comes."""
+"""What attention figures promise: maps in the right place, for any input."""
 import os
 import subprocess
 import sys
@@ -129,7 +129,7 @@ def test_missing_or_unreadable_picture_is_refused_by_name(content, tmp_path):
 # --- figures --------------------------------------------------------------------------
 
 def drawn(path):
-    """The pixels of a figure, after all of them were decoded."""
+    """The pixels of a figure, fully decoded."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
@@ -142,7 +142,7 @@ def test_figure_is_drawn_for_any_caption_and_picture(size, count, tmp_path):
     words = ["giraffe"] * count
     draw(noise(*size), words, some_alphas(count), path)
     pixels = drawn(path)
-    assert (pixels != 255).mean() > .005         # something is on it,
+    assert (pixels != 255).mean() > .005         # it is not empty,
     assert (pixels[:4] == 255).all()             # and the caption is not cut off
     assert os.listdir(str(tmp_path / "folder")) == ["a.png"]
 
@@ -251,14 +251,14 @@ def test_cell_of_inception_is_drawn_at_its_middle(cell):
     alpha = np.full(64, .001, np.float32)
     alpha[8 * cell[0] + cell[1]] = 1
     heat = upsample(alpha, (598, 299), INCEPTION)
-    mass = heat ** 8  # around the peak; the rim continues the outermost cells
+    mass = heat ** 8  # around the peak; outermost cells extend to the rim
     y, x = (np.average(np.arange(n) + .5, weights=mass.sum(axis=1 - axis))
             for axis, n in enumerate(heat.shape))
     for found, place, side in ((y, cell[0], 299), (x, cell[1], 598)):
         middle = (37.5 + 32 * place) / 299 * side
         if 0 < place < 7:
             assert abs(found - middle) < .02 * side
-        else:  # continued to the rim
+        else:  # extended to the rim
             assert abs(found - middle) < .08 * side
 
 

@@ -1,5 +1,5 @@
-"""Flags: each says when it has an effect, is refused where it has none, and is told of
-in --help with one default.
+"""Each flag says when it has an effect, is refused where it has none, and appears in
+--help with one default.
 """
 import importlib
 import re
@@ -13,12 +13,12 @@ from runtime import cli
 from test_cli import modules
 from test_house import ROOMS, STEPS
 
-# Flags of which the data decide whether they have an effect: those tests are elsewhere
+# Whether these flags have an effect depends on the data: tested elsewhere
 BY_DATA = {("tokenize_captions", "--val-fraction"), ("tokenize_captions", "--seed")}
 
 
 def parser_of(module):
-    """The Parser that a command makes."""
+    """The Parser of a command."""
     if module == "train":
         return options.build_parser("doc")
     made = []
@@ -37,12 +37,12 @@ def parser_of(module):
 
 
 def flags_of(parser):
-    """The actions of its flags, but for --help."""
+    """The actions of its flags, except --help."""
     return [action for action in parser._actions if action.dest != "help"]
 
 
 def sample_of(action):
-    """Words that give this flag a value that is not its default."""
+    """A command line that gives this flag another value than its default."""
     flag = action.option_strings[0]
     if action.nargs == 0:
         return [flag]
@@ -59,7 +59,7 @@ def sample_of(action):
 
 
 def turned_on(parser, condition):
-    """Words that make a condition hold."""
+    """A command line that makes a condition hold."""
     flag, _, value = condition.partition(" ")
     if value:
         return [flag, value]
@@ -67,7 +67,7 @@ def turned_on(parser, condition):
 
 
 def with_needs(parser, conditions, known=()):
-    """Words that make the first of some conditions hold, and what that needs."""
+    """A command line that makes the first condition hold, and what that needs."""
     words = list(known)
     for condition in conditions[:1]:
         action = parser._option_string_actions[condition.partition(" ")[0]]
@@ -78,7 +78,7 @@ def with_needs(parser, conditions, known=()):
 
 
 def said(parser, words, capsys):
-    """The line with which the parser ends, '' where it takes the words."""
+    """The line with which the parser refuses a command line; '' if it does not."""
     capsys.readouterr()
     try:
         parser.parse_args(words)
@@ -164,7 +164,7 @@ def test_condition_on_a_number_is_that_it_is_not_the_default(capsys):
     parser = cli.parser("doc")
     parser.always("--beam", type=int, default=1, help="")
     parser.add_argument("--power", needs="--beam", type=float, help="")
-    parser.set_defaults(beam=3)  # as that of a run that is resumed
+    parser.set_defaults(beam=3)  # like a resumed run's value
     assert not said(parser, ["--power", "2"], capsys)
     assert said(parser, ["--power", "2", "--beam", "1"], capsys)
 

@@ -1,4 +1,4 @@
-"""What each flag of evaluate.py and of the analyses does: measured, and by hand."""
+"""What each flag of evaluate.py and the analyses does: measured, and by hand."""
 import collections
 import json
 import math
@@ -37,7 +37,7 @@ CAT, DOG, RED, ON, A = range(4, 9)
 
 
 def strengthen(path, seed):
-    """Give a checkpoint strong random weights."""
+    """Give a checkpoint large random weights."""
     random = np.random.RandomState(seed)
     with np.load(path) as file:
         arrays = {name: random.normal(0, 1, file[name].shape).astype("f4")
@@ -49,13 +49,13 @@ def strengthen(path, seed):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A folder for what `runs` has trained once."""
+    """A folder for the runs that `runs` trains once."""
     return str(tmp_path_factory.mktemp("kept") / "checkpoints")
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch, capsys, kept):
-    """The runs a and b; their best and newest weights are four different ones."""
+    """The runs a and b, whose best and newest weights all differ."""
     runs = Runs(tmp_path, monkeypatch, capsys, SMALL["shape"])
     monkeypatch.setattr(shutil, "which", lambda name: None)  # Java takes seconds
     if not os.path.exists(kept):
@@ -70,7 +70,7 @@ def runs(tmp_path, monkeypatch, capsys, kept):
 
 
 def run_command(runs, module, *flags):
-    """Run it; it must succeed."""
+    """Run a command, which must succeed."""
     runs.monkeypatch.setattr(module, "start", lambda: None, raising=False)
     runs.monkeypatch.setattr("sys.argv", [module.__name__, *flags])
     assert printed(runs.capsys, module.main)[0] == 0
@@ -82,7 +82,7 @@ def read_json(name):
 
 
 def decoded_of(name="val", features="data/features"):
-    """The Decoded of the run a, and each image's features and words."""
+    """The Decoded of run a, and each image's features and words."""
     decoded = read_decoded("checkpoints/a", name, VOCABULARY)
     return decoded, [(read_features(feature_path(features, str(image))),
                       words[:steps]) for image, words, steps in
@@ -114,7 +114,7 @@ def test_words_have_the_mean_probability_of_the_models_that_were_asked_for(
 # --- samples --------------------------------------------------------------------------
 
 def first_words():
-    """The share of each first word of the samples; "" where there is none."""
+    """The share of each first word among the samples; "" for an empty caption."""
     counts = collections.Counter((caption.split() + [""])[0] for group in read_json(
         "samples_val.json")["captions"].values() for caption in group)
     return {word: count / sum(counts.values()) for word, count in counts.items()}
@@ -126,7 +126,7 @@ def first_words():
     (("--top-p", ".6"), {"cat": 1, "dog": .8}, 1.),
     (("--top-p", ".5"), {"cat": 1}, 1.)], ids=str)
 def test_flags_of_samples_shape_what_is_drawn(flags, logits, temperature, runs):
-    """The first words: UNK, or cat, or a bit more rarely dog; see write_chain."""
+    """Samples begin with UNK, cat, or a little less often dog; see write_chain."""
     write_chain("checkpoints/a/best.npz")
     run_command(runs, evaluate, "--run", "a", "--sample", "150", "--max-steps", "1",
                 *flags)
@@ -172,7 +172,7 @@ def test_images_that_look_the_same_get_samples_of_their_own(tmp_path):
 # --- consensus ------------------------------------------------------------------------
 
 def write_these(runs, captions, *flags):
-    """Have evaluate.py decode these Captions of every image."""
+    """Make evaluate.py decode these Captions for every image."""
     with runs.monkeypatch.context() as patch:
         patch.setattr(decode.Decoder, "search", lambda self, features, **_: [
             list(captions) for _ in features])
@@ -180,7 +180,7 @@ def write_these(runs, captions, *flags):
 
 
 def caption(words, log_prob, alphas=None):
-    """A Caption of these words, with the log probability of all together."""
+    """A Caption of these words, with their total log probability."""
     T = len(words)
     return Caption(words, np.full(T, log_prob / T, np.float32),
                    np.full((T, 6), 1 / 6, np.float32) if alphas is None else alphas,
@@ -189,11 +189,11 @@ def caption(words, log_prob, alphas=None):
 
 @pytest.mark.parametrize("consensus, short, long", [
     ("beam", [CAT, END], [DOG, RED, ON, A, DOG, END]),
-    # That no training image's captions have: only what the model thinks counts
+    # No training caption has it, so only the model's own score counts
     ("neighbours", [UNK, END], [UNK, UNK, UNK, UNK, UNK, END])])
 @pytest.mark.parametrize("power", [0, 1])
 def test_length_power_counts_in_the_consensus(power, consensus, short, long, runs):
-    """By the power of 1: -2 / 2 words is less than -3 / 6."""
+    """With power 1: -2 / 2 words is less than -3 / 6."""
     write_these(runs, [caption(short, -2), caption(long, -3)], "--beam", "2",
                 "--consensus", consensus, "--length-power", str(power), "--n-best", "1")
     for _, words in decoded_of()[1]:
@@ -291,9 +291,10 @@ ALPHAS = np.array([[.1, .1, .1, .1, .1, .5], [.4, .05, .3, .15, .06, .04],
 
 
 def look(runs, tokens, *flags):
-    """Captions "a dog" of other features than the run was trained on: the second word
-    looks at the first cell most, whose middle alone is in the dog's box. It would not
-    be if the cells tiled the picture.
+    """Captions "a dog", whose second word looks mostly at the first cell.
+
+    Only that cell's middle lies in the dog's box; if the cells tiled the picture, it
+    would not. The features are not those of the training.
     """
     split = os.path.dirname(tokens.images[0])
     shutil.copytree("data/features", "other")
@@ -311,7 +312,7 @@ def look(runs, tokens, *flags):
 
 @pytest.fixture
 def looked(runs):
-    """As `look` has it, with validation's tokens in another place."""
+    """As in `look`, with validation's tokens in another folder."""
     shutil.copytree("data/tokens", "elsewhere/tokens")
     look(runs, VAL, "--tokens", "elsewhere/tokens")
     os.symlink(os.path.abspath("data/annotations"), "elsewhere/annotations")
@@ -320,7 +321,7 @@ def looked(runs):
 
 @pytest.fixture
 def seeds(monkeypatch):
-    """Those of all bootstraps."""
+    """The seeds of all bootstraps."""
     found, real = set(), bootstrap.resample
     monkeypatch.setattr(bootstrap, "resample", lambda count, seed: (
         found.add(seed), real(count, seed))[1])
@@ -336,7 +337,7 @@ def test_pointing_counts_the_cells_where_the_network_looks(looked, seeds):
 
 
 def assert_falls(split, cells, seed):
-    """What deletion.py has found, word by word; returns how often."""
+    """Check the drops in deletion.py's file, word by word; returns how many."""
     found, model = read_json(f"deletion_{split}.json"), load_run("a").model
     falls, random = collections.defaultdict(list), np.random.RandomState(seed)
     first = Name(0, 1, np.arange(6) == 0)
@@ -384,7 +385,7 @@ def test_report_knows_where_the_network_looks(looked):
 
 
 def draw_pictures():
-    """The images of validation, black."""
+    """Write the validation images, all black."""
     os.makedirs("data/val")
     for image in VAL.images:
         Image.new("RGB", (200, 100)).save(os.path.join("data", str(image)))
@@ -392,7 +393,7 @@ def draw_pictures():
 
 def test_figure_is_brightest_where_the_network_looked(runs):
     alphas = np.zeros((3, 6), np.float32)
-    alphas[:, 1] = 1  # the middle column's middle is at 65 % of the width
+    alphas[:, 1] = 1  # the middle column's centre is at 65 % of the width
     write_these(runs, [caption(WORDS, -2, alphas)])
     draw_pictures()
     heats, real = [], figures.overlay

@@ -1,4 +1,4 @@
-"""What each flag of train.py does to the steps of a run: measured, and by hand."""
+"""What each flag of train.py does to a run's steps: measured, and by hand."""
 import argparse
 import json
 import os
@@ -39,7 +39,7 @@ def runs(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """(trainer, batch, N, learning rate) of each step of a run; none is taken."""
+    """A run's steps, recorded and not taken: (trainer, batch, N, learning rate)."""
     found, rates = [], []
 
     def optimizer(rate):
@@ -59,15 +59,15 @@ def ends_well(result):
 
 
 def added(trainer, batch, N):
-    """What the loss has beside the cross-entropy, times N, the batch's words."""
+    """The loss beyond the cross-entropy, times N, the number of words in the batch."""
     total, cross_entropy = trainer.reduced_gradients(batch, N)[:2]
     assert N == batch.lengths.sum()
     return N * float((total - cross_entropy).numpy())
 
 
 def captions_of(batch):
-    """Of each caption of a batch: what tells it from others, and its words' places
-    among the N, which are ordered by step and then by caption.
+    """A key for each caption of a batch, and the indices of its words among the N,
+    which are ordered by step, then by caption.
     """
     k = [int((batch.lengths > t).sum()) for t in range(batch.lengths[0])]
     features = batch.parcel.features.numpy()
@@ -104,7 +104,7 @@ def test_penalty_and_smoothing_weigh_as_much_as_their_flags_say(runs, steps):
 
 
 def handmade(monkeypatch):
-    """A Localiser, in place of that which a run fits to its images."""
+    """A Localiser to replace the one that a run fits to its images."""
     random = np.random.RandomState(8)
     row_of = np.full(K, 3, np.int32)
     row_of[[4, 6, 8]] = np.arange(3)
@@ -116,7 +116,7 @@ def handmade(monkeypatch):
 
 
 def pull_of(found, trainer, batch):
-    """What the localiser adds with a weight of 1, by loops."""
+    """What the localiser adds to the loss with weight 1, by loops."""
     alphas = [alpha.numpy() for alpha in trainer.model.teacher_forcing(batch)[2]]
     parcel = batch.parcel
     return pull(found, batch.replacing(
@@ -134,7 +134,7 @@ def test_guidance_weighs_as_much_as_its_flag_says(weight, runs, steps, monkeypat
 
 
 def test_evidence_is_sought_in_the_training_images(runs, steps, monkeypatch):
-    monkeypatch.setattr(localiser, "EVIDENT", -1)  # a few random images tell little
+    monkeypatch.setattr(localiser, "EVIDENT", -1)  # random images are weak evidence
     ends_well(runs("a", 1))
     means = [read_features(feature_path(runs.features, image)).astype(float).mean(0)
              for image in TRAIN.images]
@@ -178,8 +178,7 @@ def test_drawn_locations_earn_and_spread_as_the_constants_say(reinforce, entropy
 # --- what is drawn --------------------------------------------------------------------
 
 def draws_of(steps):
-    """{caption: what it draws in each epoch, [None where it has the expected context]}
-    """
+    """{caption: its random numbers by epoch, None where the context is expected}."""
     found = {}
     for _, batch, *_ in steps:
         for key, places in captions_of(batch):
@@ -201,7 +200,7 @@ def test_so_many_captions_have_the_expected_context_and_others_in_each_epoch(
     found = draws_of(steps)
     expected = [[draws is None for draws in each] for each in found.values()]
     assert low < np.mean(expected) < high
-    assert any(0 < sum(each) < 5 for each in expected)  # not the same in each epoch
+    assert any(0 < sum(each) < 5 for each in expected)  # differs between epochs
     drawn = [draws for each in found.values() for draws in each if draws]
     assert len(set(drawn)) == len(drawn) == 55 - np.sum(expected)
     count = len(steps)
@@ -261,7 +260,7 @@ def test_gradients_are_clipped_to_the_constants_norm(norm, runs, monkeypatch):
             return super().apply_gradients(pairs, *args, **kwargs)
     monkeypatch.setitem(train.OPTIMIZERS, "adam", Recorder)
     ends_well(runs("a", 1, *PLAIN, "--penalty", "500"))
-    assert len(norms) == 4 and norms[0] == 0  # before the steps it makes its variables
+    assert len(norms) == 4 and norms[0] == 0  # the call that creates its variables
     assert norms[1:] == pytest.approx([norm] * 3, rel=1e-3)
 
 
@@ -315,7 +314,7 @@ def test_weights_that_are_kept_are_those_that_were_validated(flags, runs):
 
 
 def assert_captions_per_second(run, captions):
-    """The log's, by the seconds that the epoch had taken before it was validated."""
+    """Check the log's rate against the epoch's seconds before validation."""
     with np.load(f"checkpoints/{run}/previous.npz") as file:
         seconds = json.loads(str(file["progress"]))["seconds"]
     found = load_run(run, "newest").history[-1]["captions_per_second"]
@@ -326,7 +325,7 @@ def assert_captions_per_second(run, captions):
 
 def test_so_many_validation_images_drawn_by_the_seed_are_captioned_and_scored(
         runs, steps, monkeypatch):
-    """Each with the first of its captions; the model looks everywhere alike."""
+    """Each has its first caption; the model looks everywhere alike."""
     images = {read_features(feature_path(runs.features, image)).tobytes(): i
               for i, image in enumerate(VAL.images)}
     references = read_references("data/tokens", "val")
@@ -380,7 +379,7 @@ def test_step_divides_by_the_samples(runs, steps):
         value / 12, rel=1e-3)
 
 
-# An image's own caption, its words the other way round, and one of them
+# An image's own caption, the same reversed, and one word of it
 WRITTEN = [TRAIN.words[9, 1:TRAIN.lengths[9] + 1].tolist()]
 WRITTEN += [WRITTEN[0][-2::-1] + [END], WRITTEN[0][:1] + [END]]
 
@@ -410,9 +409,7 @@ def test_sample_earns_what_the_flag_weighs(flags, bleu, runs, steps, monkeypatch
 
 
 def test_defaults_are_those_of_the_recipes(runs, steps, monkeypatch):
-    """Epochs, learning rates, dropout and guidance; the other ones have tests of
-    their own.
-    """
+    """Epochs, learning rates, dropout and guidance; the others have their own tests."""
     found = handmade(monkeypatch)
 
     def with_no_flags(run, *flags):

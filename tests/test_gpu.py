@@ -1,4 +1,4 @@
-"""The benchmark of the GPU, on the CPU, small: every figure is there, and is one."""
+"""The GPU benchmark, small, on the CPU: every figure is there, and is a number."""
 import json
 import sys
 

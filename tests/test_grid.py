@@ -1,4 +1,4 @@
-"""Where the cells of the networks lie, by their layers and by what they really see."""
+"""Where the networks' cells lie: by their layers, and by what they really see."""
 import numpy as np
 import pytest
 
@@ -14,7 +14,7 @@ def test_middles_of_padded_and_unpadded_layers_by_hand():
     assert through([(3, 1, "valid")], 7) == (1.5, 1, 5)     # pixels 0, 1, 2
     assert through([(2, 2, "valid")], 7) == (1, 2, 3)       # pixels 0 and 1, 2 and 3
     assert through([(3, 2, "valid"), (3, 2, "valid")], 11) == (3.5, 4, 2)
-    # Of 8 pixels one is added at the far end alone, of 7 one at either end
+    # 8 pixels are padded by one at the far end only, 7 by one at either end
     assert through([(3, 2, "same")], 8) == (1.5, 2, 4)
     assert through([(3, 2, "same")], 7) == (.5, 2, 4)
     assert through([(5, 2, "same")], 8) == (1.5, 2, 4)
@@ -25,7 +25,7 @@ def test_middles_of_padded_and_unpadded_layers_by_hand():
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_middle_of_a_layer_is_the_mean_of_what_its_cell_sees(padding, kernel, stride,
                                                              side):
-    """By gradients, of a cell that sees no padding."""
+    """By gradients, for a cell that sees no padding."""
     with tf.GradientTape() as tape:
         x = tf.ones((1, side, 1, 1))
         tape.watch(x)
@@ -82,7 +82,7 @@ def test_run_knows_the_cells_that_it_attends_to():
 
 @pytest.fixture(scope="module")
 def network():
-    """InceptionV3 that sees through the middles of its kernels only."""
+    """An InceptionV3 that sees only through the middles of its kernels."""
     tf.keras.backend.clear_session()
     model = inception.architecture()
     for layer in inception._in_order(model, tf.keras.layers.Conv2D):
@@ -99,7 +99,7 @@ def test_grid_of_the_layers_is_the_one_that_is_recorded(network):
 
 
 def centroid_of(network, side, cell, repeats=3):
-    """Where |d cell / d pixel| has its centre of mass, (y, x), in pixels."""
+    """The centre of mass of |d cell / d pixel|: (y, x) in pixels."""
     random, total = np.random.RandomState(0), np.zeros((side, side))
     for _ in range(repeats):
         pixels = tf.constant(random.uniform(.4, .6, (1, side, side, 3)).astype("f4"))
@@ -113,8 +113,9 @@ def centroid_of(network, side, cell, repeats=3):
 
 @pytest.mark.parametrize("cell", [(0, 0), (1, 6)])
 def test_what_a_cell_sees_lies_around_its_middle(cell, network):
-    """Within 7 pixels of the computed middle, and not where even cells would be.
-    (Maximum poolings choose, and padding bends, a bit.)
+    """Within 7 pixels of the computed middle, and not where even cells would lie.
+
+    Max pooling and padding shift it a little.
     """
     for place, centroid in zip(cell, centroid_of(network, 299, cell)):
         assert abs(centroid - (37.5 + 32 * place)) < 7
@@ -123,7 +124,7 @@ def test_what_a_cell_sees_lies_around_its_middle(cell, network):
 
 @pytest.mark.parametrize("side, cell", [(228, (1, 6)), (132, (2, 3))])
 def test_what_a_cell_of_lite2_sees_lies_around_its_middle(side, cell, monkeypatch):
-    """Through the middles of its kernels: exactly there. Even cells lie elsewhere."""
+    """Through the middles of its kernels, exactly there; even cells lie elsewhere."""
     random = np.random.RandomState(0)
     # Nothing is below 0 or above 6 here; 1.10 has no gradient of it in eager mode
     monkeypatch.setattr(tf.nn, "relu6", lambda x: x)

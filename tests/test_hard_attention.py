@@ -1,4 +1,4 @@
-"""Hard attention: what is drawn, the gradient against its expectation, and runs."""
+"""Hard attention: the samples, the gradient against its expectation, and runs."""
 import itertools
 import json
 
@@ -73,7 +73,7 @@ def test_model_that_looks_at_the_likeliest_location_has_its_annotation_vector():
 
 @pytest.fixture
 def forced(monkeypatch):
-    """Numbers of a draw are the locations themselves."""
+    """Use a sample's random numbers as its locations."""
     def locations(alpha, numbers):
         return tf.one_hot(tf.cast(numbers, tf.int32), L, dtype=alpha.dtype)
     monkeypatch.setattr(model_module, "drawn", locations)
@@ -94,13 +94,13 @@ def world(lengths):
 
 
 def looks(lengths):
-    """All that the words of a batch can look at: arrays of locations (N,)."""
+    """Every way the N words of a batch can look: arrays of locations (N,)."""
     return [np.array(s, float)
             for s in itertools.product(range(L), repeat=sum(lengths))]
 
 
 def estimates(model, batch, lengths, b):
-    """p(s) and the estimate of the gradient, of each s: (S,), (S, all weights)."""
+    """p(s) and the gradient's estimate for each s: (S,), (S, all weights)."""
     reinforce = Reinforce(1., 0., "float64")
     reinforce.baseline.assign(b)
     p, found = [], []
@@ -145,7 +145,7 @@ def test_the_estimates_expectation_is_the_gradient_of_the_expectation(lengths, f
 def test_the_baseline_lowers_the_variance(forced):
     lengths = (3,)
     model, batch = world(lengths)
-    mean = -loss(model, batch)[1].numpy()  # about what a word earns
+    mean = -loss(model, batch)[1].numpy()  # about a word's reward
     variances = []
     for b in (0., mean):
         p, found = estimates(model, batch, lengths, b)

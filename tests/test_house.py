@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, and where a file's name is spelled."""
+"""The house rules: who imports whom, and where a file's name is spelled."""
 import ast
 import collections
 import functools
@@ -14,21 +14,21 @@ STEPS = ("download_coco", "extract_features", "tokenize_captions", "train", "eva
 SPINE = {"captioning", "runtime", "model"}
 ROOMS = {"runtime": {"runtime"}, "captioning": SPINE, "methods": SPINE | {"methods"},
          "analysis": SPINE | {"analysis", "methods"}, "demo": SPINE | {"demo"}}
-# Commands that read what a run has decoded: they need neither its weights nor more
+# Commands that only read decoded captions, and so need neither weights nor TensorFlow
 READERS = ("plot_attention.py", "analysis/report.py", "analysis/pointing.py",
            "demo/score_scenes.py")
 HEAVY = {"tensorflow", "pycocoevalcap", "requests", "sklearn", "model.py",
          "runtime/tf.py"}
-# Others' classes that are set up so, a copy of its own, the command's own arguments
+# Other packages' classes, an object's own copy, a command's own arguments
 FIELDS_SET_OUTSIDE = {
     "captioning/options.py: action", "captioning/options.py: args",
     "captioning/scores.py: timer",
     "captioning/scores.py: subprocess", "tokenize_captions.py: index",
     "methods/rewards.py: expecting", "evaluate.py: args"}
-LONGEST = 60  # lines of a function, its docstring counted
-# Nothing with --hang-minutes uses it
+LONGEST = 60  # lines of a function, with its docstring
+# No command with --hang-minutes uses it
 UNWATCHED = {"captioning/captioner.py"}
-# Files that one step or module writes and others read, by what names them in the code
+# Files that one module writes and others read, by the text that names them
 ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv",
              "references_", "skipped_", "strays_", "settings.json", "split.json",
              "lineage.json",
@@ -40,7 +40,7 @@ ARTEFACTS = ("extractor.json", "calibration.npz", "unreadable_", "vocabulary.tsv
 
 @functools.lru_cache()
 def sources():
-    """{path below the root: its syntax tree}, of all but tests and benchmarks."""
+    """All files except tests and benchmarks: {path from the root: syntax tree}."""
     found = {}
     for folder in ("", *ROOMS):
         for name in sorted(os.listdir(os.path.join(ROOT, folder))):
@@ -52,19 +52,19 @@ def sources():
 
 
 def rooms_imported(tree):
-    """The first parts of all modules that a file imports, wherever it does."""
+    """The top-level packages of all modules that a file imports, anywhere in it."""
     return {name for node in ast.walk(tree) for name in packages_of(node)}
 
 
 def packages_of(node):
-    """The first parts of the modules that a statement imports."""
+    """The top-level packages of the modules that a statement imports."""
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
         node.module] if isinstance(node, ast.ImportFrom) else []
     return {name.split(".")[0] for name in names}
 
 
 def modules_imported(tree):
-    """The paths of our modules that a file imports, wherever it does."""
+    """The paths of our modules that a file imports, anywhere in it."""
     return {path for node in ast.walk(tree) for path in modules_of(node)}
 
 
@@ -77,7 +77,7 @@ def modules_of(node):
 
 
 def strings(tree):
-    """The texts of a file that are not docstrings, with {} for what is put in."""
+    """The strings of a file except docstrings, with {} for what is formatted in."""
     documented = {node.body[0].value for node in ast.walk(tree)
                   if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
                   and node.body and isinstance(node.body[0], ast.Expr)}
@@ -91,7 +91,7 @@ def strings(tree):
 
 
 def text(node):
-    """The str that a node of a syntax tree is, else None; Python 3.6 to 3.13."""
+    """The value of a string node of a syntax tree, else None; Python 3.6 to 3.13."""
     value = getattr(node, "s", None) if type(node).__name__ == "Str" else getattr(
         node, "value", None) if type(node).__name__ == "Constant" else None
     return value if isinstance(value, str) else None
@@ -115,7 +115,7 @@ def test_files_import_only_what_is_below_them(path):
 def test_commands_of_analysis_never_import_each_other():
     commands = {path for path, tree in sources().items() if path.startswith("analysis/")
                 and any(getattr(node, "name", "") == "main" for node in tree.body)}
-    assert len(commands) == 3  # it can find them
+    assert len(commands) == 3  # the search works
     assert not [path for path in commands if modules_imported(sources()[path])
                 & commands]
 
@@ -136,7 +136,7 @@ def test_files_can_be_read_in_one_sitting(folder):
         if name.endswith(".py") or name == "README.md":
             with open(os.path.join(ROOT, folder, name), encoding="utf-8") as file:
                 lengths[name] = len(file.readlines())
-    assert max(lengths.values()) > 30  # it can count
+    assert max(lengths.values()) > 30  # the count works
     assert lengths.pop("README.md", 0) <= 130 and max(lengths.values()) <= 400
 
 
@@ -155,7 +155,7 @@ def test_functions_can_be_read_without_scrolling():
                 while not lines[last - 1].strip():
                     last -= 1
                 lengths[f"{path}: {node.name}"] = last - node.lineno + 1
-    assert max(lengths.values()) > 20  # it can count
+    assert max(lengths.values()) > 20  # the count works
     assert {name for name, n in lengths.items() if n > LONGEST} == set()
 
 
@@ -168,7 +168,7 @@ def statements_at_import(node):
 
 
 def loaded_by(path):
-    """All that is loaded with a file: the paths of our modules, and packages."""
+    """All that importing a file loads: paths of our modules, and packages."""
     loaded, todo = set(), {path}
     while todo:
         tree = sources()[todo.pop()]
@@ -180,7 +180,7 @@ def loaded_by(path):
 
 @pytest.mark.parametrize("path", READERS)
 def test_what_a_run_has_decoded_is_read_without_tensorflow_and_scorers(path):
-    assert "captioning/runs.py" in loaded_by(path)  # it can follow
+    assert "captioning/runs.py" in loaded_by(path)  # the search works
     assert not loaded_by(path) & HEAVY
 
 
@@ -196,35 +196,35 @@ def test_drawing_needs_neither_the_net_nor_the_scorers():
         tree = sources()[todo.pop()]
         todo += modules_imported(tree) - needed
         needed |= modules_imported(tree) | rooms_imported(tree)
-    assert "captioning/decoded.py" in needed  # it can follow
+    assert "captioning/decoded.py" in needed  # the search works
     assert not needed & {"requests", "sklearn", "pycocoevalcap"}
 
 
 def test_fields_of_an_object_are_set_by_itself():
-    """What is compiled of a model, say, would not know of it."""
+    """A model's compiled step, say, would not notice."""
     found = {f"{path}: {store.value.id}" for path, tree in sources().items()
              if os.path.dirname(path) != "runtime" for store in ast.walk(tree)
              if isinstance(store, ast.Attribute) and isinstance(store.ctx, ast.Store)
              and isinstance(store.value, ast.Name)} - FIELDS_SET_OUTSIDE
     assert {place for place in found if not place.endswith(": self")} == set()
-    assert "model.py: self" in found  # it can find them
+    assert "model.py: self" in found  # the search works
 
 
 def calls(node):
-    """The names of the functions that a part of a syntax tree calls."""
+    """The names of the functions called in part of a syntax tree."""
     return {getattr(inner.func, "id", getattr(inner.func, "attr", None))
             for inner in ast.walk(node) if isinstance(inner, ast.Call)}
 
 
 def test_every_loop_that_is_long_enough_for_a_bar_is_watched():
-    """In what train.py, evaluate.py and extract_features.py do: they have the flag."""
+    """In train.py, evaluate.py and extract_features.py, which have --hang-minutes."""
     loops = [(path, node.name, calls(node)) for path, tree in sources().items()
              if os.path.dirname(path) in ("captioning", "methods")
              and path not in UNWATCHED
              or path in ("train.py", "evaluate.py", "extract_features.py")
              for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
              and "tqdm" in calls(node)]
-    assert len(loops) > 6  # it can find them
+    assert len(loops) > 6  # the search works
     assert [loop[:2] for loop in loops if "watched" not in loop[2]] == []
 
 

@@ -1,4 +1,4 @@
-"""A run knows what it was made of, by content and not by the spelling of a path."""
+"""A run knows what it was made from, by content and not by how a path is spelled."""
 import json
 import os
 import shutil
@@ -26,14 +26,14 @@ def results_of(run="a"):
 
 
 def another_set(world, folder="b"):
-    """A second data set with the same ids and other pictures, through steps 0 to 3."""
+    """A second data set, same ids and other pictures, through steps 0 to 3."""
     for script, *flags in (
             ("demo.draw_scenes", "--data", folder, "--train", "8", "--val", "4",
              "--size", "64", "--seed", "5"),
             ("extract_features.py", "--data", folder, "--weights", "random"),
             ("tokenize_captions.py", "--data", folder)):
         assert world(script, *flags) == 0
-    for split in ("train", "val"):  # other names: the same would be the same images
+    for split in ("train", "val"):  # other names, as equal paths are the same images
         for name in os.listdir(f"{folder}/{split}"):
             for below in ("", "features/"):
                 end = ".npy" if below else ""
@@ -60,7 +60,7 @@ def test_run_is_resumed_and_scored_wherever_its_data_lie(spelled, world):
     before = results_of()
     assert world("evaluate.py", "--run", "a", "--tokens", f"{spelled}/tokens",
                  "--features", f"{spelled}/features") == 0
-    assert results_of() == before  # no other name: it is the run's own data set
+    assert results_of() == before  # no new name: it is the run's own data set
     assert world("plot_attention.py", "--run", "a", "--count", "1") == 0
     assert world("analysis.report", "--run", "a") == 0
 
@@ -192,7 +192,7 @@ def test_unknown_run_is_told_the_nearest_and_all_that_are_there(tmp_path, monkey
     for name in ("demo", "flickr8k"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "checkpoints" / name / "settings.json").write_text("{}")
-    (tmp_path / "checkpoints" / "demooo").mkdir()  # begun, and no more
+    (tmp_path / "checkpoints" / "demooo").mkdir()  # only just begun
     for name, said in (("demoo", "; did you mean demo? there are: demo, flickr8k"),
                        ("Flickr-8k", "; did you mean flickr8k? there are: "),
                        ("xyz", "no such run; there are: demo, flickr8k")):

@@ -1,4 +1,4 @@
-"""Text is not English, desktops are not American."""
+"""Texts that are not English, and desktops that are not American."""
 import json
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run was made of: its own training images and those of the runs before it."""
+"""A run's lineage: its own training images, and those of the runs before it."""
 import json
 import os
 import shutil
@@ -28,7 +28,7 @@ def read(path):
 # --- the record, with nothing trained -------------------------------------------------
 
 def make_run(name, train, parent=None, lineage=None):
-    """The files of a run that say what it was made of."""
+    """Write the files of a run that record its lineage."""
     os.makedirs(f"checkpoints/{name}")
     write_json(f"checkpoints/{name}/settings.json", {"start_from": parent})
     write_json(f"checkpoints/{name}/split.json", {"train": train, "val": ["val/9.jpg"]})
@@ -41,7 +41,7 @@ def make_run(name, train, parent=None, lineage=None):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """Where the images to be captioned are: 150 of them, of one data set."""
+    """The 150 images to be captioned, from one data set."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("data/val")
     for i in range(150):
@@ -128,13 +128,12 @@ def test_other_image_under_the_same_name_is_another_image(source):
     content = {"val/3.jpg": fingerprint("data", "", "val/4.jpg")}
     folder = make_run("a", list(content), lineage=[("a", content)])
     refuse_seen(folder, "val", IMAGES[:4], source)
-    os.remove("data/val/3.jpg")  # not to be compared
+    os.remove("data/val/3.jpg")  # cannot be compared
     assert "1 of 4" in refusal(folder, source, IMAGES[:4])
 
 
 def test_split_of_one_data_set_goes_by_its_paths(source):
-    """Pictures that it has twice are its own affair: step 3 has kept the paths apart.
-    """
+    """Duplicate pictures are the data set's own affair; step 3 separated the paths."""
     os.makedirs("tokens")
     write_tokens("tokens", "train", TRAIN)
     content = fingerprint("data", "", "val/0.jpg")
@@ -163,7 +162,7 @@ def test_damaged_record_is_refused_in_one_line(text, source):
 # --- where the training data are ------------------------------------------------------
 
 def tokens_of(folder, word="cat"):
-    """A folder of TRAIN and VAL, with these captions by people."""
+    """Write TRAIN and VAL with these captions by people; returns the folder."""
     os.makedirs(folder)
     for name, split in (("train", TRAIN), ("val", VAL)):
         write_tokens(folder, name, split)
@@ -176,7 +175,7 @@ def test_training_data_that_were_moved_are_found_by_content(source):
     folder = make_run("a", TRAIN.images.tolist())
     run = types.SimpleNamespace(folder=folder, settings={"tokens": "gone"})
     assert training_tokens(run, None, "t1") == "t1"
-    assert training_tokens(run, "t2", "t1") == "t2"  # an earlier release: by the paths
+    assert training_tokens(run, "t2", "t1") == "t2"  # an earlier release: by path
     split = {"train": TRAIN.images.tolist(), "val": VAL.images.tolist()}
     write_json(f"{folder}/split.json", split)
     write_json(f"{folder}/lineage.json", [{"run": "a", "images": {}, "references": {
@@ -196,7 +195,7 @@ def no_run_of_its_own(monkeypatch):
 
 @pytest.fixture
 def twice(world):
-    """The data set split twice; `one` is trained on the first split."""
+    """A data set split twice, and `one`, trained on the first split."""
     for seed, words in (("0", ()), ("4", ("--vocabulary", "t0/vocabulary.tsv"))):
         assert world("tokenize_captions.py", "--train-split", "train", "--val-split",
                      "none", "--val-fraction", ".4", "--seed", seed, "--tokens",
@@ -257,7 +256,7 @@ def test_decoded_captions_say_what_made_them(world, capsys):
 
 
 def delete(world, *flags):
-    """Run analysis.deletion as far as its models; what it would have tested with."""
+    """Run analysis.deletion up to loading models; returns what it would test with."""
     world.monkeypatch.setattr(deletion, "start", lambda: None)
     world.monkeypatch.setattr("sys.argv", ["deletion.py", *flags])
     models = []
@@ -300,7 +299,7 @@ def spoil(path, source):
 
 
 def test_captions_of_another_data_set_are_not_compared(world, capsys):
-    """Though it has the same paths and ids."""
+    """Even if paths and ids are the same."""
     shutil.copytree("checkpoints/a", "checkpoints/c")
     path = "checkpoints/c/attention_val.npz"
     source = read_source(read_run("c"), "val")

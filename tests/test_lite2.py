@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2 without PyTorch, and what is said of files without weights."""
+"""EfficientNet-Lite2 without PyTorch, and messages about files without weights."""
 import collections
 import json
 import os
@@ -35,11 +35,11 @@ def test_output_is_that_of_pytorch():
 # --- files of weights -----------------------------------------------------------------
 
 def rebuild(*arguments):
-    """PyTorch's function that makes a tensor: only its name is written."""
+    """Stands in for PyTorch's function of this name: only the name is written."""
 
 
 class FloatStorage:
-    """PyTorch's type of storages: only its name is written."""
+    """Stands in for PyTorch's storage type: only its name is written."""
 
 
 class Storage(typing.NamedTuple):
@@ -66,7 +66,7 @@ class Writer(pickle.Pickler):
 
 @pytest.fixture
 def write_state(monkeypatch):
-    """A function that writes what PyTorch would write, without it."""
+    """A function that writes what PyTorch would, without PyTorch."""
     for module, name, value in (("torch", "FloatStorage", FloatStorage),
                                 ("torch._utils", "_rebuild_tensor_v2", rebuild)):
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
@@ -74,7 +74,7 @@ def write_state(monkeypatch):
         value.__module__, value.__name__, value.__qualname__ = module, name, name
 
     def write(path, tensors, magic=lite2.MAGIC, **others):
-        """A .pth file of {name: array}; others: other objects among these."""
+        """Write a .pth file of {name: array}; others: further objects among them."""
         table = collections.OrderedDict(
             (name, Tensor(Storage(str(key), array.size), array))
             for key, (name, array) in enumerate(tensors.items()))
@@ -181,7 +181,7 @@ def test_lite2_has_no_untrained_weights():
 
 def test_folder_has_the_shape_of_its_record(tmp_path):
     folder = str(tmp_path)
-    assert shape_of(folder) == SHAPE  # no record: another program's, as ever
+    assert shape_of(folder) == SHAPE  # without a record: another program's
     with open(os.path.join(folder, "extractor.json"), "w") as file:
         json.dump({"network": "vgg16", "side": 224, "shape": [2, 3, 5],
                    "grid": [[56, 112], [28, 56]]}, file)

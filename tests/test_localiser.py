@@ -1,4 +1,4 @@
-"""The teacher of the attention: what it finds in images, and how it pulls."""
+"""The localiser: what it finds in images, and how it pulls attention."""
 import os
 
 import numpy as np
@@ -26,8 +26,8 @@ def runs(tmp_path, monkeypatch, capsys):
 
 
 def images_of(count=400, cells=9, channels=8, seed=0):
-    """Maps (I, L, F), where the dog is or -1, and mentions: the dog's word where there
-    is one, a word of every image, and one that says nothing.
+    """Features (I, L, F), the dog's cell or -1, and mentions: DOG if there is one,
+    ALWAYS for every image, and NOISE at random.
     """
     random = np.random.RandomState(seed)
     maps = random.normal(0, .3, (count, cells, channels))
@@ -41,7 +41,7 @@ def images_of(count=400, cells=9, channels=8, seed=0):
 
 
 def caption_batches_of(tokens, features):
-    """CaptionBatches of sound files, whatever their shape."""
+    """CaptionBatches of sound files of any shape."""
     paths = [feature_path(features, image) for image in tokens.images]
     return CaptionBatches(tokens, paths, np.ones(len(paths), bool))
 
@@ -68,9 +68,9 @@ def test_only_words_that_images_tell_of_have_evidence():
 
 
 def test_relevance_is_the_correlation_on_images_left_out(monkeypatch):
-    monkeypatch.setattr(localiser, "BLOCK", 7)  # the sums are taken block by block
+    monkeypatch.setattr(localiser, "BLOCK", 7)  # so that sums take several blocks
     maps, _, mentions = images_of(count=40)
-    maps *= np.linspace(.3, 3, 8)  # or the ridge would shrink all channels alike
+    maps *= np.linspace(.3, 3, 8)  # otherwise the ridge shrinks all channels alike
     means = maps.mean(axis=1).astype(np.float64)
     found = fit(means.astype(np.float32), mentions)
     centred = means - means.mean(axis=0)
@@ -95,7 +95,7 @@ def test_evidence_of_whole_images_spreads_by_four():
 
 
 def test_word_that_images_tell_little_of_has_evidence():
-    """It says what DOG does for a third of the images; for the others, chance does."""
+    """It follows DOG for a third of the images, and chance for the others."""
     maps, _, mentions = images_of()
     chance = np.random.RandomState(5).uniform(size=(2, len(maps)))
     mentions[:, NOISE] = np.where(chance[0] < .65, chance[1] < .5, mentions[:, DOG])
@@ -104,7 +104,7 @@ def test_word_that_images_tell_little_of_has_evidence():
 
 
 def test_image_that_is_not_finite_is_left_out_of_the_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(localiser, "EVIDENT", -1)  # a few random images tell little
+    monkeypatch.setattr(localiser, "EVIDENT", -1)  # random images are weak evidence
     write_features(str(tmp_path), TRAIN, (2, 3, 5))
     write_json(record_path(str(tmp_path)), SMALL)
     captions = caption_batches_of(TRAIN, str(tmp_path))
@@ -140,13 +140,13 @@ def predicted(alphas):
 
 
 def pull(found, batch, alphas):
-    """The guide's value by loops; alphas: C arrays (k_t, L)."""
+    """The guide's term by loops; alphas: C arrays (k_t, L)."""
     total = 0.
     for b, length in enumerate(batch.lengths):
         targets = batch.parcel.words[b, 1:length + 1]
         for t in range(length):
             later = [w for w in targets[t:] if found.relevance[found.row_of[w]] > 0]
-            if later:  # the word's own evidence, else that of the next that has some
+            if later:  # the word's own evidence, else the next word's that has some
                 row = found.row_of[later[0]]
                 s = batch.parcel.features[batch.image_of[b]].dot(found.evidence[row])
                 seen = np.exp(s) / np.exp(s).sum()
@@ -156,7 +156,7 @@ def pull(found, batch, alphas):
 
 
 @pytest.mark.parametrize("lengths, image_of", [
-    (LENGTHS, [1, 0, 1]), ((4, 4), [0, 1])])  # captions that share images, or do not
+    (LENGTHS, [1, 0, 1]), ((4, 4), [0, 1])])  # captions with and without shared images
 def test_pull_is_that_of_plain_loops(lengths, image_of):
     batch = batch_of(lengths=np.array(lengths))._replace(
         image_of=np.array(image_of, np.int32))
@@ -195,7 +195,7 @@ def test_attention_that_follows_the_evidence_is_not_pulled():
 # --- in training ----------------------------------------------------------------------
 
 def test_guided_run_keeps_its_localiser_and_resumes_bit_for_bit(runs, monkeypatch):
-    monkeypatch.setattr(localiser, "EVIDENT", -1)  # a few random images tell little
+    monkeypatch.setattr(localiser, "EVIDENT", -1)  # random images are weak evidence
     for run, epochs in (("whole", (2,)), ("halves", (1, 2))):
         for count in epochs:
             assert runs(run, count, "--guidance", "2")[0] == 0
@@ -207,7 +207,7 @@ def test_guided_run_keeps_its_localiser_and_resumes_bit_for_bit(runs, monkeypatc
 
 
 def without_checkpoints(runs, run):
-    """As if the training had died before its first one."""
+    """As if training had died before its first checkpoint."""
     for name in ("newest", "previous", "best"):
         os.remove(runs.file(run, name + ".npz"))
 
@@ -238,7 +238,7 @@ def test_localiser_of_a_training_that_died_early_does_not_teach_another(change, 
     assert runs("a", 1, "--guidance", "1")[0] == 0
     before = files_of("checkpoints/a")["localiser.npz"]
     without_checkpoints(runs, "a")
-    assert runs("a", 1, "--guidance", "1")[0] == 0  # the same data: the same teacher
+    assert runs("a", 1, "--guidance", "1")[0] == 0  # same data, same localiser
     assert files_of("checkpoints/a")["localiser.npz"] == before
     without_checkpoints(runs, "a")
     change(runs)

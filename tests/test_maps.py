@@ -1,4 +1,4 @@
-"""Entropy and change of attention maps by hand, and what is said of flat ones."""
+"""Entropy and change of attention maps by hand, and the warning about flat ones."""
 import numpy as np
 import pytest
 

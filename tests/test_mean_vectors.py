@@ -1,4 +1,4 @@
-"""Mean vectors of images: a features file is read once, and again when it changed."""
+"""Images' mean vectors: a features file is read once, and again after a change."""
 import builtins
 import errno
 import os
@@ -32,7 +32,7 @@ def features(tmp_path):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The images whose features are read, a list that grows."""
+    """A growing list of the images whose features are read."""
     found, real = [], module.read_features
     monkeypatch.setattr(module, "read_features", lambda path: (
         found.append(path), real(path))[1])
@@ -44,7 +44,7 @@ def paths(features, images):
 
 
 def expected(features, images):
-    """By a loop over the cells, in float64."""
+    """The mean vectors by a loop over the cells, in float64."""
     found = []
     for path in paths(features, images):
         cells = np.load(path).astype(float).reshape(-1, SHAPE[2])
@@ -65,7 +65,7 @@ def test_second_reader_reads_no_features_and_has_the_same_numbers(features, read
     first = mean_vectors(features, some, "train")
     assert sorted(read) == sorted(paths(features, some))
     whole = mean_vectors(features, IMAGES, "train")
-    assert sorted(read) == sorted(paths(features, IMAGES))  # each of them once
+    assert sorted(read) == sorted(paths(features, IMAGES))  # each once
     capsys.readouterr()
     again = mean_vectors(features, IMAGES[::-1], "train")
     assert len(read) == len(IMAGES) and capsys.readouterr().err == ""
@@ -99,7 +99,7 @@ def test_file_that_is_gone_is_forgotten(features, read):
     os.rename(path, path + ".kept")
     np.save(feature_path(features, "train/new.jpg"), np.ones(SHAPE, np.float16))
     mean_vectors(features, [*IMAGES[1:], "train/new.jpg"], "train")
-    os.rename(path + ".kept", path)  # as it was, also in its time
+    os.rename(path + ".kept", path)  # as it was, with the same time
     del read[:]
     mean_vectors(features, IMAGES, "train")
     assert read == [path]
@@ -118,7 +118,7 @@ def cut(path):
 
 
 def flip(path):
-    """Spoil the middle of the means, which stand uncompressed in the archive."""
+    """Spoil the middle of the means, which the archive holds uncompressed."""
     with np.load(path) as arrays:
         row = arrays["means"][3].tobytes()
     with open(path, "r+b") as file:
@@ -147,7 +147,7 @@ def test_damaged_file_is_made_anew(spoil, features, read):
 
 
 def refuse(monkeypatch, number, ending=""):
-    """Files that are to be written with such a name are refused by the system."""
+    """Make the system refuse to write files with such a name."""
     real = builtins.open
 
     def refusing(path, mode="r", *args, **kwargs):
@@ -215,7 +215,7 @@ def test_process_that_comes_second_waits_for_the_first(features, tmp_path):
         assert first.poll() is None
         time.sleep(.01)
     second = start("second")
-    time.sleep(3)  # long enough for it to begin to read, if it did not wait
+    time.sleep(3)  # long enough to start reading, if it did not wait
     (tmp_path / "go").write_text("")
     assert [process.communicate()[0].split() for process in (first, second)] == [
         ["6", "6"], ["6", "0"]]

@@ -14,7 +14,7 @@ from results.flickr8k import mirror
 
 
 def run(folder, *flags):
-    """(exit status, stderr) of the command."""
+    """Run the command: (exit status, stderr)."""
     done = subprocess.run([sys.executable, *words("results.flickr8k.mirror"), *flags],
                           cwd=str(folder), stdout=subprocess.PIPE, env=environment(),
                           stderr=subprocess.PIPE, universal_newlines=True)
@@ -23,7 +23,7 @@ def run(folder, *flags):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two training images, one of them in a folder and one unreadable; one other."""
+    """Two training images, one in a folder and one unreadable, and one other."""
     (tmp_path / "in" / "annotations").mkdir(parents=True)
     for split, names in (("train", ["deep/a.png", "b.jpg"]), ("val", ["c.png"])):
         images = [{"id": i, "file_name": name} for i, name in enumerate(names)]

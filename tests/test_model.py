@@ -1,4 +1,4 @@
-"""The model against naive numpy, numeric gradients and the properties it must have."""
+"""The model against naive numpy, numeric gradients and required properties."""
 import collections
 
 import numpy as np
@@ -21,7 +21,7 @@ IMAGE_OF = np.array([1, 0, 1], np.int32)
 def model_of(dtype="float64", **options):
     model = Captioner(SIZES, seed=3, dtype=dtype, **options)
     random = np.random.RandomState(4)
-    for weight in model.weights.values():  # larger than at the start: no flat spots
+    for weight in model.weights.values():  # larger than initial ones: no flat spots
         weight.assign(random.normal(0, .5, weight.shape.as_list()).astype(dtype))
     return model
 
@@ -45,7 +45,7 @@ def naive(model, batch, penalty=0.):
     features, words, masks, *_ = batch.parcel
     if masks.a is None:
         masks = Masks(*np.ones((3, IMAGES + batch.lengths.sum(), 1, 1)))
-    # the words' place in the order by step, then by caption
+    # the index of each word, ordered by step, then by caption
     place = {(caption, t): i for i, (t, caption) in enumerate(
         (t, caption) for t in range(batch.lengths[0])
         for caption in range(len(batch.lengths)) if batch.lengths[caption] > t)}
@@ -128,7 +128,7 @@ def test_loss_with_dropout_is_that_of_naive_loops(lengths):
     total, cross_entropy, _ = loss(model, tensors(batch), [DoublyStochastic(.7)])
     np.testing.assert_allclose((total.numpy(), cross_entropy.numpy()),
                                naive(model, batch, .7), rtol=1e-8)
-    for name in Masks._fields:  # each of the three matters
+    for name in Masks._fields:  # all three matter
         masks = batch.parcel.masks
         none = np.ones_like(getattr(masks, name))
         other = tensors(batch.replacing(masks=masks._replace(**{name: none})))
@@ -162,7 +162,7 @@ def test_gradients_are_the_numeric_ones():
 
 
 def plain_gradients(model, batch, penalty):
-    """The gradients of a loss that takes one caption and one word at a time."""
+    """The gradients of a loss computed one caption and one word at a time."""
     n, w = SIZES.hidden, model
     with tf.GradientTape() as tape:
         nats = doubly = 0.
@@ -203,7 +203,7 @@ def plain_gradients(model, batch, penalty):
 def test_fast_step_has_the_loss_and_gradients_of_the_plain_one(dtype, error, lengths,
                                                                options, compiled):
     model, batch = model_of(dtype, **options), batch_of(dtype, np.array(lengths))
-    if compiled:  # needs an image for each caption
+    if compiled:  # needs one image per caption
         each = batch.parcel.features[batch.image_of]
         batch = batch.replacing(features=each)._replace(
             image_of=np.arange(3, dtype=np.int32))
@@ -266,7 +266,7 @@ def test_image_changes_the_logits():
 
 def test_loss_at_the_start_is_near_the_log_of_the_vocabulary():
     model, batch = Captioner(SIZES, seed=0), batch_of("float32")
-    # Features as small as a CNN's are against the fan-in of its layer here
+    # Features as small, relative to the layer's fan-in, as a CNN's
     batch = batch.replacing(features=.1 * batch.parcel.features)
     _, cross_entropy, _ = loss(model, tensors(batch))
     assert abs(float(cross_entropy.numpy()) - np.log(13)) < .1
@@ -285,7 +285,7 @@ def test_captions_must_come_longest_first():
 
 
 def test_overfits_a_toy_batch():
-    # Two captions of two images: two of one image could not both be certain.
+    # Two images, since two captions of one image could not both be certain
     model, batch = Captioner(SIZES, seed=1), tensors(batch_of("float32", LENGTHS[:2]))
     trainer = Trainer(model, AdamOptimizer(.02))
     N = int(batch.lengths.sum())

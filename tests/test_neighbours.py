@@ -1,4 +1,4 @@
-"""Which training images look most like an image, against a plain loop and by hand."""
+"""The training images most similar to an image, against a plain loop and by hand."""
 import math
 
 import numpy as np
@@ -40,7 +40,7 @@ def test_image_is_no_neighbour_of_its_own():
     others = np.random.RandomState(1).normal(size=(6, 5)).astype(np.float32)
     near, shares = nearest(others[[4, 2]], others, [4, None], 3)
     assert 4 not in near[0] and near[1][0] == 2
-    near, shares = nearest(others[[4]], others, [4])  # all others are neighbours
+    near, shares = nearest(others[[4]], others, [4])  # all the others are neighbours
     assert shares[0][near[0] == 4] == 0 and abs(shares.sum() - 1) < 1e-9
     near, shares = nearest(others[[0]], others[:1], [0])
     assert near.tolist() == [[0]] and shares.tolist() == [[0]]

@@ -1,4 +1,4 @@
-"""What becomes of each flag of train.py when a run is resumed."""
+"""What happens to each flag of train.py when a run is resumed."""
 import json
 import os
 import re
@@ -15,7 +15,7 @@ from test_flags import flags_of, sample_of, with_needs
 from tools.options_table import page
 from worlds import VOCABULARY
 
-# What a run can be resumed with another of; it stays the run that it was.
+# Flags whose values may change when a run is resumed; it stays the same run
 FREE = {"data", "tokens", "features", "run", "save_minutes", "hang_minutes", "patience",
         "allow_seen"}
 IMAGES = {"train": ["train/1.jpg"], "val": ["val/2.jpg", "val/3.jpg"]}
@@ -23,7 +23,7 @@ IMAGES = {"train": ["train/1.jpg"], "val": ["val/2.jpg", "val/3.jpg"]}
 
 @pytest.fixture
 def read(tmp_path, monkeypatch):
-    """Read a command line of train.py; its arguments."""
+    """Parse a command line of train.py."""
     monkeypatch.chdir(tmp_path)
 
     def read(*words):
@@ -33,7 +33,7 @@ def read(tmp_path, monkeypatch):
 
 
 def begin(args):
-    """Write a run's settings as train.py does, and that it has begun; or check them."""
+    """Write a new run's settings as train.py does, or check those of an old one."""
     folder = os.path.join("checkpoints", args.run)
     write_settings(folder, dict(vars(args), sizes=[], vocabulary_digest="a"), IMAGES,
                    VOCABULARY)
@@ -46,7 +46,7 @@ def flags():
 
 
 def words_of(flag, beside=()):
-    """A command line with another value of this flag, and what it needs."""
+    """A command line with another value for this flag, and the flags that it needs."""
     parser = build_parser("doc")
     action = parser._option_string_actions[flag]
     needed = with_needs(parser, action.needs)
@@ -116,9 +116,9 @@ def test_defaults_of_a_later_release_do_not_change_a_run(read):
     path = settings_path("checkpoints/a")
     with open(path) as file:
         settings = json.load(file)
-    for name in ("guidance", "without", "expected"):  # as before there were these
+    for name in ("guidance", "without", "expected"):  # as before these existed
         del settings[name]
-    settings.update(units=99, no_gate=True, clip=3.)  # flags once
+    settings.update(units=99, no_gate=True, clip=3.)  # flags of earlier releases
     with open(path, "w") as file:
         json.dump(settings, file)
     args = read("--run", "a")
@@ -199,6 +199,6 @@ def test_help_prints_each_flag_once_in_groups_and_its_default_once(capsys):
 
 
 def test_options_page_has_the_table(read):
-    """Made anew with: python -m tools.options_table > docs/options-of-training.md"""
+    """Update it with: python -m tools.options_table > docs/options-of-training.md"""
     with open(os.path.join(ROOT, "docs", "options-of-training.md")) as file:
         assert file.read() == page()

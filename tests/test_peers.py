@@ -1,4 +1,4 @@
-"""The benchmark beside PyTorch, without PyTorch: its table and its refusals."""
+"""The benchmark against PyTorch, without PyTorch: its table and its refusals."""
 import sys
 
 import numpy as np
@@ -56,7 +56,7 @@ def test_table_has_the_ratios_and_says_which_floor_is_missed():
 
 
 def test_what_a_peer_cannot_do_is_left_out():
-    """torchvision may be missing, or not of torch's build."""
+    """torchvision may be missing, or may not match torch."""
     peer = Fake("eager")
     peer.answers["inception"] = None
     found = peers.measure([Fake("2"), peer], 1)
@@ -65,7 +65,7 @@ def test_what_a_peer_cannot_do_is_left_out():
 
 
 def test_products_are_those_of_the_forward_pass():
-    """Counted by hand: the multiplications for two captions, of 3 and 2 words."""
+    """Multiplications counted by hand, for two captions of 3 and 2 words."""
     K, F, D, m, n, A = sizes = Sizes(7, 6, 2, 3, 5, 4)
     L, words = 3, np.array([[1, 4, 5, 2], [1, 6, 2, 0]], np.int32)
     batch = Batch(Parcel(np.ones((2, L, F), "f2"), words), np.array([3, 2], np.int32),

@@ -1,4 +1,4 @@
-"""Pictures of unusual kinds are seen as people see them, or named."""
+"""Unusual pictures are seen as people see them, or named in a message."""
 import sys
 import types
 
@@ -9,7 +9,7 @@ from PIL import Image
 from captioning.pictures import Unreadable, load_picture, upright, upright_boxes
 from runtime import cli
 
-PHOTO = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"x" * 40  # begins as a phone's do
+PHOTO = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"x" * 40  # begins like a phone's HEIC
 
 
 @pytest.mark.parametrize("values, seen", [
@@ -49,7 +49,7 @@ def test_phone_s_picture_is_read_where_that_package_is(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "open", lambda path: Image.new("RGB", (6, 4), "red"))
     monkeypatch.setitem(sys.modules, "pillow_heif",
                         types.SimpleNamespace(register_heif_opener=register))
-    path = tmp_path / "IMG_1.jpg"  # whatever its name is
+    path = tmp_path / "IMG_1.jpg"  # whatever its name
     path.write_bytes(PHOTO)
     assert upright(str(path)).size == (6, 4) and registered
 

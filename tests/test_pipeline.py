@@ -1,4 +1,4 @@
-"""The six steps as real commands on drawn scenes: they must learn, not merely end."""
+"""The six steps as real commands on drawn scenes: they must learn, not just end."""
 import json
 import os
 import shutil
@@ -32,7 +32,7 @@ def test_training_loss_falls_far_below_what_word_counts_would_give(outputs):
     with open(str(folder / "drawn" / "tokens" / "vocabulary.tsv")) as file:
         counts = np.array([int(line.split("\t")[2]) for line in list(file)[3:]])
     shares = counts[counts > 0] / counts.sum()
-    by_counts = -(shares * np.log(shares)).sum()   # the entropy of single words
+    by_counts = -(shares * np.log(shares)).sum()   # the entropy of the word counts
     log = (folder / "checkpoints" / "toy" / "log.csv").read_text().splitlines()
     last = dict(zip(log[0].split(","), log[-1].split(",")))
     assert len(log) == 13 and float(last["train_loss"]) < .3 * by_counts

@@ -1,4 +1,4 @@
-"""What step 6 promises of the choice of images, and of the words under them."""
+"""What step 6 promises: which images it draws, and the words under the maps."""
 import sys
 
 import numpy as np
@@ -24,7 +24,7 @@ DECODED = Decoded(np.array(["val/a.jpg", "val/b.png", "val/c.jpg"]),
 
 @pytest.fixture
 def chosen(tmp_path, monkeypatch):
-    """The images that flags choose, in a run with scores."""
+    """The images that flags choose, from a run with scores."""
     each = {"CIDEr": [20., 5., 90.]}
     write_json(str(tmp_path / "scores_val.json"), {
         "scores": {"CIDEr": 1.}, "intervals": {"CIDEr": [0., 2.]}, "habits": {},

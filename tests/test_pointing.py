@@ -54,18 +54,18 @@ def test_no_word_names_two_categories():
 
 
 def test_cells_inside_the_boxes():
-    """A box over the left upper quarter, another over a half cell beside it."""
+    """One box covers the upper left quarter, another half a cell beside it."""
     share, middles, centre = box_coverage([(0, 0, 40, 30), (40, 0, 5, 30)], (80, 60),
                                           even(8))
     assert share[:4, :4].tolist() == [[1] * 4] * 4
     np.testing.assert_allclose(share[:4, 4], .5)
     assert share[4:].sum() == share[:, 5:].sum() == 0
     assert middles[:4, :4].all() and not middles[4:].any()
-    assert centre  # it lies on the corner of both
+    assert centre  # on the corner of the first box
 
 
 def test_cells_of_inception_are_counted_where_they_look():
-    """A box at the left rim, as wide as what the first column of cells covers."""
+    """A box at the left rim, as wide as the first column of cells."""
     grid = Grid(*[Axis(37.5 / 299, 32 / 299, 8)] * 2)
     share, middles, _ = box_coverage([(0, 0, 53, 299)], (299, 299), grid)
     assert (share[:, 0] > .9).all() and share[:, 1:].max() == 0
@@ -80,7 +80,7 @@ def test_boxes_that_overlap_count_once():
 
 
 def test_pointing_by_hand():
-    """A box over the left upper quarter of a 80 x 80 picture, 8 x 8 cells of 10."""
+    """A box over the upper left quarter of 80 x 80 pixels, with 8 x 8 cells of 10."""
     alphas = np.zeros((4, 64))
     alphas[0, 3 * 8 + 3] = 1           # just inside
     alphas[1, 3 * 8 + 4] = 1           # just outside
@@ -89,8 +89,8 @@ def test_pointing_by_hand():
     names = words_for(["ring", "cross"])
     rows = pointing_hits(["ring", "ring", "ring", "cross"], alphas,
                          [("ring", (0, 0, 40, 40))], (80, 80), names, even(8))
-    # Peak in the box, evenly, centre (its corner), a step later; mass, evenly, at the
-    # centre, where four cells meet and one of them is inside, and a step later
+    # Peak in the box: the map's, an even map's, the centre's (a corner), a step later.
+    # Mass: the same; at the centre four cells meet, and one of them is inside
     np.testing.assert_allclose(rows, [[1, .25, 1, 0, 1, .25, .25, 0],
                                       [0, .25, 1, 1, 0, .25, .25, .25],
                                       [1, .25, 1, 1, .25, .25, .25, 1]], rtol=1e-6)
@@ -123,7 +123,7 @@ def test_mean_is_of_words_and_interval_of_images():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """pointing.py on a run whose attention is always right, and on demand another."""
+    """pointing.py on a run with perfect attention, or on demand with other maps."""
     vocabulary = Vocabulary(["ring", "cross", "a", "red"], [0] * 8)
     ids = {word: i for i, word in enumerate(vocabulary.index_word)}
     words = np.array([[ids["a"], ids["red"], ids["ring"], END],

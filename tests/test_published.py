@@ -1,4 +1,4 @@
-"""The published design is trained as it was published, only faster."""
+"""The published design is trained as published, only faster."""
 import csv
 import json
 import os
@@ -21,7 +21,7 @@ def model():
     features = np.random.RandomState(0).uniform(0, 2, (3, 64, 9)).astype(np.float32)
     words = np.array([[START, 4, 5, 6, END] + 8 * [0], [START, 7, END] + 10 * [0],
                       [START, 8, 9, END] + 9 * [0]], np.int32)
-    model.loss(tf.constant(features), tf.constant(words[:, :2]))  # makes the weights
+    model.loss(tf.constant(features), tf.constant(words[:, :2]))  # builds the weights
     return model, features, words
 
 
@@ -69,7 +69,7 @@ def test_command_trains_goes_on_and_scores(tmp_path):
         command(tmp_path, "benchmarks.published", "--epochs", epochs,
                 "--batch-size", "4")
         texts.append(log.read_text())
-    assert texts[1].startswith(texts[0])  # the first epoch was not trained again
+    assert texts[1].startswith(texts[0])  # the first epoch is not repeated
     rows = list(csv.DictReader(texts[1].splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert 0 < float(rows[1]["train_loss"]) != float(rows[0]["train_loss"]) > 0

@@ -1,4 +1,4 @@
-"""What several processes promise: the same run, however many share it."""
+"""What several processes promise: the same run, however many share the work."""
 import collections
 import csv
 import importlib.util
@@ -20,7 +20,7 @@ from runtime import cli, ranks
 from runtime.atomic import write_json
 from worlds import TRAIN, files_of, tokens_of, write_data
 
-# `make mpi` brings one of its own.
+# `make mpi` installs its own
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join(
     [os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
 HAS_HOROVOD = importlib.util.find_spec("horovod") is not None
@@ -30,13 +30,13 @@ several = pytest.mark.skipif(
 
 
 def mpirun(processes, *command):
-    """The command line that starts so many on this machine, whatever its cores."""
+    """The command line that starts `processes` here, however few cores there are."""
     return [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
             "-np", str(processes), sys.executable, *command]
 
 
 def finish(command, cwd, timeout=240):
-    """(exit status, stdout, stderr) of a command."""
+    """Run a command to its end: (exit status, stdout, stderr)."""
     done = finished(command, cwd=str(cwd), env=environment(), timeout=timeout)
     return done.returncode, done.stdout, done.stderr
 
@@ -59,7 +59,7 @@ def test_every_image_is_one_process_s_and_all_have_as_much_to_do(processes, many
     words = np.array([[many.tokens.lengths[n[owners[many.tokens.image_of[n]] == rank]]
                        .sum() for rank in range(processes)] for n in order])
     assert words.sum() == many.tokens.lengths.sum()
-    # Every step waits for the process that has most to do in it.
+    # Every step waits for the process with the most work
     waste = words.max(axis=1).sum() / (words.sum() / processes)
     chance = np.random.RandomState(1).randint(processes, size=600)
     by_chance = np.array([[many.tokens.lengths[n[chance[many.tokens.image_of[n]] == r]]
@@ -84,7 +84,7 @@ def test_one_process_gives_back_what_it_got():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    """Simulated: there is no GPU here."""
+    """Simulated, without a GPU."""
     for found in ([True, True], [False, False]):
         monkeypatch.setattr(ranks, "gather", lambda value: found)
         ranks.same_devices("GPU (a card)")
@@ -110,7 +110,7 @@ def test_several_processes_without_an_engine_are_refused_in_one_line(
         env=dict(os.environ, PYTHONPATH=str(tmp_path), **variables),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 2
-    # TensorFlow 2 tells of oneDNN on some processors, whatever its log level.
+    # On some processors TensorFlow 2 mentions oneDNN at any log level
     line, = [line for line in done.stderr.decode().splitlines()
              if not re.match(r"I\d{4} |WARNING: All log messages before absl", line)]
     assert "`make horovod`" in line and "`make mpi`" in line and "not here" in line
@@ -119,7 +119,7 @@ def test_several_processes_without_an_engine_are_refused_in_one_line(
 
 @several
 def test_processes_that_mpi_does_not_know_of_are_refused(tmp_path):
-    """As with srun without --mpi: each would think that it is alone."""
+    """As under srun without --mpi: each would think it was alone."""
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, "train.py")], cwd=str(tmp_path),
         env=dict(os.environ, SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="0"),
@@ -132,7 +132,7 @@ def test_processes_that_mpi_does_not_know_of_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """{processes: the arrays that ranks_steps.py has written}."""
+    """The arrays that ranks_steps.py writes, by number of processes."""
     folder = tmp_path_factory.mktemp("steps")
     found = {}
     for processes in (1, 2, 4):
@@ -146,7 +146,7 @@ def steps(tmp_path_factory):
 
 
 def distance(ours, plain):
-    """Of two arrays, relative to the second."""
+    """The distance between two arrays, relative to the second."""
     return np.linalg.norm((ours - plain).ravel()) / np.linalg.norm(plain.ravel())
 
 
@@ -161,7 +161,7 @@ def test_every_step_has_the_loss_and_gradients_of_one_process(processes, steps):
                           ("gradient", "float32")}
     for name in one:
         if name.startswith("gradient_float32"):
-            continue  # those that nearly cancel out have few digits by themselves
+            continue  # sums that nearly cancel out keep few digits
         limit = 1e-9 if one[name].dtype == np.float64 else 1e-5
         assert distance(shared[name], one[name]) < limit, name
     labels = {tuple(name.split("_")[:4]) for name in one
@@ -181,7 +181,7 @@ def test_the_shares_of_those_steps_were_uneven_and_some_empty():
 
 
 def steps_shares(processes):
-    """Words of each process in each batch of ranks_steps.py: (batches, processes)."""
+    """Words per batch and process in ranks_steps.py: (batches, processes)."""
     import ranks_steps
     order, owners = ranks_steps.plan(processes)
     tokens = ranks_steps.TOKENS
@@ -198,7 +198,7 @@ TRAINING = (os.path.join(ROOT, "train.py"), "--embedding", "7", "--units", "11",
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with the runs `one`, of one process, and `two`, of two."""
+    """A folder with the runs `one` and `two`, trained by one process and by two."""
     folder = tmp_path_factory.mktemp("trained")
     write_data(folder)
     arguments = (*TRAINING, "one", "--epochs", "3")
@@ -206,13 +206,13 @@ def trained(tmp_path_factory):
     assert status == 0, errors
     status, out, errors = finish(mpirun(2, *TRAINING, "two", "--epochs", "3"), folder)
     assert status == 0, errors
-    assert out.count("[4/6] train") == out.count("epoch 3:") == 1  # of rank 0 only
+    assert out.count("[4/6] train") == out.count("epoch 3:") == 1  # from rank 0 only
     assert errors.count("epoch 1/3:   0%") == 1
     return folder
 
 
 def arrays_of(folder, run, name="newest"):
-    """The arrays of a checkpoint, and its history but for times."""
+    """The arrays of a checkpoint, and its history without times."""
     path = str(folder / "checkpoints" / run / (name + ".npz"))
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key != "progress"}
@@ -230,7 +230,7 @@ def assert_same_run(folder, ours, plain):
         assert other == pytest.approx(row, rel=1e-4)
     weights = [name for name in arrays if "/" not in name]
     assert len(weights) > 15
-    for name in weights:  # Adam turns the last digits of a gradient into larger ones
+    for name in weights:  # Adam amplifies the last digits of a gradient
         np.testing.assert_allclose(others[name], arrays[name], atol=1e-3, err_msg=name)
 
 
@@ -297,7 +297,7 @@ def wait_for(path, process, seconds=300):
 
 
 def workers(process):
-    """The process numbers of the training processes below an mpirun."""
+    """The process ids of the training processes under an mpirun."""
     psutil = pytest.importorskip("psutil")
     return [child.pid for child in psutil.Process(process.pid).children(recursive=True)
             if any("train.py" in word for word in child.cmdline())]
@@ -372,7 +372,7 @@ def test_features_of_two_processes_are_the_bytes_of_one(tmp_path):
     assert status == 0, errors
     status, out, errors = finish(mpirun(2, *arguments, "two"), tmp_path)
     assert status == 0, errors
-    assert out.count("train: features of ") == 1  # of rank 0, about its share
+    assert out.count("train: features of ") == 1  # from rank 0, about its share
     one, two = (files_of(tmp_path / name) for name in ("one", "two"))
     listed = one.pop("unreadable_train.txt")
     assert listed.startswith(b"train/broken.jpg\t")

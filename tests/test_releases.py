@@ -1,4 +1,4 @@
-"""Files of earlier releases are read, and give the same captions."""
+"""Files of earlier releases can be read, and give the same captions."""
 import csv
 import json
 import os
@@ -22,7 +22,7 @@ TRAIN = ("train.py", "--run", "a", "--embedding", "5", "--units", "6", "--batch-
 
 
 def feature(number, kind):
-    """An image's features as they were: what is on it in ten channels, and noise."""
+    """An image's features as they were: ten channels for what it shows, and noise."""
     found = np.random.RandomState(number).uniform(0, .1, (8, 8, 2048)).astype("f2")
     found[..., 10 * kind:10 * kind + 10] += 2
     return found
@@ -31,7 +31,7 @@ def feature(number, kind):
 @pytest.fixture(params=sorted(name for name in os.listdir(RELEASES)
                               if os.path.isdir(os.path.join(RELEASES, name))))
 def old(request, tmp_path, monkeypatch):
-    """The files of a release, the features drawn anew, and commands run on them."""
+    """A release's files with the features made again, and commands to run on them."""
     folder = tmp_path / "old"
     shutil.copytree(os.path.join(RELEASES, request.param), str(folder))
     world = World(folder, monkeypatch)
@@ -52,7 +52,7 @@ def captions():
 
 def test_everything_is_read(old):
     run = load_run("a")
-    assert run.history[-1]["epoch"] == len(run.history) > 10  # of the best epoch
+    assert run.history[-1]["epoch"] == len(run.history) > 10  # up to the best epoch
     assert len(read_split(run.folder)["train"]) == 9
     tokens = read_tokens("data/tokens", "val")
     assert tokens.is_number.all() and tokens.image_ids.tolist() == ["101", "102", "103"]
@@ -88,7 +88,7 @@ def test_run_is_resumed(old):
 
 
 def test_figures_report_and_comparison_are_made(old):
-    assert old(*TRAIN, "--epochs", "60") == 0  # draws the curves, which were left out
+    assert old(*TRAIN, "--epochs", "60") == 0  # draws the missing curves
     for script, *flags in (("plot_attention.py", "--count", "3"),
                            ("plot_attention.py", "--best", "1"), ("analysis.report",)):
         assert old(script, "--run", "a", *flags) == 0

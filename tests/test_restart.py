@@ -1,4 +1,4 @@
-"""A script is run again when its GPU was lost or it was killed, and not otherwise."""
+"""A script is run again if it lost its GPU or was killed, and not otherwise."""
 import os
 import signal
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from commands import environment
 from runtime import cli, restart
 
-# A script that counts its lives, and with what GPUs each was started.
+# A script that records each life, and the GPUs that it was started with
 COUNT = """
 import os, signal, sys, time
 from runtime import cli
@@ -30,7 +30,7 @@ print("done in life", life)
 
 
 def command(folder, body, restarts, *flags, pause=.05):
-    """Write a script whose main() has this body; the command that runs it so often."""
+    """Write a script whose main() has this body; returns the command to restart it."""
     with open(os.path.join(str(folder), "work.py"), "w", encoding="utf-8") as file:
         file.write(COUNT)
         file.writelines(f"    {line}\n" for line in body.strip().splitlines())
@@ -49,14 +49,14 @@ def start(folder, *args, **kwargs):
 
 
 def run(folder, *args):
-    """(exit status, stdout, stderr) of such a command."""
+    """Run such a command: (exit status, stdout, stderr)."""
     process = start(folder, *args)
     out, errors = process.communicate(timeout=60)
     return process.returncode, out, errors
 
 
 def lives(folder):
-    """CUDA_VISIBLE_DEVICES of each process that there was; '0' where it was not set."""
+    """CUDA_VISIBLE_DEVICES of each process, '0' if not set."""
     with open(os.path.join(str(folder), "lives")) as file:
         return file.read().split()
 

@@ -1,6 +1,4 @@
-"""CIDEr-D, BLEU-4 and METEOR's F-mean of samples, against plain loops and the COCO
-tools.
-"""
+"""CIDEr-D, BLEU-4 and METEOR's F-mean, against plain loops and the COCO tools."""
 import collections
 import itertools
 import math
@@ -19,7 +17,7 @@ REFERENCES = [["a dog runs on the grass", "The red dog, on grass.", "a dog"],
               ["a cat with a cat", "a red cat with a zebra"],
               ["the zebra"],
               ["a dog runs on the red grass", "a a a a dog", "cat", "the zebra runs"]]
-# Of each image: good, repeated, cut, long, of one word, empty, and of words that no
+# For each image: good, repetitive, cut, long, one word, empty, and with words that no
 # reference has
 SAMPLES = [["a dog runs on the grass", "a a a dog dog", "red dog on grass", "cat",
             "a dog runs on the grass with a red cat on the grass with a cat runs", ""]
@@ -31,7 +29,7 @@ def indices(text, ended=True):
 
 
 def samples():
-    """Lists of word indices, ended, cut, and with special tokens; their images."""
+    """Captions as word indices, ended, cut, and with special tokens; their images."""
     found = [(indices(text), image) for image, group in enumerate(SAMPLES)
              for text in group]
     found += [(indices("a dog runs on", False), 0), (indices("a", False), 3),
@@ -42,7 +40,7 @@ def samples():
 # --- a plain loop ---------------------------------------------------------------------
 
 def text_of(words, image):
-    """Words as the loops compare them: no sampled UNK is a reference's word."""
+    """Words as the loops compare them: a sampled UNK matches no reference."""
     return [f"{VOCABULARY.index_word[i]}!" if i in (PAD, START, UNK)
             else VOCABULARY.index_word[i] for i in words]
 
@@ -101,7 +99,7 @@ def test_cider_d_of_drawn_captions_is_that_of_a_plain_loop():
 # --- the COCO tools -------------------------------------------------------------------
 
 def coco_tools(scorer, candidates):
-    """Its scores of one caption an image; the end is a word like others."""
+    """A COCO tool's score of one caption per image; the end counts as a word."""
     true = {i: [" ".join(reference_words(caption)) for caption in group]
             for i, group in enumerate(REFERENCES)}
     made = {i: [" ".join(text_of(words, i))] for i, words in enumerate(candidates)}
@@ -194,7 +192,7 @@ def test_words_without_content_count_a_third_in_the_f_mean(word):
 
 
 def test_f_mean_pays_for_what_a_reference_says_more():
-    """By hand: of "a dog runs on grass", 2.75 in all, 2 are found, or 1."""
+    """By hand: of "a dog runs on grass", worth 2.75 in total, 2 match, or 1."""
     found = f_means([indices("dog runs on a"), indices("a dog")], [0, 0],
                     [["a dog runs on grass"]])
     np.testing.assert_allclose(found, [2 / (.85 * 2.75 + .15 * 2),
@@ -236,14 +234,14 @@ def test_image_without_references_counts_for_nothing():
 
 
 def test_other_references_give_other_weights():
-    """A count of images that was kept from other data would not be noticed."""
+    """A stale image count from other data would go unnoticed."""
     one, other = (Rewards(VOCABULARY, references)([indices("a dog")], [0])[0]
                   for references in (REFERENCES, REFERENCES + [["a dog"]] * 3))
     assert other < one
 
 
 def test_every_word_of_a_long_list_of_captions_is_told_from_the_others():
-    """Numbers of n-grams must not run into each other."""
+    """The numbers of n-grams must not collide."""
     many = [" ".join(words) for words in itertools.product(WORDS, repeat=4)]
     reward = Rewards(VOCABULARY, [[caption] for caption in many])
     found = reward([indices(caption) for caption in many], np.arange(len(many)))

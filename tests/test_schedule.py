@@ -17,7 +17,7 @@ from model import Captioner, loss
 from runtime.tf import AdamOptimizer, tf
 from worlds import SIZES, TRAIN, Runs, caption_batches, refusal, write_features
 
-BATCHES = 3  # in an epoch of TRAIN with 4 captions a batch
+BATCHES = 3  # in an epoch of TRAIN with batches of 4 captions
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def runs(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def rates(monkeypatch):
-    """A list that the learning rate of every step is added to."""
+    """A list to which every step adds its learning rate."""
     found = []
 
     class Recorder(AdamOptimizer):
         def __init__(self, learning_rate):
             super().__init__(learning_rate)
-            self.rate, self.steps = learning_rate, -1  # the first makes its variables
+            self.rate, self.steps = learning_rate, -1  # the first creates variables
 
         def apply_gradients(self, *args, **kwargs):
             self.steps += 1
@@ -115,7 +115,7 @@ def test_cosine_falls_to_zero_at_the_end_of_the_run(runs, rates):
 def test_plateau_waits_for_an_epoch_that_is_no_better(select, sign):
     args = argparse.Namespace(learning_rate=.1, schedule="plateau", decay=.5,
                               select=select, epochs=9)
-    # The other figure gets better all the time
+    # The other figure keeps improving
     history = [{"val_loss": -i, "val_cider": i, SELECT[select][0]: sign * x}
                for i, x in enumerate((3, 2, 2.5, 1, 1.5))]
     assert [learning_rate_at(args, history[:n], .3) for n in range(6)] == pytest.approx(

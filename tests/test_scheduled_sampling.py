@@ -36,7 +36,7 @@ def test_without_a_share_the_true_words_are_told(batch):
 
 
 def test_all_words_are_those_that_the_model_draws_after_the_true_ones(batch, tmp_path):
-    """Without dropout, whatever there is in training."""
+    """Without dropout, even in training."""
     batch = caption_batches(TRAIN, str(tmp_path)).load(NUMBERS, .5, SIZES, (0, 1))
     assert len(set(batch.lengths)) > 1 and batch.parcel.masks.Ey is not None
     model, uniforms = Captioner(SIZES), uniforms_of(batch)

@@ -1,4 +1,4 @@
-"""The scores against pinned figures, formulas by hand and the reference scorer."""
+"""The scores, against pinned figures, by hand, and against the reference scorer."""
 import os
 import subprocess
 import math
@@ -60,7 +60,7 @@ def test_corpus_bleu_is_that_of_the_reference_scorer():
 
 
 def test_bleu_with_punctuation_by_hand():
-    """`a dog runs .` has 4 of 4 words and 2 of 3 pairs of the references; no penalty.
+    """`a dog runs .` has 4 of 4 words and 2 of 3 pairs of its references; no penalty.
     """
     true = {"1": ["A dog, running.", "One dog runs past the gate of the large house"]}
     for made in ("a dog runs", "A dog runs."):
@@ -69,11 +69,11 @@ def test_bleu_with_punctuation_by_hand():
         assert found["BLEU-2 with punctuation"] == pytest.approx(100 * (2 / 3) ** .5)
         assert found["BLEU-1 with punctuation and brevity penalty"] == pytest.approx(
             100 * math.exp(1 - 5 / 4))  # the nearest reference is `a dog , running .`
-        assert found["BLEU-1"] == pytest.approx(100)  # the full stop is no word there
+        assert found["BLEU-1"] == pytest.approx(100)  # there a full stop is no word
     assert scores.with_punctuation("Don't stop: A-1, \"go\"!") == (
         "don't stop : a - 1 , \" go \" !")
     assert scores.punctuated(["", "a."], [["a ."], ["b"]])[0] == ["", "a ."]
-    # These references rarely have full stops: a caption does well without one.
+    # These references rarely have full stops, so a caption does well without one
     made, true = scores.punctuated(["a dog runs"], [["a dog", "A dog runs.", "dogs"]])
     assert made == ["a dog runs"] and true == [["a dog", "a dog runs .", "dogs"]]
 
@@ -82,8 +82,7 @@ def test_bleu_with_punctuation_by_hand():
 
 @needs_java
 def test_scores_are_those_of_the_coco_tools():
-    """Pinned: what pycocoevalcap 1.2 printed for these captions when called directly.
-    """
+    """Pinned: what pycocoevalcap 1.2 printed for these captions, called directly."""
     scored = scores.score(MADE, TRUE)
     assert scored.tokenizer == scores.PTB and scored.ids == ["1", "2", "3", "4"]
     found = scores.averages(scored)
@@ -124,7 +123,7 @@ def test_without_java_there_is_no_meteor_and_the_tokenizer_says_so(monkeypatch):
     assert scored.tokenizer == scores.PLAIN and "Java" in scores.PLAIN
     found = scores.averages(scored)
     assert "METEOR" not in found and found["BLEU-1"] == pytest.approx(
-        PINNED["BLEU-1"], abs=.01)  # these captions read the same to both tokenizers
+        PINNED["BLEU-1"], abs=.01)  # both tokenizers split these captions alike
 
 
 @pytest.mark.parametrize("true", [{}, {"1": ["a"], "2": [], "3": ["b"], "4": ["c"]}])
@@ -171,7 +170,7 @@ def test_captions_that_were_cut_are_a_habit():
 # --- intervals ------------------------------------------------------------------------
 
 def many(images, seed, right=.6):
-    """Captions that hold each word of their reference with a chance of `right`."""
+    """Captions that have each word of their reference with probability `right`."""
     random = np.random.RandomState(seed)
     true = {str(i): [" ".join(random.choice(list("abcdefgh"), 7))]
             for i in range(images)}
@@ -209,7 +208,7 @@ def test_weights_of_one_each_are_the_plain_average():
 
 def test_paired_comparison_sees_what_differs_and_only_that():
     made, true = many(200, 4, .6)
-    better = many(200, 4, .75)[0]  # the same references: the same seed draws them first
+    better = many(200, 4, .75)[0]  # the same references, drawn first with the same seed
     first, second = (scores.score(m, true, java=False) for m in (made, made))
     for difference, low, high, p in scores.compare(first, second).values():
         assert (difference, low, high, p) == (0, 0, 0, 1)

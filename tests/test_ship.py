@@ -1,4 +1,4 @@
-"""A run that ships: smaller, as good, and nobody trains over it."""
+"""A shipped run: smaller, as good, and safe from being trained over."""
 import errno
 import os
 import shutil
@@ -39,7 +39,7 @@ SHIP = ("tools.ship_run", "--run", "a", "--name", "shipped")
 
 
 def test_shipped_run_captions_pictures_of_ones_own(world):
-    """Also where its network is an untrained one, which was calibrated."""
+    """Also with an untrained network, which was calibrated."""
     world.monkeypatch.setattr(networks, "build", fake_build)
     assert world(*SHIP) == 0
     assert world("analysis.report", "--run", "shipped", "--pictures", "data/val") == 0
@@ -56,7 +56,7 @@ def test_ship_that_did_not_come_to_its_end_leaves_nothing(world, capsys):
         patch.setattr(os, "fsync", fail)
         assert world(*SHIP) == 2
     assert os.listdir("checkpoints/shipped") == []
-    # One that was killed, of another run
+    # As left by a killed attempt with another run
     for name in ("best.npz", "familiarity.npz"):
         with open(f"checkpoints/shipped/{name}", "w"):
             pass

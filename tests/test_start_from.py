@@ -1,4 +1,4 @@
-"""A run that starts from another: its weights and its words, and nothing else of it."""
+"""A run that starts from another takes its weights and its words, nothing else."""
 import json
 import os
 
@@ -23,7 +23,7 @@ STILL = ("--learning-rate", "1e-30", "--dropout", "0")  # no step moves a weight
 def test_run_begins_with_the_best_weights_of_the_other(runs):
     with np.load(runs.file("a", "newest.npz")) as file:
         newest = dict(file)
-    for name in ("newest", "previous"):  # only the best one is asked for
+    for name in ("newest", "previous"):  # only the best one is needed
         os.remove(runs.file("a", name + ".npz"))
     status, out, errors = runs("b", 1, "--start-from", "a", *STILL)
     assert status == 0, errors
@@ -38,7 +38,7 @@ def test_run_begins_with_the_best_weights_of_the_other(runs):
 
 def test_optimizer_is_a_fresh_one(runs):
     runs("b", 1, "--start-from", "a", *STILL)
-    steps = 3  # of the one epoch
+    steps = 3  # in the one epoch
     assert runs.arrays("b")["optimizer/beta1_power"] == pytest.approx(.9 ** (steps + 1))
 
 

@@ -1,4 +1,4 @@
-"""What happens where TensorFlow is missing, too old, too new, or without its CUDA."""
+"""What happens if TensorFlow is missing, too old, too new, or lacks its CUDA."""
 import os
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_scripts_say_what_is_wrong_with_tensorflow_in_one_line(module, words, sc
 
 
 def stderr_of_import(tmp_path, module):
-    """(status, stderr) of a step where TensorFlow is this module."""
+    """Run a step with this module as TensorFlow: (status, stderr)."""
     (tmp_path / "tensorflow.py").write_text(module)
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, "train.py"), "--help"], cwd=str(tmp_path),
@@ -111,13 +111,13 @@ def test_compiled_function_gives_what_the_plain_one_gives():
 
 
 def test_memory_of_a_tensor_is_used_again_and_not_asked_of_the_system_anew():
-    """Linux: no page fault for each page of each large tensor."""
+    """On Linux: not a page fault for each page of each large tensor."""
     resource = pytest.importorskip("resource")
     tf = tf_runtime.tf
     if not sys.platform.startswith("linux"):
         pytest.skip("other systems keep other accounts")
     x = tf.ones((1 << 21,))  # 8 MB, 2,048 pages
-    for _ in range(100):  # until there is enough to use again
+    for _ in range(100):  # until there is enough to reuse
         tf.square(x)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
@@ -138,7 +138,7 @@ def test_weights_are_read_whatever_the_name_of_their_file(save, name, tmp_path):
     weights = [np.arange(array.size, dtype=np.float32).reshape(array.shape)
                for array in first.get_weights()]
     first.set_weights(weights)
-    # save() writes the format of Keras 2, and save_weights() that of the Keras at hand.
+    # save() writes the format of Keras 2, save_weights() that of the installed Keras
     path = str(tmp_path / ("a.h5" if save == "save" else "a.weights.h5"))
     getattr(first, save)(path, **{"include_optimizer": False} if save == "save" else {})
     os.rename(path, str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""What step 3 promises: which words are kept, what the arrays hold, who is where."""
+"""What step 3 promises: the words kept, the arrays, and who is in which split."""
 import json
 import os
 import sys
@@ -47,8 +47,7 @@ def command(data, *flags):
 
 
 def refused(done):
-    """The one line with which a command refuses its input, without the script's name.
-    """
+    """The line with which a command refuses its input, without the script's name."""
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     return done.stderr.split(": ", 1)[1]
 
@@ -191,7 +190,7 @@ def test_num_examples_takes_whole_images_until_there_are_enough(wanted):
     assert [i.id for i in kept] == sorted(i.id for i in kept)
     if wanted == 1000:
         assert kept == images
-    else:  # one image less would not be enough, whichever was the last one drawn
+    else:  # one image fewer would not be enough, whichever came last
         assert wanted <= sum(counts) < wanted + 3
 
 
@@ -255,7 +254,7 @@ def test_missing_files_name_the_step_that_makes_them(tmp_path):
 
 @pytest.fixture
 def written(tmp_path):
-    """A tokens file and its arrays."""
+    """A tokens file, and its arrays."""
     path = str(tmp_path / "train.npz")
     write_arrays(path, tokens_of(["a b c d", "a"], ["b a"])[1]._asdict(), compress=True)
     with np.load(path) as arrays:
@@ -371,7 +370,7 @@ def test_vocabulary_comes_from_training_captions_only(tmp_path):
 
 
 def test_vocabulary_of_one_cut_split_comes_from_its_training_part(tmp_path):
-    images = images_of(*([f"w{i}"] for i in range(10)))  # a word of its own each
+    images = images_of(*([f"w{i}"] for i in range(10)))  # one word each, all different
     write_split(tmp_path, "train", images)
     assert command(tmp_path, "--val-fraction", "0.3").returncode == 0
     vocabulary, train, val = results(tmp_path / "tokens")
@@ -464,7 +463,7 @@ def test_damaged_annotations_leave_the_old_tokens_alone(tmp_path):
 # --- Karpathy's splits ----------------------------------------------------------------
 
 def karpathy(path, images):
-    """Write a split file as Karpathy's: images are (split, name, captions, extra)."""
+    """Write a split file like Karpathy's: images are (split, name, captions, extra)."""
     content = {"dataset": "toy", "images": [
         dict({"filename": name, "split": split, "imgid": i,
               "sentences": [{"raw": caption, "tokens": caption.split()}

@@ -74,13 +74,13 @@ def test_every_caption_is_in_one_batch_with_others_of_like_length(batch_size, se
     pure = [batch for batch in found if batch[0] == batch[-1]]
     mixed = sorted((b for b in found if b[0] != b[-1]), key=lambda b: -b[-1])
     lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
-    for length, count in zip(lengths, counts):  # as many of one length as there can be
+    for length, count in zip(lengths, counts):  # as many of one length as possible
         assert sum(len(b) == batch_size and b[0] == length
                    for b in pure) >= count // batch_size
     for batch in mixed:
         assert batch == sorted(batch, reverse=True)   # the longest first
     for longer, shorter in zip(mixed, mixed[1:]):
-        assert longer[-1] >= shorter[0]               # alike: no two of them overlap
+        assert longer[-1] >= shorter[0]               # lengths do not overlap
 
 
 def test_batches_change_with_the_generator_and_come_in_no_order_of_length(features):
@@ -175,7 +175,7 @@ def test_checkpoint_brings_back_weights_optimizer_and_history(kind, tmp_path):
     assert not any((slots[name] == before[name]).all() for name in slots
                    if not name.startswith("momentum"))  # all zero
     assert len(slots) >= 2 * len(model.weights)
-    # The next step is the same one.
+    # The next step is the same
     for m, o in ((model, optimizer), (other, other_optimizer)):
         o.apply_gradients([(tf.ones_like(w), w) for w in m.weights.values()])
     assert equal(values(other.weights), values(model.weights))
@@ -194,7 +194,7 @@ def test_checkpoint_holds_plain_arrays_and_no_pickles(tmp_path):
 
 
 def test_baseline_of_hard_attention_is_kept_and_read_where_it_was_before(tmp_path):
-    """Earlier releases had it among the progress."""
+    """Earlier releases kept it with the progress."""
     path = str(tmp_path / "a.npz")
     model, optimizer = model_and_optimizer(steps=1)
     kept, other = Reinforce(1., 0.), Reinforce(1., 0.)
@@ -348,7 +348,7 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_loss(runs):
     assert status == 0
     losses = runs.arrays("a")["val_loss"].tolist()
     best = losses.index(min(losses)) + 1
-    assert best < 7  # else the newest would do
+    assert best < 7  # otherwise the newest would do
     assert runs.arrays("a", "best")["epoch"].tolist()[-1] == best
     assert f"best by loss: epoch {best}, validation loss {min(losses):.4f}" in out
 
@@ -366,7 +366,7 @@ def test_trained_run_is_read_back(runs):
                - run.history[-1]["val_loss"]) < 1e-4
 
 
-@pytest.mark.parametrize("flags, word", [  # test_options.py tries all
+@pytest.mark.parametrize("flags, word", [  # test_options.py tries all flags
     (("--units", "12"), "units"), (("--without", "gate"), "without"),
     (("--select", "cider"), "select")])
 def test_other_settings_on_an_existing_run_are_refused(flags, word, runs):
@@ -389,7 +389,7 @@ def test_precision_is_the_runs_and_needs_tensorflow_2(runs):
         assert result[0] == 0 and np.isfinite(runs.arrays("a")["val_loss"]).all()
         assert tf.config.optimizer.get_experimental_options()["auto_mixed_precision"]
         assert "precision" in refusal(runs("a", 2, "--precision", "float32"))
-        assert runs("a", 2)[0] == 0  # mixed still
+        assert runs("a", 2)[0] == 0  # still mixed
         assert tf.config.optimizer.get_experimental_options()["auto_mixed_precision"]
     finally:
         if tf.__version__ >= "2":
@@ -414,7 +414,7 @@ def test_run_that_has_no_checkpoint_begins_with_the_flags_that_are_given(runs):
         with contextlib.suppress(FileNotFoundError):
             os.remove(runs.file("a", name + ".npz"))
     with open(runs.file("a", "newest.npz.partial"), "wb"):
-        pass  # it was killed while it wrote the first one
+        pass  # killed while writing the first one
     assert settings_to_resume("checkpoints/a") == {}
     assert runs("a", 1)[0] == 0
     with open(runs.file("a", "settings.json")) as file:
@@ -483,7 +483,7 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_previous(runs):
 def test_damaged_checkpoint_never_takes_the_place_of_the_sound_one(runs):
     assert runs("a", 2)[0] == 0
     cut_off(runs.file("a", "newest.npz"))
-    assert runs("a", 2)[0] == 0  # from the previous one, which is now all there was
+    assert runs("a", 2)[0] == 0  # from the previous one, the only one left
     assert runs.arrays("a")["epoch"].tolist() == [1, 2]
     assert runs.arrays("a", "previous")["epoch"].tolist() == [1]
     assert os.path.exists(runs.file("a", "newest.npz.bad"))
@@ -623,7 +623,7 @@ def test_best_checkpoint_is_that_of_the_highest_score(runs):
     assert status == 0
     with open(runs.file("a", "log.csv")) as file:
         figures = [(float(row["val_cider"]), -float(row["val_loss"]))
-                   for row in csv.DictReader(file)]  # of equal scores the lower loss
+                   for row in csv.DictReader(file)]  # ties go to the lower loss
     best = figures.index(max(figures)) + 1
     assert best < 4 and max(figures)[0] > min(figures)[0]  # else any epoch would do
     assert f"best by cider: epoch {best}, validation loss" in out
@@ -695,16 +695,16 @@ def test_masks_leave_out_the_share_that_is_asked_for_and_change_with_the_seed(fe
     assert (found.Ey != found.o).any()
     for seed in ((8, 1), (7, 2)):
         for mask, other in zip(found, captions.masks(numbers, .3, sizes, seed)):
-            assert .3 < (mask != other).mean() < .5   # of independent ones .42 differ
+            assert .3 < (mask != other).mean() < .5   # independent ones differ in .42
 
 
 # --- interruptions --------------------------------------------------------------------
 
-BATCHES = 3  # in an epoch of TRAIN with 4 captions a batch
+BATCHES = 3  # in an epoch of TRAIN with batches of 4 captions
 
 
 def on_step(monkeypatch, number, action):
-    """Have `action(step function)` take the place of the training step `number`."""
+    """Replace the training step `number` by `action(step function)`."""
     real, count = train.Trainer.step, [0]
 
     def step(self, *arguments):
@@ -715,7 +715,7 @@ def on_step(monkeypatch, number, action):
 
 
 def assert_stopping_changes_nothing(runs, monkeypatch, *flags):
-    """A run 'parts', stopped inside an epoch and resumed, becomes the run 'whole'."""
+    """A run 'parts', stopped within an epoch and resumed, equals the run 'whole'."""
     assert runs("whole", 2, *flags)[0] == 0
     with monkeypatch.context() as patch:
         on_step(patch, 2, lambda run: [run(), os.kill(os.getpid(), signal.SIGTERM)][0])
@@ -752,7 +752,7 @@ def test_signal_after_the_last_step_of_an_epoch_stops_the_run(runs, monkeypatch)
     (number, cli.STOPPING[number % 3]) for number in range(1, 2 * BATCHES + 1)])
 def test_run_stopped_by_a_signal_at_any_batch_goes_on_as_if_never_stopped(
         number, signum, runs, monkeypatch):
-    """The signal comes in mid-step: the step is finished, and then the state saved."""
+    """The signal comes in mid-step: the step finishes, then the state is saved."""
     assert runs("whole", 3)[0] == 0
 
     def interrupt(run):
@@ -871,7 +871,7 @@ def test_memory_that_ran_out_is_told_with_the_batch_size_to_set(error, runs,
         line = refusal(runs("a", 1))
     assert "out of memory with --batch-size 4" in line
     assert "set --batch-size 2 or less" in line
-    # Under the same name: there is nothing yet that other settings could spoil.
+    # The same name is fine: there is nothing yet for other settings to spoil
     assert runs("a", 1, "--batch-size", "2")[0] == 0
     assert "another batch size" in refusal(runs("a", 2))
 

@@ -1,7 +1,7 @@
-"""What one version of TensorFlow has written, another reads, and gives the same.
+"""What one version of TensorFlow writes, another reads, with the same results.
 
-The tests run in one environment and call a second: OTHER_PYTHON=/path/to/python, or
-`make env-2` (.venv-2, TensorFlow 2 beside the 1.10 of .venv). Without one they are
+The tests run in one environment and call a second one: OTHER_PYTHON=/path/to/python, or
+the .venv-2 of `make env-2`, with TensorFlow 2 beside .venv's 1.10. Without one they are
 skipped.
 """
 import csv
@@ -55,7 +55,7 @@ def test_the_other_environment_has_another_version(other):
 # --- checkpoints ----------------------------------------------------------------------
 
 class Copy:
-    """A folder with the drawn data of the pipeline's run and a copy of the run."""
+    """A folder with a copy of the pipeline's run and its drawn data."""
 
     def __init__(self, folder, source, python):
         self.folder, self.python = folder, python
@@ -63,7 +63,7 @@ class Copy:
         shutil.copytree(str(source / "checkpoints"), str(folder / "checkpoints"))
 
     def go_on(self):
-        """Train one epoch more than the 12 of the run; its row of the log."""
+        """Train one epoch more than the run's 12; returns its row of the log."""
         command(self.folder, "train.py", "--data", "drawn", "--run", "toy", "--epochs",
                 "13", "--units", "128", "--embedding", "128", "--batch-size", "16",
                 "--dropout", "0", python=self.python)
@@ -74,8 +74,7 @@ class Copy:
         return rows[-1]
 
     def captions(self, split, checkpoint):
-        """Decode with one of the checkpoints: the words (I, T), and alphas (I, T, L).
-        """
+        """Decode with one of the checkpoints: words (I, T) and alphas (I, T, L)."""
         command(self.folder, "evaluate.py", "--run", "toy", "--split", split,
                 "--allow-seen", "--checkpoint", checkpoint, python=self.python)
         path = self.folder / "checkpoints" / "toy" / f"attention_{split}.npz"
@@ -85,7 +84,7 @@ class Copy:
 
 @pytest.fixture(scope="module")
 def copies(outputs, other, tmp_path_factory):
-    """Copies of the run, one for each of the two environments."""
+    """Two copies of the run, one for each environment."""
     return [Copy(tmp_path_factory.mktemp(name), outputs["folder"], python)
             for name, python in (("here", sys.executable), ("there", other))]
 
@@ -95,7 +94,7 @@ def assert_same_captions(copies, split, checkpoint, images):
                                          for copy in copies]
     assert len(words) == images and len(np.unique(words, axis=0)) > images / 3
     np.testing.assert_array_equal(words, others)
-    assert np.ptp(alphas, axis=2).max() > .05  # the model looks somewhere
+    assert np.ptp(alphas, axis=2).max() > .05  # the maps are not flat
     assert abs(alphas - theirs).max() < 1e-4
 
 
@@ -108,7 +107,7 @@ def test_run_goes_on_in_the_other_and_comes_back(copies):
     mine, theirs = here.go_on(), there.go_on()
     for name in ("train_loss", "val_loss"):
         assert float(theirs[name]) == pytest.approx(float(mine[name]), rel=1e-3)
-    # Now the newest checkpoint is one that the other version has written.
+    # Now the other version has written the newest checkpoint
     for name in ("settings.json", "newest.npz"):
         folders = [copy.folder / "checkpoints" / "toy" for copy in copies]
         shutil.copy(str(folders[1] / name), str(folders[0] / name))
@@ -140,7 +139,7 @@ def test_untrained_network_gives_the_same_features(outputs, copies):
 
 
 def write_weights(path):
-    """InceptionV3's weights, each number drawn, in an .h5 file of Keras 2's format."""
+    """Write random weights of InceptionV3 to an .h5 file in Keras 2's format."""
     tf.keras.backend.clear_session()
     model = inception.architecture()
     random = np.random.RandomState(5)
@@ -151,20 +150,20 @@ def write_weights(path):
                           random.normal(0, .3, mean.shape),
                           random.uniform(.7, 1.5, variance.shape)])
     if tf.__version__.startswith("1."):
-        model.save_weights(path)  # as the file that Keras downloads
+        model.save_weights(path)  # like the file that Keras downloads
     else:
         model.save(path)          # Keras 3 has no other way to that format
 
 
 def write_features(weights, path):
-    """The features of two pictures by the weights in a file, as an array."""
+    """Write the features of two pictures, made with the weights in a file."""
     small = np.random.RandomState(6).randint(0, 256, (2, 5, 5, 3))
     pixels = np.kron(small, np.ones((1, 60, 60, 1)))[:, :299, :299].astype(np.uint8)
     np.save(path, inception.inception(weights)(tf.constant(pixels)).numpy())
 
 
 def answer(folder):
-    """The other's part of the next test: read weights, and write some to be read."""
+    """The other environment's part of the next test: read weights, write others."""
     start()
     write_features(os.path.join(folder, "here.h5"),
                    os.path.join(folder, "here_read_there.npy"))

@@ -1,4 +1,4 @@
-"""What gets nowhere for --hang-minutes is ended, and a fresh process follows."""
+"""What makes no progress for --hang-minutes is ended, and started again."""
 import os
 import re
 import signal
@@ -12,7 +12,7 @@ from commands import ROOT, environment
 from test_restart import lives, run, start
 from worlds import write_data
 
-LIMIT = .05  # minutes, of scripts that do nothing but wait
+LIMIT = .05  # minutes, for scripts that only wait
 WATCHED = f"""
 from runtime import watchdog
 with watchdog.watching({LIMIT}):
@@ -83,7 +83,7 @@ TRAINING = ("train.py", "--run", "a", "--epochs", "100000", "--embedding", "7",
 
 
 class Training:
-    """A training that is restarted up to twice; stdout and stderr go to one file."""
+    """Training, restarted up to twice; stdout and stderr go to one file."""
 
     def __init__(self, folder):
         self.folder, self.log = folder, folder / "log.txt"
@@ -101,7 +101,7 @@ class Training:
         os.replace(self.features + "_next", self.features)
 
     def wait_for(self, text, seconds=240):
-        """Until a line of the log has it, a regular expression."""
+        """Wait until a line of the log matches this regular expression."""
         end = time.time() + seconds
         while not re.search(text, self.log.read_text()):
             assert self.process.poll() is None and time.time() < end, (
@@ -109,12 +109,12 @@ class Training:
             time.sleep(.05)
 
     def child(self):
-        """The number of the process that trains, as its lock says it."""
+        """The id of the training process, from its lock."""
         lock = self.folder / "checkpoints" / "a" / ".train.lock"
         return int(re.search(r"process (\d+)", lock.read_text()).group(1))
 
     def end(self):
-        """It trains again: stop it as SLURM would; the log."""
+        """Stop the restarted training as SLURM would; returns the log."""
         self.wait_for(r"resuming from [\s\S]*\nepoch \d+: ")
         self.process.send_signal(signal.SIGUSR1)
         assert self.process.wait(60) == 130
@@ -139,7 +139,7 @@ def test_training_that_was_stopped_is_restarted_from_its_checkpoint(training):
 
 @pytest.mark.fault("hang, then a fresh process")
 def test_training_whose_folder_hangs_is_restarted_from_its_checkpoint(training):
-    """A pipe that nobody writes into is read for ever, like a network folder."""
+    """Reading a pipe that nobody writes to hangs, like a dead network folder."""
     hanging = training.features + "_that_hang"
     for split in ("train", "val"):
         os.makedirs(os.path.join(hanging, split))

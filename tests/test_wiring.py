@@ -1,4 +1,4 @@
-"""Every flag reaches what it is for: none is lost between the command and the model."""
+"""Every flag arrives: none is lost between the command and the model."""
 import subprocess
 import sys
 
@@ -18,7 +18,7 @@ from model import Captioner
 from runtime.tf import AdamOptimizer
 from worlds import SIZES, TRAIN, Runs, caption_batches, write_features
 
-# Of seed 0, with TensorFlow 1.10 and 2.21: the first number of some first weights, and
+# With seed 0, TensorFlow 1.10 and 2.21: the first number of some initial weights, and
 # the losses of two epochs
 GOLDEN_WEIGHTS = {"W_v": 0.005280351, "W_1": -0.46213907, "E": 0.04914711,
                   "U": 0.06242734, "L_o": -0.6131444}
@@ -31,7 +31,7 @@ def runs(tmp_path, monkeypatch, capsys):
 
 
 def differs(one, other):
-    """Whether two checkpoints are of other models."""
+    """Whether two checkpoints hold different models."""
     return sorted(one) != sorted(other) or any(
         one[key].shape != other[key].shape or (one[key] != other[key]).any()
         for key in one if key not in ("train_loss", "val_loss", "total"))
@@ -70,7 +70,7 @@ def test_flags_that_change_the_model_change_its_weights_by_name(runs):
 
 
 def test_training_loss_of_the_log_is_cross_entropy_alone(runs):
-    flags = ("--learning-rate", "1e-12", "--dropout", "0")  # the weights stay
+    flags = ("--learning-rate", "1e-12", "--dropout", "0")  # the weights stay fixed
     assert runs("plain", 1, *flags)[0] == runs("penalty", 1, "--penalty", "9",
                                                *flags)[0] == 0
     losses = [runs.arrays(run)["train_loss"][0] for run in ("plain", "penalty")]
@@ -148,8 +148,9 @@ UNK, A, B, C, END = 3, 4, 5, 6, 2
 
 
 def write_chain(path):
-    """A checkpoint whose next word depends on the last word only: UNK, A or B first;
-    after A and C mostly C, sometimes the end; after B the end.
+    """Write a checkpoint whose next word depends only on the last one.
+
+    UNK, A or B come first; after A and C mostly C, sometimes the end; after B the end.
     """
     with np.load(path) as file:
         arrays = dict(file)
@@ -177,8 +178,8 @@ def test_flags_of_the_search_reach_the_search(flags, words, world):
 
 
 def test_p_and_interval_of_a_comparison_are_two_sided_of_95_percent(monkeypatch):
-    """Two systems that differ little on 40 images, resampled here by hand."""
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 40000)  # so that chance is small
+    """Two systems that differ little on 40 images, resampled by hand."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 40000)  # to leave little to chance
     random = np.random.RandomState(28)
     true = {str(i): ["a b c d e f g h"] for i in range(40)}
     one, two = ({i: "a b c d e f g h"[:2 * random.randint(shortest, 9) - 1]
@@ -188,7 +189,7 @@ def test_p_and_interval_of_a_comparison_are_two_sided_of_95_percent(monkeypatch)
     gain = second.parts["ROUGE-L"] - first.parts["ROUGE-L"]
     drawn = gain[np.random.RandomState(1).randint(40, size=(40000, 40))].mean(axis=1)
     assert point == pytest.approx(gain.mean())
-    assert .3 < p < .6  # far from 0 and 1, where one side and two look alike
+    assert .3 < p < .6  # far from 0 and 1, where one-sided and two-sided look alike
     assert p == pytest.approx(2 * min((drawn < 0).mean(), (drawn > 0).mean()), abs=.02)
     spread = np.ptp(drawn)
     assert low == pytest.approx(np.percentile(drawn, 2.5), abs=.01 * spread)

@@ -1,4 +1,4 @@
-"""What looks at a decoded run works where TensorFlow and the scorers do not."""
+"""Commands that only read a decoded run work without TensorFlow and the scorers."""
 import os
 import sys
 
@@ -11,7 +11,7 @@ from captioning.runs import read_run
 from captioning.tokens import END
 from commands import environment, finished
 
-# Importing these fails; then as python -m does
+# Make importing these fail, then do as python -m does
 BARRED = """import runpy, sys
 sys.modules.update(dict.fromkeys(["tensorflow", "pycocoevalcap"]))
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
@@ -20,7 +20,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 @pytest.fixture
 def decoded(world):
-    """Captions that say what one of the drawn things is."""
+    """A decoded run whose captions name one of the drawn things."""
     run = read_run("a")
     made = read_decoded(run.folder, "val", run.vocabulary)
     objects = read_objects("data", made.images.tolist(), made.image_ids.tolist())

@@ -1,6 +1,6 @@
-"""A full disk: a clear line, nothing damaged, and it goes on when there is room again.
+"""A full disk: a clear line, nothing damaged, and work continues once there is room.
 
-A small tmpfs is filled but for so many bytes. Needs the right to mount one; not part of
+A small tmpfs is filled up to a few bytes. Needs the right to mount one; not part of
 `make test`: `make torture` runs it.
 """
 import contextlib
@@ -36,7 +36,7 @@ def small_disk(path, megabytes):
 
 
 def fill(path, leave):
-    """Write a file that leaves so many bytes of the disk free."""
+    """Write a file that leaves `free` bytes of the disk."""
     free = shutil.disk_usage(os.path.dirname(path)).free
     with open(path, "wb") as file:
         file.write(bytes(max(0, free - leave)))
@@ -70,7 +70,7 @@ def test_full_disk_is_told_and_with_room_the_work_is_done(script, share, made, t
         assert status == 2 and line.startswith(shown(script) + ": "), errors
         assert "No space left on device; make room on that disk" in line
         assert "Traceback" not in errors
-        # What stands there under its name is whole, and the rest as it was.
+        # Files under their own names are whole, and the rest is as it was
         for path, found in snapshot(".", outputs).items():
             if script != "train.py":  # an unfinished run has other weights
                 assert path not in expected or found == expected[path]

@@ -1,8 +1,8 @@
 """Every reader, fed with damaged files: a UserError in one line, or sound content.
 
-FUZZ inputs each (10,000), mutated from a whole file: bytes flipped, cut, doubled, taken
-out, put in; pictures likewise; and captions in twenty scripts. Not part of `make test`:
-`make torture` runs it.
+Each reader gets FUZZ inputs (10,000), mutated from a whole file: bytes flipped, cut,
+doubled, removed, inserted; pictures likewise; and captions in twenty scripts. Not part
+of `make test`: `make torture` runs it.
 """
 import io
 import os
@@ -28,7 +28,7 @@ from runtime import cli
 
 FUZZ = int(os.environ.get("FUZZ", "10000"))
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
-LONGEST = 20  # seconds for one input: more is a hang
+LONGEST = 20  # seconds per input: more is a hang
 pytestmark = pytest.mark.fault("mutated files, read")
 TOKENS = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"-1", b"1e999",
           b"NaN", b"0", b"99999999999999999999", b"\\u0000", b"\t", b"\n", b"\xff",
@@ -37,12 +37,12 @@ TOKENS = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"-1", b"1
 
 
 def mutate(content, randomness):
-    """One to four changes to some bytes."""
+    """Apply one to four changes to some bytes."""
     content = bytearray(content)
     for _ in range(randomness.randint(1, 4)):
         if not content:
             break
-        # Half of the changes near the ends, where the headers of the formats are
+        # Half of the changes are near the ends, where formats have their headers
         n = len(content)
         at = (randomness.randrange(n) if randomness.random() < .5 else
               randomness.choice([randomness.randrange(min(n, 200)),
@@ -173,7 +173,7 @@ def test_mutated_file_is_read_or_refused_in_one_line(name, made, tmp_path,
 # --- pictures -------------------------------------------------------------------------
 
 def whole_picture(kind):
-    """The bytes of a small picture, as cameras and the web have them."""
+    """The bytes of a small picture like those of cameras and the web."""
     buffer = io.BytesIO()
     picture = Image.radial_gradient("L").resize((40, 30)).convert("RGB")
     if kind == "JPEG with EXIF":
@@ -199,7 +199,7 @@ def test_mutated_picture_is_read_or_skipped(kind, tmp_path, record_property):
     record_property("faults", FUZZ)
     skipped = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about odd metadata
+        warnings.simplefilter("ignore")  # from Pillow, about odd metadata
         for _ in range(FUZZ):
             content = mutate(whole, randomness)
             with open(path, "wb") as file:
@@ -215,7 +215,7 @@ def test_mutated_picture_is_read_or_skipped(kind, tmp_path, record_property):
 
 # --- captions -------------------------------------------------------------------------
 
-SCRIPTS = {  # the first letter of a block, and how many to draw from
+SCRIPTS = {  # the first letter of a block, and how many letters it has
     "Latin": (0x20, 95), "Latin with accents": (0xc0, 400), "Greek": (0x370, 140),
     "Cyrillic": (0x400, 250), "Armenian": (0x530, 90), "Hebrew": (0x591, 100),
     "Arabic": (0x600, 250), "Devanagari": (0x900, 128), "Bengali": (0x980, 128),

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of every step; in the end all is as if it had never been.
+"""kill -9 at random moments of every step; the end is as if it had never happened.
 
 Not part of `make test`: `make torture` runs it.
 """
@@ -25,12 +25,12 @@ from test_download_coco import Server, jpeg, zip_of
 
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
 pytestmark = pytest.mark.fault("kill -9, then the same command")
-# Without Java's folder on PATH: it takes seconds to start.
+# Without Java's folder on PATH, as Java takes seconds to start
 ENVIRONMENT = dict(environment(), PATH=os.path.dirname(sys.executable),
                    NO_PROXY="127.0.0.1")
 TRAIN = ("train.py", "--run", "a", "--epochs", "4", "--embedding", "16", "--units",
          "24", "--batch-size", "4", "--save-minutes", "1e-9")
-STEPS = {  # command, what it writes, how often it is killed
+STEPS = {  # command, what it writes, how often to kill it
     "draw": (("demo.draw_scenes", "--data", "data", "--train", "24", "--val", "12",
               "--size", "200"), ("data/annotations", "data/train", "data/val"), 5),
     "extract": (("extract_features.py", "--weights", "random", "--batch-size", "4"),
@@ -50,7 +50,7 @@ def start(folder, command):
 
 
 def finish(folder, command):
-    """Run a command to its end; the seconds that it took."""
+    """Run a command to its end; returns the seconds it took."""
     begin = time.time()
     process = start(folder, command)
     out, _ = process.communicate(timeout=300)
@@ -65,7 +65,7 @@ def clear(folder, outputs):
 
 
 def content(path):
-    """What must be the same in a file of two runs: all but times of day and rates."""
+    """What must be equal in a file of two runs: all except times of day and rates."""
     name = os.path.basename(path)
     if name.endswith(".npz"):
         with np.load(path, allow_pickle=False) as file:
@@ -89,13 +89,13 @@ def content(path):
 
 
 def without_rates(row):
-    """A line of a log but for what another run of the same measures otherwise."""
+    """A line of a log without what differs between repetitions of a run."""
     return {name: value for name, value in row.items()
             if name not in ("seconds", "captions_per_second")}
 
 
 def snapshot(folder, outputs):
-    """{path: content} of what a step writes, but for TensorBoard's events and locks."""
+    """What a step writes, {path: content}, except TensorBoard's events and locks."""
     found = {}
     for pattern in outputs:
         for top in glob.glob(os.path.join(folder, pattern)):
@@ -109,7 +109,7 @@ def snapshot(folder, outputs):
 
 
 def assert_whole(folder):
-    """No file under its own name is half-written."""
+    """Check that no file under its own name is half-written."""
     for at, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(at, name)
@@ -139,7 +139,7 @@ def kill_and_go_on(folder, command, outputs, kills, seconds, expected, seed):
             process.communicate()
             done += 1
             assert_whole(folder)
-        else:  # it was at its end before the kill
+        else:  # it ended before the kill
             assert process.returncode == 0
             assert snapshot(folder, outputs) == expected
             clear(folder, outputs)
@@ -151,7 +151,7 @@ def kill_and_go_on(folder, command, outputs, kills, seconds, expected, seed):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder after all steps, what each of them wrote, and how long it took."""
+    """A folder after all steps, what each step wrote, and how long it took."""
     folder = str(tmp_path_factory.mktemp("undisturbed"))
     seconds, snapshots = {}, {}
     for step, (command, outputs, _) in STEPS.items():
@@ -189,7 +189,7 @@ def test_stopped_step_says_how_to_go_on_and_does(step, signum, undisturbed, tmp_
     out = process.communicate(timeout=120)[0].decode()
     assert "Traceback" not in out, out
     last = out.splitlines()[-1]
-    if not last.startswith("next: "):  # else all was done before the signal came
+    if not last.startswith("next: "):  # otherwise it ended before the signal came
         assert process.returncode == 130 and last.startswith("  "), out
     assert_whole(folder)
     finish(folder, command)
@@ -208,7 +208,7 @@ cli.run(download_coco.main)
 
 @pytest.fixture
 def slow_coco(tmp_path):
-    """A server with 40 images, each after a pause; and a script that knows its sums."""
+    """A slow server with 40 images, and a script that knows their checksums."""
     server = Server()
     names = [f"{i}.jpg" for i in range(40)]
     images = [{"id": i, "file_name": name} for i, name in enumerate(names)]

@@ -1,8 +1,8 @@
-"""A fault at each write of a command: it dies there, finds the disk full, or is given
-an error by the disk; then the same command ends as if nothing had been, and what is not
-its own stays as it was, to the byte.
+"""A fault at each write of a command: it dies there, the disk is full, or the disk
+fails. Then the same command ends as if nothing had happened, and other files stay as
+they were, to the byte.
 
-Of runs that come from others: started from one, self-critical, shipped, in an ensemble.
+For runs that build on others: started from one, self-critical, shipped, in an ensemble.
 Not part of `make test`: `make torture` runs it.
 """
 import glob
@@ -19,13 +19,13 @@ from faults import FAULTS, Server
 from torture_kills import ENVIRONMENT, assert_whole, clear, snapshot
 from worlds import SMALL, noise
 
-# What is struck, of a Disk's changes: each state that a file can be left in, once
+# Which of a Disk's changes to strike: each state that can be left behind, once
 STRUCK = {"kill": ("mkdir", "write", "replace", "remove"), "full": ("mkdir", "write"),
           "error": ("replace", "remove")}
 ENDS = {"kill": (-9, ""),
         "full": (2, "No space left on device; make room on that disk"),
         "error": (3, "Input/output error; it may pass: run the same command again")}
-CACHE = "data/features/"  # without which a command goes on
+CACHE = "data/features/"  # which a command can do without
 SIZES = ("--embedding", "3", "--units", "4", "--select", "loss")
 FROM = ("train.py", "--run", "b", *SIZES, "--batch-size", "400", "--start-from")
 ENSEMBLE = ("evaluate.py", "--ensemble", "a", "c", "--beam")
@@ -37,11 +37,11 @@ DESCENDANT, TOGETHER, FROM_HERE = (f"each write: {what}" for what in (
 
 
 class Work(typing.NamedTuple):
-    """What is struck."""
-    kind: str  # of fault, in the tally
+    """A command to strike."""
+    kind: str  # its name in the count of faults
     command: typing.Tuple[str, ...]
     outputs: typing.Tuple[str, ...]       # what it writes
-    earlier: typing.Tuple[str, ...] = ()  # the command that has written there before
+    earlier: typing.Tuple[str, ...] = ()  # a command that has written there before
     faults: typing.Tuple[str, ...] = tuple(sorted(FAULTS))
 
 
@@ -80,12 +80,12 @@ def made(server, tmp_path_factory):
         done = server(folder, command)
         assert done.status == 0, done.said
     do("demo.draw_scenes", "--data", "data", "--train", "64", "--val", "40", "--size",
-       "32")  # so many that familiarity.npz is written
+       "32")  # enough for familiarity.npz to be written
     do("tokenize_captions.py")
     write_features(os.path.join(folder, "data"), dict(
         SMALL, network="inception-v3", weights="random", shape=(2, 3, 40), seed=0))
     trained = (*SIZES, "--batch-size", "64", "--learning-rate", ".05", "--dropout",
-               "0", "--epochs", "2")  # short captions: their figures are drawn quickly
+               "0", "--epochs", "2")  # short captions, whose figures are quick to draw
     do("train.py", "--run", "a", *trained)
     do("train.py", "--run", "c", *trained, "--seed", "1")
     do("tools.ship_run", "--run", "a", "--name", "shipped")
@@ -97,7 +97,7 @@ def made(server, tmp_path_factory):
 
 
 def write_features(data, record):
-    """Random features of all pictures of a data set, as step 2 leaves them."""
+    """Write random features of all pictures of a data set, as step 2 would."""
     random = np.random.RandomState(0)
     for picture in sorted(glob.glob(os.path.join(data, "*", "*.png"))):
         split, name = os.path.split(os.path.relpath(picture, data))
@@ -110,7 +110,7 @@ def write_features(data, record):
 
 
 def others(folder, outputs):
-    """{path: size and time} of all files but those that a command writes, and locks."""
+    """The files that a command must leave alone: {path: (size, time)}; no locks."""
     own = tuple(path for pattern in outputs
                 for path in glob.glob(os.path.join(folder, pattern)))
     found = {}
@@ -125,8 +125,8 @@ def others(folder, outputs):
 
 
 def assert_old_or_new(now, old, new, done_before):
-    """Each file is the old one or the new one, where the command was done before; and
-    scores are never beside captions that they are not of.
+    """Check that scores never lie beside captions that are not theirs, and, if the
+    command ran before, that each file is the old or the new one.
     """
     now = {path: found for path, found in now.items() if not path.endswith(".partial")}
     for path, found in now.items():

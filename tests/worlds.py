@@ -1,4 +1,4 @@
-"""Small worlds that several test files act in."""
+"""Small data sets and runs that several test files use."""
 import hashlib
 import json
 import os
@@ -33,7 +33,7 @@ SIZES = Sizes(vocabulary=len(VOCABULARY), features=SHAPE[-1], annotation=3,
 
 
 def tokens_of(folder, captions):
-    """Tokens of random captions: `captions` lists how many words, image by image."""
+    """Tokens of random captions; `captions` lists their lengths, image by image."""
     random = np.random.RandomState(len(captions))
     lengths = np.array([n + 1 for group in captions for n in group], np.int32)
     words = np.zeros((len(lengths), lengths.max() + 1), np.int32)
@@ -46,7 +46,7 @@ def tokens_of(folder, captions):
                   VOCABULARY.digest(), np.ones(len(captions), bool))
 
 
-# The record of another network: its cells' middles are at 40 and 60 % of the height,
+# Another network's record: the middles of its cells are at 40 and 60 % of the height,
 # and at 50, 65 and 80 % of the width
 SMALL = {"network": "small", "side": 100, "shape": (2, 3, 5),
          "grid": [[40, 20], [50, 15]]}
@@ -55,7 +55,7 @@ VAL = tokens_of("val", [(4, 2), (6,), (3,), (1,)])
 
 
 def write_features(folder, tokens, shape=SHAPE):
-    """Random float16 features of every image of some tokens."""
+    """Write random float16 features of every image of some tokens."""
     random = np.random.RandomState(len(tokens.images))
     os.makedirs(os.path.join(folder, os.path.dirname(tokens.images[0])))
     for name in tokens.images:
@@ -69,9 +69,9 @@ def caption_batches(tokens, features):
 
 
 def write_data(tmp_path, shape=SHAPE):
-    """Tokens and features of TRAIN and VAL in data/; returns the features' folder.
+    """Write tokens and features of TRAIN and VAL to data/; returns the features folder.
 
-    shape: of the features, which another network has made unless it is SHAPE.
+    shape: that of the features; other than SHAPE, another network has made them.
     """
     features, tokens = str(tmp_path / "data" / "features"), tmp_path / "data" / "tokens"
     tokens.mkdir(parents=True)
@@ -89,7 +89,7 @@ def write_data(tmp_path, shape=SHAPE):
 
 
 class Runs:
-    """A tokenized data set on disk, and the command run on it inside this process."""
+    """A tokenized data set on disk, with train.py run inside this process."""
 
     def __init__(self, tmp_path, monkeypatch, capsys, shape=SHAPE):
         self.path, self.monkeypatch, self.capsys = tmp_path, monkeypatch, capsys
@@ -98,7 +98,7 @@ class Runs:
         monkeypatch.setattr(train, "start", lambda: None)
 
     def __call__(self, run, epochs, *flags):
-        """Train; returns (exit status, stdout, stderr)."""
+        """Train: (exit status, stdout, stderr)."""
         self.monkeypatch.setattr(sys, "argv", [
             "train.py", "--data", "data", "--run", run, "--epochs", str(epochs),
             "--embedding", "7", "--units", "11", "--batch-size", "4",
@@ -109,7 +109,7 @@ class Runs:
         return os.path.join("checkpoints", run, name)
 
     def arrays(self, run, name="newest"):
-        """All arrays of a checkpoint, and its progress but for the times."""
+        """All arrays of a checkpoint, and its progress without times."""
         with np.load(self.file(run, name + ".npz"), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key != "progress"}
             progress = json.loads(str(file["progress"]))
@@ -123,13 +123,13 @@ class Runs:
 
 
 def noise(width, height, seed=0):
-    """A picture of nothing, uint8 (height, width, 3)."""
+    """A picture of noise, uint8 (height, width, 3)."""
     return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(
         np.uint8)
 
 
 def some_alphas(count, locations=64, seed=1):
-    """Attention maps of so many words, float32 (count, locations)."""
+    """Random attention maps of `count` words, float32 (count, locations)."""
     return np.random.RandomState(seed).dirichlet(np.ones(locations), count).astype(
         np.float32)
 
@@ -144,7 +144,7 @@ def refusal(result):
 
 
 def files_of(folder):
-    """{name: bytes} of everything below a folder."""
+    """All files in a folder, {name: bytes}."""
     found = {}
     for here, _, names in os.walk(str(folder)):
         for name in names:
@@ -164,7 +164,7 @@ MAIN = {"demo.draw_scenes": draw_scenes.main, "download_coco.py": download_coco.
         "tools.ship_run": ship_run.main}
 QUICK = ("--epochs", "1", "--embedding", "3", "--units", "4", "--batch-size", "8",
          "--select", "loss")
-COMMANDS = {  # the command that a case runs, without the flags of the case
+COMMANDS = {  # each case's command, without the case's flags
     "demo.draw_scenes": ("--data", "other", "--train", "2", "--val", "1"),
     "download_coco.py": ("--data", "other", "--mirror", "http://127.0.0.1:1"),
     "extract_features.py": ("--weights", "random"), "tokenize_captions.py": (),
@@ -174,12 +174,12 @@ COMMANDS = {  # the command that a case runs, without the flags of the case
 
 
 def shown(script):
-    """The name of a script's file, with which its messages begin."""
+    """The file name of a script, with which its messages begin."""
     return script if script.endswith(".py") else script.split(".")[-1] + ".py"
 
 
 class World:
-    """A folder with everything in it, and the commands run inside this process."""
+    """A folder with all files, and the commands run inside this process."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.monkeypatch = str(folder), monkeypatch
@@ -190,12 +190,12 @@ class World:
             monkeypatch.setattr(module, "start", lambda: None)
 
     def __call__(self, script, *flags):
-        """The exit status of a command."""
+        """Run a command. Returns its exit status."""
         self.monkeypatch.setattr(sys, "argv", [shown(script), *flags])
         return exit_status(MAIN[script])
 
     def files(self):
-        """{path: digest} of all files, and {path: None} of all folders."""
+        """All files and folders, {path: digest, or None for a folder}."""
         found = {}
         for folder, _, names in os.walk("."):
             found[folder] = None
@@ -207,7 +207,7 @@ class World:
 
 
 def fake_build(made, *args):
-    """A network that is quick, for pictures of any content."""
+    """A quick network that takes any picture."""
     if made["weights"] not in ("random", "imagenet"):
         return inception.trained(made["weights"])
     return lambda pixels: tf.zeros([int(pixels.shape[0])] + list(made["shape"])) + .5
@@ -218,7 +218,7 @@ def without_network(patch):
 
 
 def refused(world, capsys, script, *flags):
-    """Run a command that must refuse; return the one line that it says."""
+    """Run a command that must refuse. Returns its one line."""
     capsys.readouterr()
     status = world(script, *COMMANDS[script], *flags)
     out, errors = capsys.readouterr()
