@@ -240,6 +240,13 @@ class Captioner:
         caption: nothing is computed for padding, and the output layer, most of the
         work, is one product for all words.
         """
+        Ey, h, z, targets, alphas = self.unroll(batch)
+        return self.deep_output(Ey, h, z, batch.parcel.masks.o), targets, alphas
+
+    def unroll(self, batch):
+        """Decode a Batch's true words, up to the deep output: E y (N, m), h (N, n),
+        z (N, D), and targets and alphas as `teacher_forcing` returns them.
+        """
         inputs, targets, k = real_words(batch)
         features, _, masks, _, draws, _ = batch.parcel
         context = self.encode(features, masks.a)
@@ -257,8 +264,7 @@ class Captioner:
             hs.append(h)
             zs.append(z)
             alphas.append(alpha)
-        logits = self.deep_output(Ey, tf.concat(hs, 0), tf.concat(zs, 0), masks.o)
-        return logits, targets, alphas
+        return Ey, tf.concat(hs, 0), tf.concat(zs, 0), targets, alphas
 
 
 def likeliest(alpha):

@@ -48,7 +48,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from captioning.batches import list_bad, read_splits, tensors
+from captioning.batches import PerShape, list_bad, read_splits, tensors
 from captioning.checkpoints import (Progress, begin_epoch, checkpoint_path,
                                     create_optimizer_variables, resume,
                                     rotate_checkpoint, save_checkpoint,
@@ -69,7 +69,7 @@ from methods.averaging import Averaging, better
 from methods.hard_attention import reinforce, with_draws
 from methods.label_smoothing import LabelSmoothing
 from methods.localiser import Guide
-from methods.scheduled_sampling import with_own_words
+from methods.scheduled_sampling import OwnWords
 from methods.self_critical import SelfCritical, read_rewards
 from model import DoublyStochastic, Sizes, loss
 from runtime import cli, ranks, watchdog
@@ -86,18 +86,19 @@ class Trainer:
     def __init__(self, model, optimizer, terms=(), clip=5.):
         """terms: see model.loss. clip: largest global norm of the gradients."""
         self.model, self.optimizer, self.terms = model, optimizer, terms
-        self.common, self.compiled = set(), {}
+        self.gradients, self.own_words = PerShape(self._gradients), OwnWords(model)
         self.clip = compiled(lambda *gradients: tf.clip_by_global_norm(gradients, clip))
 
     def compile_for(self, shapes):
         """Compile the step for batches of these shapes, see CaptionBatches.shapes."""
-        self.common = set(shapes)
+        self.gradients.compile_for(shapes)
+        self.own_words.compile_for(shapes)
 
     def variables(self):
         """All that a checkpoint keeps, {name: Variable}."""
         return variables_of(self.model, self.optimizer, self.terms)
 
-    def gradients(self, batch, share):
+    def _gradients(self, batch, share):
         """Loss, cross-entropy, and the gradients in the order of model.weights.
 
         batch: Batch. share: a factor on all of them, float32 (). Returns a list of
@@ -114,23 +115,6 @@ class Trainer:
             for gradient, variable in zip(tape.gradient(total, variables), variables)]
         return [total, share * cross_entropy] + gradients
 
-    def gradients_for(self, batch):
-        """`gradients` for batches of this shape, as a function of (parcel, share).
-
-        Compiled if the shape is common: captions of one length, each with its own
-        features.
-        """
-        def gradients(parcel, share):
-            return self.gradients(batch._replace(parcel=parcel), share)
-        lengths = batch.lengths
-        shape = (len(lengths), int(lengths[0]))
-        if (shape not in self.common or lengths[-1] != lengths[0]
-                or batch.parcel.features.shape[0] != len(lengths)):
-            return gradients
-        if shape not in self.compiled:
-            self.compiled[shape] = compiled(gradients)
-        return self.compiled[shape]
-
     def reduced_gradients(self, batch, N):
         """The loss, cross-entropy and gradients of a batch shared among processes.
 
@@ -145,7 +129,7 @@ class Trainer:
         else:
             batch = tensors(batch)
             share = tf.constant(int(batch.lengths.sum()) / N, dtype)
-            mine = self.gradients_for(batch)(batch.parcel, share)
+            mine = self.gradients(batch, share)
         return ranks.total(mine)
 
     def step(self, batch, N):
@@ -211,10 +195,9 @@ def train_epoch(trainer, learning_rate, captions, progress, args, save):
     if args.attention == "hard":
         batches = with_draws(batches, args.expected, (args.seed, epoch))
     if args.scheduled_sampling:
-        batches = with_own_words(
-            batches, trainer.model,
-            (args.scheduled_sampling * (epoch - 1 + i / len(order)) / args.epochs
-             for i in range(done, len(order))), (args.seed, epoch))
+        shares = (args.scheduled_sampling * (epoch - 1 + i / len(order)) / args.epochs
+                  for i in range(done, len(order)))
+        batches = trainer.own_words(batches, shares, (args.seed, epoch))
     with cli.interrupts_wait() as asked_to_stop, tqdm(
             total=len(captions.captions), initial=sum(map(len, order[:done])),
             desc=f"epoch {epoch}/{args.epochs}", unit=captions.unit,

@@ -9,7 +9,7 @@ from captioning.tokens import read_tokens, read_vocabulary, tokens_path, vocabul
 from model import Batch, Masks, Parcel
 from runtime import cli
 from runtime.ahead import read_ahead
-from runtime.tf import tf
+from runtime.tf import compiled, tf
 
 WORTH_COMPILING = 4  # batches of one shape in an epoch
 
@@ -155,6 +155,33 @@ class CaptionBatches:
             batch = self.load(numbers, **dropout)
             return batch and tensors(batch)
         return read_ahead(load, order)
+
+
+class PerShape:
+    """A function of batches, compiled for the shapes of most of them."""
+
+    def __init__(self, function):
+        """function: takes a Batch of tensors, and more tensors; returns tensors."""
+        self.function, self.common, self.compiled = function, set(), {}
+
+    def compile_for(self, shapes):
+        """Compile it for batches of these shapes, see CaptionBatches.shapes."""
+        self.common = set(shapes)
+
+    def __call__(self, batch, *others):
+        """The function's value. It is compiled for captions of one length, each with
+        its own features, where their shape is common.
+        """
+        def function(parcel, *others):
+            return self.function(batch._replace(parcel=parcel), *others)
+        lengths = batch.lengths
+        shape = (len(lengths), int(lengths[0]))
+        if (shape not in self.common or lengths[-1] != lengths[0]
+                or batch.parcel.features.shape[0] != len(lengths)):
+            return function(batch.parcel, *others)
+        if shape not in self.compiled:
+            self.compiled[shape] = compiled(function)
+        return self.compiled[shape](batch.parcel, *others)
 
 
 def tensors(batch):

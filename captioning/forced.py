@@ -50,7 +50,7 @@ def forced_maps(model, batch):
 
     batch: of arrays or tensors.
     """
-    _, _, alphas = model.teacher_forcing(tensors(batch))  # C tensors (k_t, L)
+    *_, alphas = model.unroll(tensors(batch))  # C tensors (k_t, L)
     alphas = [alpha.numpy() for alpha in alphas]
     return [np.stack([alpha[row] for alpha in alphas[:length]])
             for row, length in enumerate(batch.lengths)]

@@ -213,11 +213,11 @@ def test_share_of_own_words_rises_from_none_and_they_are_drawn_anew(runs, steps,
                                                                     monkeypatch):
     shares, numbers = [], []
 
-    def told(model, batch, uniforms, share):
+    def inputs(own_words, batch, uniforms, share):
         shares.append(share)
         numbers.extend(uniforms[:, 0, 0])
         return batch.parcel.words
-    monkeypatch.setattr(scheduled_sampling, "told", told)
+    monkeypatch.setattr(scheduled_sampling.OwnWords, "inputs", inputs)
     ends_well(runs("a", 2, *PLAIN, "--scheduled-sampling", ".9"))
     assert shares == pytest.approx([0, .15, .3, .45, .6, .75])  # of two epochs of three
     assert len(set(numbers)) == 22  # eleven captions, twice

@@ -215,7 +215,7 @@ def test_processes_together_have_the_gradient_of_one_and_compiled_or_not(tmp_pat
         trainer = Trainer(Captioner(SIZES), AdamOptimizer(.1), [reinforce])
         trainer.compile_for(set(shapes))
         found = trainer.reduced_gradients(batch.replacing(draws=draws), 8)
-        assert bool(trainer.compiled) == bool(shapes)
+        assert bool(trainer.gradients.compiled) == bool(shapes)
         return found
     whole = gradients(numbers)
     halves = zip(gradients(numbers[:1]), gradients(numbers[1:]))

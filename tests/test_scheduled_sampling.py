@@ -5,7 +5,7 @@ import pytest
 
 from captioning.batches import tensors
 from captioning.decode import draw
-from methods.scheduled_sampling import told, with_own_words
+from methods.scheduled_sampling import OwnWords
 from model import Captioner, real_words
 from runtime.tf import tf
 from test_train import assert_stopping_changes_nothing
@@ -31,7 +31,7 @@ def uniforms_of(batch, seed=0):
 
 
 def test_without_a_share_the_true_words_are_told(batch):
-    found = told(Captioner(SIZES), batch, uniforms_of(batch), 0.)
+    found = OwnWords(Captioner(SIZES)).inputs(batch, uniforms_of(batch), 0.)
     assert (found == batch.parcel.words).all()
 
 
@@ -40,7 +40,7 @@ def test_all_words_are_those_that_the_model_draws_after_the_true_ones(batch, tmp
     batch = caption_batches(TRAIN, str(tmp_path)).load(NUMBERS, .5, SIZES, (0, 1))
     assert len(set(batch.lengths)) > 1 and batch.parcel.masks.Ey is not None
     model, uniforms = Captioner(SIZES), uniforms_of(batch)
-    found = told(model, batch, uniforms, 1.)
+    found = OwnWords(model).inputs(batch, uniforms, 1.)
     assert (found[:, 0] == batch.parcel.words[:, 0]).all()
     for row, length in enumerate(batch.lengths):  # caption by caption
         image = batch.parcel.features[batch.image_of[row]][None]
@@ -56,7 +56,8 @@ def test_all_words_are_those_that_the_model_draws_after_the_true_ones(batch, tmp
 
 def test_so_many_words_are_the_models_own(batch):
     model, uniforms = Captioner(SIZES), uniforms_of(batch)
-    whole, some = (told(model, batch, uniforms, share) for share in (1., .4))
+    whole, some = (OwnWords(model).inputs(batch, uniforms, share)
+                   for share in (1., .4))
     own = uniforms[:, :, 1] < .4
     assert (some[:, 1:] == np.where(own, whole[:, 1:], batch.parcel.words[:, 1:])).all()
     assert (some != whole).any() and (some != batch.parcel.words).any()
@@ -72,12 +73,27 @@ def test_what_is_drawn_of_a_caption_does_not_depend_on_its_batch(batch, tmp_path
     captions, model = caption_batches(TRAIN, str(tmp_path)), Captioner(SIZES)
 
     def drawn(numbers):
-        found, = with_own_words([tensors(captions.load(numbers))], model, [.7], (0, 1))
+        found, = OwnWords(model)([tensors(captions.load(numbers))], [.7], (0, 1))
         return found.parcel.told.numpy()
     for row, number in enumerate(NUMBERS):
         length = TRAIN.lengths[number]
         assert (drawn(NUMBERS)[row, :length + 1]
                 == drawn(np.array([number]))[0, :length + 1]).all()
+
+
+def test_compiled_pass_gives_the_same_words(tmp_path):
+    write_features(str(tmp_path), TRAIN)
+    captions, model = caption_batches(TRAIN, str(tmp_path)), Captioner(SIZES)
+    same = np.flatnonzero(TRAIN.lengths == 4)  # captions of one length
+    batch = captions.load(same, .5, SIZES, (0, 1))
+    eager, fast = OwnWords(model), OwnWords(model)
+    fast.compile_for({(len(same), 4)})
+    for seed in (0, 1):
+        uniforms = uniforms_of(batch, seed)
+        found = fast.inputs(batch, uniforms, .6)
+        assert (found == eager.inputs(batch, uniforms, .6)).all()
+        assert (found != batch.parcel.words).any()
+    assert fast.unroll.compiled and not eager.unroll.compiled
 
 
 def test_run_that_was_stopped_inside_an_epoch_is_the_run_that_was_not(runs,

@@ -600,7 +600,7 @@ def test_compiled_step_is_the_plain_step(dropout, terms):
             losses.append(trainer.step(tensors(Batch(
                 Parcel(maps.astype(np.float16), words, masks), lengths,
                 np.arange(5, dtype=np.int32), np.arange(5))), 35))
-        assert len(trainer.compiled) == len(shapes)
+        assert len(trainer.gradients.compiled) == len(shapes)
         found.append((losses, values(model.weights)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for name, value in found[0][1].items():
