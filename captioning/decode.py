@@ -1,7 +1,7 @@
-"""Free-running decoding: the model sees its own previous word, state and image only.
+"""Free-running decoding: the model sees only its own previous word, state and image.
 
-Greedy decoding is beam search of width 1: the most probable word at every step. So is a
-sample, but that its words are drawn.
+Greedy decoding is beam search of width 1: the most probable word at every step.
+Sampling also keeps one hypothesis, but draws its words at random.
 """
 import os
 import typing
@@ -17,11 +17,11 @@ from runtime import cli, watchdog
 from runtime.tf import XLA, compiled, tf
 
 
-WORTH_XLA = 20000  # hypotheses: XLA compiles for seconds, and makes each word cheaper
+WORTH_XLA = 20000  # hypotheses: below this, XLA's compilation costs more than it saves
 
 
 class Caption(typing.NamedTuple):
-    """One generated caption of T steps, the end token's among them."""
+    """One generated caption of T words, including the end token."""
     words: typing.List[int]  # the last is END unless the caption was cut at max_steps
     log_probs: np.ndarray    # float32 (T,): log p of each word, given those before it
     alphas: np.ndarray       # float32 (T, L): where the model looked for each word
@@ -30,58 +30,57 @@ class Caption(typing.NamedTuple):
 
 class Rule(typing.NamedTuple):
     """How words are chosen."""
-    width: int               # hypotheses of an image
+    width: int               # hypotheses per image
     max_steps: int           # words after which a caption is cut
     barred: typing.Any       # (K,): -inf for words that are never chosen, else 0
-    drawn: bool = False      # with State.uniforms, and these: see `Decoder.sample`
+    sampled: bool = False    # with State.uniforms and the next two: `Decoder.sample`
     temperature: float = 1.
     top_p: float = 1.
 
     def choose(self, logits, state, t):
-        """The best C sentences with one word more, of w hypotheses of each of R images.
+        """The C best one-word extensions of the w hypotheses of R images.
 
-        logits: (R * w, K), of the word after t others. state: the State before it.
-        Returns their scores (R, C), -inf where there are fewer, and where each is in
-        (R, w * K).
+        logits: (R * w, K), for the word after t others. state: the State before it.
+        Returns their scores (R, C), padded with -inf, and their indices in (R, w * K).
         """
         (R, w), K = state.scores.shape.as_list(), int(logits.shape[1])
         barred = tf.cast(self.barred, logits.dtype)
-        if self.drawn:
+        if self.sampled:
             p = tf.nn.softmax(logits / self.temperature + barred)
             words = draw(p, tf.gather(state.uniforms, t, axis=1), self.top_p)[:, None]
             return pick(p, words), words
         sums = tf.reshape(state.scores, (-1, 1)) + (tf.nn.log_softmax(logits) + barred)
-        C = 2 * self.width  # at least half of them do not end
+        C = 2 * self.width  # at most half of them end
         best, flat = tf.nn.top_k(tf.reshape(sums, (R, w * K)), min(C, w * K))
         missing = [[0, 0], [0, C - min(C, w * K)]]
         return tf.pad(best, missing, constant_values=-np.inf), tf.pad(flat, missing)
 
 
 class State(typing.NamedTuple):
-    """What the next word of R images depends on, w hypotheses each."""
+    """What the next word depends on, for R images of w hypotheses each."""
     h: typing.Any         # (R, w, n)
-    words: typing.Any     # int32 (R, w): the last of each
-    scores: typing.Any    # (R, w): the log probability of each; -inf: there is none
+    words: typing.Any     # int32 (R, w): the last word
+    scores: typing.Any    # (R, w): log probability; -inf where there is no hypothesis
     count: typing.Any     # int32 (R,): hypotheses that have ended
-    going: typing.Any     # bool (R,): whether more are looked for
-    uniforms: typing.Any  # float64 (R, max_steps), or (R, 0): no word is drawn
+    going: typing.Any     # bool (R,): whether the search continues
+    uniforms: typing.Any  # float64 (R, max_steps); (R, 0) if nothing is sampled
 
 
 class Step(typing.NamedTuple):
-    """What is kept of a word of R images; of several, with an axis more in front."""
-    scores: typing.Any  # (R, C), of Rule.choose
-    flat: typing.Any    # int32 (R, C), of Rule.choose
-    done: typing.Any    # bool (R, C): it is a caption
-    ranks: typing.Any   # int32 (R, width): which of the C each hypothesis is then
-    alphas: typing.Any  # (R, w, L): where each hypothesis before them looked
-    betas: typing.Any   # (R, w); (R, 0) in a model without a gate
+    """The record of one word of R images; of several words with a leading axis."""
+    scores: typing.Any  # (R, C), from Rule.choose
+    flat: typing.Any    # int32 (R, C), from Rule.choose
+    done: typing.Any    # bool (R, C): whether it is a finished caption
+    ranks: typing.Any   # int32 (R, width): which of the C continue as hypotheses
+    alphas: typing.Any  # (R, w, L): attention of the hypotheses they extend
+    betas: typing.Any   # their gates (R, w); (R, 0) in a model without a gate
 
 
 class Decoder:
     """Writes captions with a model."""
 
     def __init__(self, model, compile=True):
-        """model: a Captioner, or what has its methods. compile: whether it can be."""
+        """model: a Captioner or a look-alike. compile: whether it may be compiled."""
         self.model, self.compile = model, compile
         self.go_on = compiled(self._go_on)
         self.step_by_xla = compiled(self._step, xla=True)
@@ -90,16 +89,15 @@ class Decoder:
                forbidden=(PAD, START, UNK), batches=1):
         """Caption many images at once by beam search.
 
-        features: float16 or float32 (I, L, F). width: hypotheses an image. max_steps:
-        words, the end token among them, after which a caption is cut. length_power:
+        features: float16 or float32 (I, L, F). width: hypotheses per image. max_steps:
+        words, including the end token, after which a caption is cut. length_power:
         hypotheses are compared by their log probability / T ** length_power.
-        forbidden: words that are never emitted. batches: how many of this shape come,
-        at least; from two on what computes them is compiled.
+        forbidden: words that are never emitted. batches: the number of batches of this
+        shape to expect; from two on the search is compiled.
 
-        Where a hypothesis ends, the next best takes its place, until `width` of them
-        have ended. Returns a list of I lists of Captions, best first: `width` of them,
-        or fewer where there are not so many sentences. Those that did not end come
-        last.
+        When a hypothesis ends, the next best takes its place, until `width` of them
+        have ended. Returns a list of I lists of at most `width` Captions, best first;
+        those that were cut come last.
         """
         none = np.zeros((int(features.shape[0]), 1, 0))
         return self._decode(features, none, forbidden, batches, length_power,
@@ -107,27 +105,27 @@ class Decoder:
 
     def sample(self, features, uniforms, temperature=1., top_p=1., forbidden=(),
                batches=1):
-        """Draw captions from the model's own probabilities, word by word.
+        """Sample captions from the model's own probabilities, word by word.
 
-        features: float16 or float32 (I, L, F). uniforms: float (I, S, T), at least 0
-        and below 1: the same numbers draw the same S captions of each image, of T words
-        at most. temperature: divides the logits. top_p: only the most probable words
-        that reach this share together are drawn (Holtzman et al. 2020). forbidden:
-        words that are never drawn. batches: see `search`. Returns a list of I lists of
-        S Captions.
+        features: float16 or float32 (I, L, F). uniforms: float (I, S, T) in [0, 1), a
+        random number for each word of S captions per image, T words long at most; the
+        same numbers give the same captions. temperature: divides the logits. top_p:
+        sample only from the most probable words that together reach this probability
+        (Holtzman et al. 2020). forbidden: words that are never sampled. batches: see
+        `search`. Returns a list of I lists of S Captions.
         """
         S, T = uniforms.shape[1:]
-        found = self._decode(features, uniforms, forbidden, batches, 0., width=1,
-                             max_steps=T, drawn=True, temperature=temperature,
+        beams = self._decode(features, uniforms, forbidden, batches, 0., width=1,
+                             max_steps=T, sampled=True, temperature=temperature,
                              top_p=top_p)
-        return [sum(found[i:i + S], []) for i in range(0, len(found), S)]
+        return [sum(beams[i:i + S], []) for i in range(0, len(beams), S)]
 
     def _decode(self, features, uniforms, forbidden, batches, length_power, **rule):
-        """The Captions of each image, or of each of its samples: lists.
+        """Decode I images S times each: I * S lists of Captions.
 
-        uniforms: those of State, (I, S, ...) for S captions of an image. rule: fields
-        of Rule. What has ended drops out a quarter of all rows at a time, since each
-        number of rows is compiled anew.
+        uniforms: (I, S, ...), see State. rule: fields of Rule. Finished rows are
+        dropped a quarter of the batch at a time, since each new batch size is compiled
+        anew.
         """
         barred = np.zeros(self.model.sizes.vocabulary, np.float32)
         barred[list(forbidden)] = -np.inf
@@ -141,18 +139,18 @@ class Decoder:
         state = State(tf.reshape(h, (count, 1, n)), tf.fill((count, 1), START),
                       tf.zeros((count, 1), h.dtype), tf.zeros(count, tf.int32),
                       tf.fill([count], True), tf.constant(uniforms.reshape(count, -1)))
-        rows, w, t, found = np.arange(count), 1, tf.constant(0), []
+        rows, w, t, chunks = np.arange(count), 1, tf.constant(0), []
         quarter, go_on, xla = -(-count // 4), self._go_on, False
         if self.compile and batches > 1:
             go_on, xla = self.go_on, batches * count * rule.width >= WORTH_XLA
-        if rule.width > 1:  # at first there is one hypothesis of each image
+        if rule.width > 1:  # each image starts with one hypothesis
             state, kept = self._word(context, state, rule, t)
-            found.append((rows, [values.numpy()[None] for values in kept]))
+            chunks.append((rows, [values.numpy()[None] for values in kept]))
             t += 1
         while True:
             going = state.going.numpy()
             if not going.any():
-                return captions_of(found, rule, count, length_power)
+                return captions_of(chunks, rule, count, length_power)
             quarters = -(-int(going.sum()) // quarter)
             chosen = np.sort(np.argsort(~going, kind="mergesort")[:quarters * quarter])
             if len(chosen) < len(rows) or w < rule.width:
@@ -161,11 +159,13 @@ class Decoder:
                 rows, w = rows[chosen], rule.width
             t, state, kept = go_on(context, state, rule, t,
                                    tf.constant((quarters - 1) * quarter), XLA and xla)
-            found.append((rows, [values.numpy() for values in kept]))
+            chunks.append((rows, [values.numpy() for values in kept]))
 
     def _go_on(self, context, state, rule, t, enough, xla):
-        """The words after t, until `enough` rows or fewer go on: how many words there
-        are by then, State, Step. xla: whether it computes the model's steps.
+        """Decode from word t on until at most `enough` rows are unfinished.
+
+        xla: whether XLA compiles the model's steps. Returns the new t, the State, and
+        the Step of these words.
         """
         value, index = state.h.dtype, tf.int32
 
@@ -181,13 +181,13 @@ class Decoder:
         return t + n, state, Step(*(array.stack() for array in arrays))
 
     def _word(self, context, state, rule, t, xla=False):
-        """The word after t others: the State after it, and its Step."""
+        """Decode the word after t others: the State after it, and its Step."""
         (R, w, n), width = state.h.shape.as_list(), rule.width
         h, logits, alpha, beta = (self.step_by_xla if xla else self._step)(
             context, tf.reshape(state.h, (R * w, n)), tf.reshape(state.words, (R * w,)))
         scores, flat = rule.choose(logits, state, t)                      # (R, C)
         K, C = int(logits.shape[1]), int(scores.shape[1])
-        # In the last step all end: captions_of takes those that were cut last
+        # At the last step every hypothesis ends; captions_of ranks cut ones last
         ends = tf.equal(flat % K, END) | tf.equal(t + 1, rule.max_steps)
         done = (ends & (scores > -np.inf) & (np.arange(C) < width)
                 & state.going[:, None])
@@ -203,23 +203,23 @@ class Decoder:
                       state.uniforms), Step(scores, flat, done, ranks, alpha, beta))
 
     def _step(self, context, h, words):
-        """The model's word of B hypotheses after these: h, logits, alpha and beta."""
+        """One step of the model for B hypotheses: h, logits, alpha and beta."""
         Ey, gates = self.model.embed(words)
         h, z, alpha, beta = self.model.step(context, h, gates)
         return h, self.model.deep_output(Ey, h, z), alpha, beta
 
 
 def pick(x, places):
-    """Of each row of x (R, C) the values at these places (R, k)."""
+    """The values of each row of x (R, C) at its indices `places` (R, k)."""
     R, C = x.shape.as_list()
     return tf.gather(tf.reshape(x, (R * C,)),
                      places + C * np.arange(R, dtype=np.int32)[:, None])
 
 
 def draw(p, uniforms, top_p=1.):
-    """A word from each row of probabilities (B, K), by the number (B,) of that row.
+    """Sample a word from each row of p (B, K) by inverting its cumulative sum.
 
-    uniforms: float64. top_p: see `Decoder.sample`. Returns int32 (B,).
+    uniforms: float64 (B,) in [0, 1). top_p: see `Decoder.sample`. Returns int32 (B,).
     """
     order = None
     if top_p < 1:
@@ -231,15 +231,16 @@ def draw(p, uniforms, top_p=1.):
     return drawn if order is None else pick(order, drawn[:, None])[:, 0]
 
 
-def captions_of(found, rule, count, length_power):
-    """Lists of Captions of so many images: the rule.width best of each.
+def captions_of(chunks, rule, count, length_power):
+    """The rule.width best Captions of each image, as `count` lists.
 
-    found: which images the Steps of some words are of, numpy arrays, word by word.
+    chunks: in order of time, pairs of int (R,), the images still being decoded, and
+    the Step of the next words, as numpy arrays.
     """
-    K, t, T = int(rule.barred.shape[0]), 0, sum(len(steps[0]) for _, steps in found)
+    K, t, T = int(rule.barred.shape[0]), 0, sum(len(steps[0]) for _, steps in chunks)
     kept = Step(*(np.zeros((T, count) + values.shape[2:], values.dtype)
-                  for values in found[-1][1]))
-    for rows, steps in found:
+                  for values in chunks[-1][1]))
+    for rows, steps in chunks:
         for table, values in zip(kept, steps):
             table[t:t + len(values), rows] = values
         t += len(steps[0])
@@ -263,39 +264,39 @@ def captions_of(found, rule, count, length_power):
         score = scores[:T, n]
         captions[i].append(Caption(
             words[:T, n].tolist(),
-            np.log(score) if rule.drawn else np.append(score[:1], np.diff(score)),
+            np.log(score) if rule.sampled else np.append(score[:1], np.diff(score)),
             alphas[:T, n], betas if betas is None else betas[:T, n]))
     return captions
 
 
 def decode_files(decoder, paths, batch_size, quiet=False, **search):
-    """For each features file the Captions of its beam, best first, in order.
+    """Beam search on features files, in batches: a list of Captions per file.
 
-    search: the arguments of `Decoder.search`. Images of a batch are decoded side by
-    side. Raises cli.UserError where a file is missing, damaged or not finite.
+    search: arguments of `Decoder.search`. Raises cli.UserError if a file is missing,
+    damaged or not finite.
     """
     return [beam for _, maps, batches in _read_batches(paths, batch_size, "decode",
                                                        "the images", quiet)
             for beam in decoder.search(maps, batches=batches, **search)]
 
 
-def sample_files(decoder, paths, batch_size, count, max_steps, seed, **drawing):
-    """For each features file a list of `count` Captions that are drawn, in order.
+def sample_files(decoder, paths, batch_size, count, max_steps, seed, **options):
+    """Sample `count` Captions for each features file: a list of lists.
 
-    drawing: the last arguments of `Decoder.sample`. What is drawn of an image depends
-    on the seed and the name of its file, not on the others. Raises as `decode_files`.
+    options: further arguments of `Decoder.sample`. The samples depend on the seed and
+    the file's name, not on the other files. Raises what `decode_files` raises.
     """
-    found = []
+    samples = []
     for some, maps, batches in _read_batches(paths, batch_size, "sample",
                                              "the samples"):
         uniforms = uniforms_of([[seed, zlib.crc32(os.path.basename(path).encode())]
                                 for path in some], (count, max_steps))
-        found += decoder.sample(maps, uniforms, batches=batches, **drawing)
-    return found
+        samples += decoder.sample(maps, uniforms, batches=batches, **options)
+    return samples
 
 
 def _read_batches(paths, batch_size, title, waiting_for, quiet=False):
-    """Yield some paths, their features, and how many batches have as many."""
+    """Yield a batch's paths, its features, and how many batches have its size."""
     groups = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
     with tqdm(total=len(paths), desc=title, unit="image", disable=quiet) as bar:
         for some, maps in zip(groups, watchdog.watched(
@@ -306,18 +307,18 @@ def _read_batches(paths, batch_size, title, waiting_for, quiet=False):
 
 
 def was_cut(caption):
-    """Whether a Caption was cut at max_steps: it has no end."""
+    """Whether a Caption was cut at max_steps, and so lacks the end token."""
     return caption.words[-1] != END
 
 
 def sample_and_seed(text):
-    """An argparse type: '5' or '5:1', how many captions an image and the seed."""
+    """An argparse type: captions per image and the seed, '5' or '5:1'."""
     count, _, seed = text.partition(":")
     return cli.positive(count), cli.seed(seed or "0")
 
 
 def add_flags(parser):
-    """Flags about how captions are searched or drawn."""
+    """Flags of beam search and sampling."""
     parser.add_argument("--beam", without="--sample", type=cli.positive, default=1,
                         help="width of the beam search; 1 is greedy")
     parser.add_argument("--length-power", needs="--beam", without="--sample",
@@ -330,12 +331,12 @@ def add_flags(parser):
                         help="also write the N best captions of the beam and their "
                              "log probabilities")
     parser.always("--sample", type=sample_and_seed, metavar="N[:SEED]",
-                  help="draw N captions of each image by their probability, and report "
-                       "their diversity; another seed than 0 draws others")
+                  help="sample N captions per image from the model's probabilities, "
+                       "and report their diversity; SEED: 0 by default")
     parser.add_argument("--temperature", needs="--sample",
                         type=cli.number(float, above=0), default=1.,
                         help="divides the logits")
     parser.add_argument("--top-p", needs="--sample",
                         type=cli.number(float, above=0, at_most=1), default=1.,
-                        help="draw among the most probable words that have this share "
-                             "together")
+                        help="sample only from the most probable words that together "
+                             "reach this probability")

@@ -30,8 +30,9 @@ def maps_of_references(name, split, images):
     check_network(source["features"], run.settings, run.folder)
     tokens = read_tokens(source["tokens"], source["split"])
     if tokens.vocabulary != run.vocabulary.digest():
-        raise cli.UserError(f"{source['tokens']}: has other words than {run.folder}; "
-                            "make them anew with tokenize_captions.py --vocabulary")
+        raise cli.UserError(f"{source['tokens']}: has another vocabulary than "
+                            f"{run.folder}; make it anew with "
+                            "tokenize_captions.py --vocabulary")
     start()
     captions = CaptionBatches(tokens, *find_features(source["features"], tokens.images,
                                                      source["split"]))

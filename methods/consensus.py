@@ -1,12 +1,12 @@
-"""Choose a caption from a beam: instead of the most probable one, the one most similar
-to other plausible captions (minimum Bayes risk decoding, Kumar & Byrne 2004).
+"""Choose from a beam not the most probable caption, but the one most similar to other
+plausible captions (minimum Bayes risk decoding, Kumar & Byrne 2004).
 
 Among candidates y, choose
 
     argmax_y  sum_y' q(y') r(y, y')
 
-with r = CIDEr-D + 3 F-mean (methods/rewards.py). A caption that many others resemble
-is rarely wrong in all its words. The others y' are
+with r = CIDEr-D + 3 F-mean (methods/rewards.py). A caption that resembles many others
+is rarely wrong in every word. The y' are
 
 - the beam's own captions, q ~ exp(log p(y') / T' ** power) (`by_consensus`), or
 - people's captions of the most similar training images, q growing with that similarity
@@ -24,13 +24,13 @@ from captioning.tokens import read_references, read_tokens
 from methods.rewards import Rewards
 from runtime import watchdog
 
-F_MEAN = 3.  # beside CIDEr-D (0 to 10): weight of METEOR's F-mean (0 to 1)
-OWN = .5     # beside the neighbours: weight of log p(y) / T ** power
-PIECE = 64   # images at a time: 20 captions, each against 300, are 6,000 pairs an image
+F_MEAN = 3.  # weight of METEOR's F-mean (0 to 1), added to CIDEr-D (0 to 10)
+OWN = .5     # weight of log p(y) / T ** power, added to the neighbours' reward
+PIECE = 64   # images at a time; 20 captions against 300 are 6,000 pairs per image
 
 
 def training_rewards(run, *elsewhere):
-    """Rewards with the training references of a Run, in the order of its tokens.
+    """Rewards against the training references of a Run, in the order of its tokens.
 
     elsewhere: see `training_tokens`. Raises cli.UserError if they are missing or
     damaged.
@@ -45,8 +45,8 @@ def training_rewards(run, *elsewhere):
 def by_consensus(beams, rewards, length_power=0.):
     """Reorder each beam by similarity to its other captions, highest first.
 
-    beams: lists of Captions, at least one each. rewards: Rewards. length_power:
-    that of the beam search. Returns lists of the same Captions.
+    beams: non-empty lists of Captions. length_power: that of the beam search. Returns
+    lists of the same Captions.
     """
     def earned(captions, counts, piece):
         q = [_probabilities(beam, length_power) for beam in beams[piece]]
@@ -70,10 +70,10 @@ def by_neighbours(beams, rewards, images, shares, length_power=0.):
 def _in_order(beams, earned):
     """Sort each beam's captions by reward, highest first.
 
-    earned: a function of some beams' captions (word indices), the number of captions in
-    each of these beams, and the slice of these beams; returns float (captions,).
+    earned: a function from the captions of some beams (word indices), the number of
+    captions in each beam, and the slice of these beams, to rewards, float (captions,).
     """
-    found = []
+    ordered = []
     with tqdm(total=len(beams), desc="consensus", unit="image") as bar:
         for first in watchdog.watched(range(0, len(beams), PIECE), "piece",
                                       "the consensus"):
@@ -83,9 +83,9 @@ def _in_order(beams, earned):
             values = earned([caption.words for beam in some for caption in beam],
                             counts, piece)
             for beam, own in zip(some, np.split(values, np.cumsum(counts)[:-1])):
-                found.append([beam[i] for i in np.argsort(-own, kind="mergesort")])
+                ordered.append([beam[i] for i in np.argsort(-own, kind="mergesort")])
             bar.update(len(some))
-    return found
+    return ordered
 
 
 def _scores(beam, length_power):

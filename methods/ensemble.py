@@ -1,4 +1,4 @@
-"""Several Captioners that write as one: the mean of their probabilities."""
+"""Caption with several models together: the mean of their word probabilities."""
 import typing
 
 import numpy as np
@@ -10,34 +10,34 @@ from runtime.tf import tf
 
 
 def read_members(names, checkpoint="best", look=None):
-    """The LoadedRuns that are to write together, or the only one.
+    """Load the runs of an ensemble: a list of LoadedRuns.
 
-    look: a key of LOOKING, what z is made with; None: each as it was trained.
-
-    Raises cli.UserError where one of them has other words than the first.
+    look: a key of LOOKING, how z is computed; None: as each run was trained. Raises
+    cli.UserError if their vocabularies differ.
     """
     runs = [load_run(name, checkpoint, look=look) for name in names]
     for run in runs:
         if run.vocabulary.digest() != runs[0].vocabulary.digest():
-            raise cli.UserError(f"{run.folder}: has other words than {runs[0].folder}; "
-                                "an ensemble needs runs on the same tokens")
+            raise cli.UserError(f"{run.folder}: has another vocabulary than "
+                                f"{runs[0].folder}; an ensemble needs runs on the same "
+                                "tokens")
     return runs
 
 
 def together(runs):
-    """The first of some LoadedRuns, with a model that writes with all of theirs."""
+    """Join LoadedRuns into one: the first, with an Ensemble of all their models."""
     if len(runs) == 1:
         return runs[0]
     return runs[0]._replace(model=Ensemble([run.model for run in runs]))
 
 
 class Contexts(typing.NamedTuple):
-    """The Context of the same images in each model."""
+    """The Contexts of the same images, one per model."""
     each: typing.Tuple[Context, ...]
 
     @property
     def a(self):
-        """The annotation vectors of each model."""
+        """The annotation vectors, a list with one tensor per model."""
         return [context.a for context in self.each]
 
     def take(self, rows):
@@ -46,10 +46,10 @@ class Contexts(typing.NamedTuple):
 
 
 class Ensemble:
-    """What captioning/decode.py needs of a Captioner, of models with one vocabulary.
+    """Models with one vocabulary, behind the methods of Captioner that decoding calls.
 
-    A state h is the models' states side by side; whatever else they make of a word is
-    kept in lists. The attention and the gate are their means, too.
+    h is the models' states concatenated; alpha and beta are means over the models;
+    everything else is a list with one entry per model.
     """
 
     def __init__(self, models):
@@ -68,7 +68,7 @@ class Ensemble:
         return zip(*(model.embed(words) for model in self.models))
 
     def step(self, context, h, gates, keep=None):
-        """See Captioner.step; beta is the mean of the models that have a gate."""
+        """See Captioner.step; beta is the mean over the models that have a gate."""
         hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
         h, z, alpha, beta = zip(*(model.step(*own, keep) for model, own in
                                   zip(self.models, zip(context.each, hs, gates))))
@@ -77,7 +77,7 @@ class Ensemble:
                 tf.add_n(beta) / len(beta) if beta else None)
 
     def deep_output(self, Ey, h, z):
-        """The logarithm of the mean probability of each word (N, K)."""
+        """The log of the mean probability of each word, (N, K)."""
         hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
         log_p = [tf.nn.log_softmax(model.deep_output(*own))
                  for model, own in zip(self.models, zip(Ey, hs, z))]

@@ -1,9 +1,9 @@
-"""The training images most similar to an image: what people said of these, they may say
-of it, too (Devlin et al. 2015, "Exploring nearest neighbor approaches for image
+"""Find the training images most similar to an image: people's captions of those may fit
+it, too (Devlin et al. 2015, "Exploring nearest neighbor approaches for image
 captioning").
 
-Similarity is the cosine of mean feature vectors, after the mean of the training images
-has been subtracted from both. A neighbour's share rises with it:
+Similarity is the cosine of mean feature vectors, both minus the training images' mean.
+A neighbour's share grows with it:
 
     share_j ~ exp(10 cos(x, x_j))       among the 60 nearest
 """
@@ -17,20 +17,20 @@ from captioning.mean_vectors import mean_vectors
 from captioning.tokens import read_images
 from runtime import cli
 
-COUNT = 60        # neighbours of an image
-SHARPNESS = 10.   # how much more the nearest count
+COUNT = 60        # neighbours per image
+SHARPNESS = 10.   # factor of the cosine: how much more the nearest count
 PIECE = 256       # images at a time
 
 
 def training_neighbours(run, images, split, features, tokens=None):
     """Find the neighbours of images among those that a Run was trained on.
 
-    images: their paths below the data set, with sound features. split: its name.
-    features: the folder of these, where the run's training images are also searched
-    for; tokens: a folder where its tokens are, too. Returns int (I, M), numbers in the
-    order of the run's tokens, and their shares, float64 (I, M). An image is not its own
-    neighbour. Raises cli.UserError if the training images or their features no longer
-    exist.
+    images: paths within the data set, with sound features. split: their split.
+    features: the folder with their features, also searched for those of the training
+    images. tokens: a second folder to search for the run's tokens. Returns int (I, M),
+    indices into the run's tokens, and their shares, float64 (I, M). An image is never
+    its own neighbour. Raises cli.UserError if the training images or their features no
+    longer exist.
     """
     trained = read_images(training_tokens(run, tokens), "train")
     own = run.settings["features"]
@@ -53,9 +53,9 @@ def training_neighbours(run, images, split, features, tokens=None):
 def nearest(x, others, itself, count=COUNT):
     """The rows of `others` nearest to each row of x, nearest first.
 
-    x: float (I, F). others: float (N, F). itself: for each row of x its own number in
+    x: float (I, F). others: float (N, F). itself: for each row of x its own index in
     `others`, or None. Returns int (I, M) and their shares, float64 (I, M), which sum to
-    1; M = count, or N if that is less. Non-finite rows and the row itself get no share.
+    1; M is the smaller of count and N. Non-finite rows and the row itself get no share.
     """
     finite = np.isfinite(others).all(axis=1)
     centre = others[finite].mean(axis=0)

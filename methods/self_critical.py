@@ -1,12 +1,12 @@
-"""Self-critical training (Rennie et al. 2017): captions are drawn from the model, and
-those that earn more than the others of their image become more probable.
+"""Self-critical training (Rennie et al. 2017): sample captions from the model, and make
+those more probable that earn more than the other samples of their image.
 
-The gradient of the expected reward r of a caption y is that of (r - b) log p(y), for
-every b that does not depend on y. Here b is the mean reward of the image's other
-samples: nothing else has to be decoded. So a batch is sampled captions with a weight
-each, and goes through the training step like any other. A caption is drawn with the
-probabilities that the gradient is taken of: all words may be drawn, also those that
-decoding forbids, and there is no dropout.
+The gradient of the expected reward r of a sampled caption y is the expectation of that
+of (r - b) log p(y), for every b that does not depend on y. Here b is the mean reward of
+the image's other samples, so nothing else has to be decoded. A batch is sampled
+captions, each with a weight, and goes through the usual training step. Captions are
+sampled from the distribution that is differentiated: without dropout, and with the
+words that decoding forbids.
 """
 import numpy as np
 
@@ -22,17 +22,18 @@ from runtime.tf import tf
 
 
 class SelfCritical(CaptionBatches):
-    """CaptionBatches of images, whose captions are sampled as their batch is requested.
+    """CaptionBatches over images: a batch's captions are sampled when it is requested.
 
-    An item is an image; `lengths` counts its samples, by which the step divides.
+    An item is an image; its `lengths` is the number of samples, which the training
+    step divides by.
     """
     measure, unit = "train_reward", "image"
 
     def __init__(self, captions, model, rewards, samples):
-        """captions: CaptionBatches of the split. model: the Captioner that draws.
-        rewards: the Rewards of the split's images. samples: how many of each image.
+        """captions: CaptionBatches of the split. model: the Captioner to sample from.
+        rewards: the Rewards of the split's images. samples: captions per image.
 
-        No sample is longer than the longest caption of the split: some never end.
+        Samples are cut at the length of the split's longest caption: some never end.
         """
         tokens = captions.tokens
         self.decoder, self.rewards, self.each = Decoder(model), rewards, samples
@@ -44,13 +45,13 @@ class SelfCritical(CaptionBatches):
         self.reward = None  # mean of the last batch, in all processes
 
     def shapes(self, order):
-        """Nothing is worth compiling: hardly two batches have one shape."""
+        """Nothing is worth compiling: hardly two batches share a shape."""
         return set()
 
     def batches(self, order, seed=(), **_):
-        """Yield a Batch for each array of `order`, numbers of images, or None for none.
+        """Yield a Batch for each array of `order`, image numbers; None for no images.
 
-        It is drawn when it is asked for, so by the model as the last step has left it.
+        It is sampled when it is requested, with the weights of the last step.
         """
         apart, most = 0., max(map(len, order), default=0)
         for images, features in zip(order, read_ahead(self.read, order)):
@@ -65,44 +66,44 @@ class SelfCritical(CaptionBatches):
         if len(order) and not apart:
             cli.warn("all samples of an image earned the same, in every batch: no step "
                      "had anything to learn from; start from a run that writes better "
-                     "captions, or draw more samples (--self-critical)")
+                     "captions, or take more samples (--self-critical)")
 
     def read(self, images):
-        """The features of these images, a tensor (I, L, F); None where there are none.
-        """
+        """The features of these images, a tensor (I, L, F); None if there are none."""
         if len(images):
             return tf.convert_to_tensor(np.stack(
                 [read_features(self.paths[i]) for i in images]))
 
     def draw(self, images, features, seed, batches=1):
-        """A Batch of samples of these images, the sum of the images' mean rewards, and
-        that of how far apart the rewards of an image's samples are.
+        """Sample captions of these images, and score them.
 
-        What is drawn depends on the seed, the image and the weights only. batches: of
-        Decoder.sample.
+        Returns their Batch and two sums over the images: of the mean reward, and of the
+        difference between the largest and the smallest. Samples depend only on seed,
+        image and weights. batches: see Decoder.sample.
         """
         uniforms = uniforms_of([[*seed, 2, i] for i in images],
                                (self.each, self.steps))
-        drawn = self.decoder.sample(features, uniforms, batches=batches)
-        captions = [caption.words for group in drawn for caption in group]
+        samples = self.decoder.sample(features, uniforms, batches=batches)
+        captions = [caption.words for group in samples for caption in group]
         earned = self.rewards(captions, np.repeat(images, self.each))
         earned = earned.reshape(len(images), self.each)
         return (weighted(features, captions, earned), earned.mean(axis=1).sum(),
                 np.ptp(earned, axis=1).sum())
 
     def measured(self, cross_entropy):
-        """What the log tells of a step: the mean reward, not the value of a loss whose
-        gradient alone has a meaning.
+        """What the log records of a step: the mean reward, since of the loss only the
+        gradient has a meaning.
         """
         return self.reward
 
 
 def weighted(features, captions, rewards):
-    """The Batch whose cross-entropy has the gradient of minus the expected reward.
+    """Weight sampled captions so that their cross-entropy has the gradient of minus the
+    expected reward.
 
     features: (I, L, F). captions: I * S lists of word indices, image by image.
-    rewards: float (I, S). The gradient, of the mean over the captions, is an unbiased
-    estimate of that of the mean over the images.
+    rewards: float (I, S). Returns a Batch. The gradient of its mean over the captions
+    is an unbiased estimate of that of the mean over the images.
     """
     I, S = rewards.shape
     others = (rewards.sum(axis=1, keepdims=True) - rewards) / (S - 1)
@@ -120,22 +121,22 @@ def weighted(features, captions, rewards):
 
 
 def read_rewards(args, captions, vocabulary):
-    """The Rewards of a split; None where the command is not to train self-critically.
+    """The Rewards of a split; None without --self-critical.
 
-    args: the command's. captions: CaptionBatches of the split. Raises cli.UserError
-    where the flags do not go together, or there are no references of its images.
+    captions: CaptionBatches of the split. Raises cli.UserError if --start-from is
+    missing, or an image has no references.
     """
     if not args.self_critical:
         return None
     if not args.start_from:
-        raise cli.UserError("--self-critical: an untrained model draws nothing that "
-                            "could be rewarded; train one without it, and give that "
-                            "run to --start-from")
+        raise cli.UserError("--self-critical: an untrained model samples nothing that "
+                            "could be rewarded; train a run without it, and pass it "
+                            "to --start-from")
     references = read_references(args.tokens, "train")
     groups = [references.get(str(i), []) for i in captions.tokens.image_ids]
     for i in np.unique(captions.tokens.image_of):
         if not groups[i]:
-            raise cli.UserError(f"{references_path(args.tokens, 'train')}: has nothing "
-                                f"of {captions.tokens.images[i]}; run "
+            raise cli.UserError(f"{references_path(args.tokens, 'train')}: has no "
+                                f"references for {captions.tokens.images[i]}; run "
                                 "tokenize_captions.py again")
     return Rewards(vocabulary, groups, args.bleu_reward or 0.)

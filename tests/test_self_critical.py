@@ -25,7 +25,7 @@ STEPS = 3
 
 
 def model_of(sizes=SIZES, dtype="float64", seed=2, end=0.):
-    """A Captioner with strong random weights; `end` is the end token's bias."""
+    """A Captioner with large random weights; `end` is the end token's bias."""
     model, random = Captioner(sizes, dtype=dtype), np.random.RandomState(seed)
     for name, weight in model.weights.items():
         value = random.normal(0, .4, weight.shape.as_list())
@@ -40,7 +40,7 @@ def features_of(images=1):
 
 
 def every_caption():
-    """All captions of 3 words and 3 steps, the last of them ended or cut."""
+    """All captions of up to 3 steps over 3 words, ended or cut."""
     others = [word for word in range(3) if word != END]
     found = [list(words) + [END] for n in range(STEPS)
              for words in itertools.product(others, repeat=n)]
@@ -48,7 +48,7 @@ def every_caption():
 
 
 def log_p(model, features, caption):
-    """Of a caption, word by word: a scalar tensor."""
+    """The log p of a caption, summed word by word: a scalar tensor."""
     context, before, total = model.encode(tf.constant(features)), START, 0.
     h = model.h_0(context.a)
     for word in caption:
@@ -60,7 +60,7 @@ def log_p(model, features, caption):
 
 
 def gradient(tape, value, model):
-    """All gradients in a row, float64."""
+    """All gradients as one vector, float64."""
     return np.concatenate([tf.convert_to_tensor(g).numpy().ravel() for g in
                            tape.gradient(value, list(model.weights.values()))])
 
@@ -91,7 +91,7 @@ def test_mean_of_the_gradient_over_all_samples_is_that_of_the_expected_reward(sa
     batch = weighted(tf.constant(np.repeat(features, len(drawn), axis=0)),
                      [captions[i] for group in drawn for i in group],
                      rewards[np.array(drawn)])
-    probable = p[np.array(drawn)].prod(axis=1)  # of each way to draw
+    probable = p[np.array(drawn)].prod(axis=1)  # of each possible set of samples
     batch = batch.replacing(weights=batch.parcel.weights * probable[batch.image_of])
     with tf.GradientTape() as tape:
         total, _, N = loss(model, batch)
@@ -157,7 +157,7 @@ def test_samples_that_never_end_are_cut():
 
 @pytest.fixture
 def drawer(tmp_path):
-    """SelfCritical on the small world, without the commands."""
+    """A SelfCritical on the small world, without the commands."""
     write_features(str(tmp_path), TRAIN)
     captions = caption_batches(TRAIN, str(tmp_path))
     references = [[VOCABULARY.decode(row[1:]) for row in
@@ -197,7 +197,7 @@ def test_each_batch_is_drawn_by_the_model_as_it_is_then(drawer):
     batches = drawer.batches([images] * 3, seed=(0, 1))
     first, again = next(batches), next(batches)
     assert words_of(first) == words_of(again)
-    bias = np.float32([0, 0, 99, 0, 0, 0, 0, 0, 0])  # the end at once
+    bias = np.float32([0, 0, 99, 0, 0, 0, 0, 0, 0])  # every caption ends at once
     drawer.decoder.model.b_o.assign(bias)
     assert words_of(next(batches)) == 18 * [[START, END]]
 
@@ -244,7 +244,7 @@ def test_training_raises_the_reward_and_logs_it(runs):
 
 
 def test_reward_of_the_log_is_what_the_weights_draw(runs):
-    """The weights stay: then all epochs draw from one model, of one expected reward."""
+    """With fixed weights all epochs sample from one model, with one mean reward."""
     assert runs("b", 5, "--start-from", "a", "--learning-rate", "1e-30",
                 "--self-critical", "60")[0] == 0
     rewards = runs.arrays("b")["train_reward"]
@@ -280,7 +280,7 @@ def test_run_stopped_at_any_batch_goes_on_as_if_never_stopped(number, runs,
 
 
 @pytest.mark.parametrize("flags, said", [
-    (("--self-critical",), "give that run to --start-from"),
+    (("--self-critical",), "pass it to --start-from"),
     (("--start-from", "a", "--self-critical", "1"), "at least 2"),
     (("--start-from", "a", "--self-critical", "--dropout", ".3"), "no effect"),
     (("--bleu-reward", "1"), "bleu-reward: has no effect without --self-critical")])
@@ -321,4 +321,4 @@ def test_images_without_references_are_named(runs):
     path = os.path.join("data", "tokens", "references_train.json")
     with open(path, "w") as file:
         file.write('{"0": ["a dog"]}')
-    assert "has nothing of train/1.jpg" in refusal(runs("b", 1, *SELF_CRITICAL))
+    assert "has no references for train/1.jpg" in refusal(runs("b", 1, *SELF_CRITICAL))

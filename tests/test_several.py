@@ -1,4 +1,4 @@
-"""Several captions of an image, and several models of one caption."""
+"""Several captions of one image, and several models for one caption."""
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ def models():
 
 
 def mean_p(walkers, states, word):
-    """The next states of each model, the mean probabilities, the mean attention."""
+    """Each model's next state, the mean probabilities, and the mean attention."""
     states, log_p, alphas = zip(*(walker.step(h, word)
                                   for walker, h in zip(walkers, states)))
     return states, np.mean(np.exp(log_p), axis=0), np.mean(alphas, axis=0)
@@ -224,7 +224,7 @@ def other_words():
 
 @pytest.mark.parametrize("flags, spoil, words", [
     (("--ensemble", "a", "nobody"), None, "nobody/settings.json: no such run"),
-    (("--ensemble", "a", "b"), other_words, "has other words than checkpoints/a")])
+    (("--ensemble", "a", "b"), other_words, "has another vocabulary than")])
 def test_runs_that_cannot_write_together_are_refused(flags, spoil, words, world, capsys,
                                                      monkeypatch):
     monkeypatch.setitem(COMMANDS, "evaluate.py", ())  # without --run
