@@ -1,5 +1,5 @@
-"""Decoded captions and the annotated boxes of their images, shared by the commands in
-this folder.
+"""Decoded captions with the annotated boxes of their images: what the commands of this
+folder share.
 """
 import numpy as np
 
@@ -8,11 +8,11 @@ from captioning.decoded import read_decoded, read_source
 from captioning.runs import add_run_flag
 from runtime import cli
 
-POINTS = 16     # per side of a cell: the resolution of its share inside the boxes
+POINTS = 16     # sample points per side of a cell, to measure its share inside boxes
 
 
 def parser_of(doc):
-    """A Parser with the flags for the decoded captions and their boxes."""
+    """A Parser with the flags that select decoded captions and their boxes."""
     parser = cli.parser(doc)
     add_run_flag(parser)
     parser.always("--split", type=cli.name, default="val",

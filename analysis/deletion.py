@@ -3,14 +3,14 @@
     python -m analysis.deletion --run baseline
 
 A map may look right without being used. For every generated word that names an
-annotated thing of its image, given the caption's own words before it: how much does
-log p(word) fall when attention is masked and renormalised, excluding
+annotated thing in its image, given the words before it: how much does log p(word) fall
+when attention is masked and renormalised, without
 
     the cells with the highest weights, or as many random ones;
     the cells inside the thing's boxes, or as many random ones;
     all cells outside the boxes?
 
-Measured with masks at the word's step alone, and at all steps up to it, since the state
+The mask applies to the word's step alone, or to all steps up to it, since the state
 remembers earlier contexts. (The deletion game of Petsiuk et al. 2018, "RISE", played on
 attention instead of pixels.) Intervals are 95 % bootstrap intervals over images.
 
@@ -58,21 +58,21 @@ class Name(typing.NamedTuple):
 
 
 def log_probs(model, features, words, keep=None):
-    """log p of each word of captions, given the words before it: float (B, T).
+    """The log p of each word of B captions, given the words before it: float (B, T).
 
-    features: (B, L, F). words: int32 (B, T). keep: (B, T, L), where attention is
-    allowed at each step, see Captioner.attend; None: everywhere.
+    features: (B, L, F). words: int32 (B, T). keep: bool (B, T, L), where each step may
+    look (see Captioner.attend); None: everywhere.
     """
     context = model.encode(tf.constant(features))
-    h, before, found = model.h_0(context.a), np.full(len(words), START), []
+    h, before, columns = model.h_0(context.a), np.full(len(words), START), []
     for t in range(words.shape[1]):
         Ey, gates = model.embed(before)
         h, z, _, _ = model.step(context, h, gates, None if keep is None
                                 else tf.constant(keep[:, t].astype(np.float32)))
         log_p = tf.nn.log_softmax(model.deep_output(Ey, h, z)).numpy()
-        found.append(log_p[np.arange(len(words)), words[:, t]])
+        columns.append(log_p[np.arange(len(words)), words[:, t]])
         before = words[:, t]
-    return np.stack(found, 1)
+    return np.stack(columns, 1)
 
 
 def find_names(decoded, objects, vocabulary, grid):
@@ -89,10 +89,10 @@ def find_names(decoded, objects, vocabulary, grid):
 
 
 def kept_cells(name, alpha, cells, random):
-    """Where attention is allowed in each case of DELETED: {case: bool (draws, L)}.
+    """Where attention may look in each case of DELETED: {case: bool (draws, L)}.
 
     Cases that would delete no cell, or all, are left out. alpha: (L,), the word's map.
-    cells: number of highest-weighted cells to delete.
+    cells: how many highest-weighted cells to delete.
     """
     L, inside = len(alpha), name.inside
 
@@ -114,10 +114,10 @@ def drops(model, features, words, names, alphas, cells, random):
     """The drop of each name's log p, in nats: float (names, 2, len(DELETED)).
 
     features: (L, F) of the image. words: int32 (T,). names: Names in its caption.
-    alphas: (T, L). The middle axis: deleted at the word's step, and at all steps up to
+    alphas: (T, L). The middle axis: masked at the word's step, and at all steps up to
     it. nan where a case of DELETED does not apply.
     """
-    found = np.full((len(names), 2, len(DELETED)), np.nan)
+    table = np.full((len(names), 2, len(DELETED)), np.nan)
     rows, keeps = [], []
     for n, name in enumerate(names):
         for what, kept in kept_cells(name, alphas[name.place], cells, random).items():
@@ -135,13 +135,14 @@ def drops(model, features, words, names, alphas, cells, random):
     falls = np.array([whole[place] - value[place]
                       for (*_, place), value in zip(rows, values)])
     for key in {row[:3] for row in rows}:
-        found[key] = falls[[row[:3] == key for row in rows]].mean()
-    return found
+        table[key] = falls[[row[:3] == key for row in rows]].mean()
+    return table
 
 
 def summarize(fallen, seed):
-    """{'at_the_word', 'up_to_it': {case: [mean, low, high]}} in nats; fallen: the
-    `drops` of each image.
+    """Means and intervals, {'at_the_word' or 'up_to_it': {case: [mean, low, high]}}.
+
+    In nats. fallen: for each image, its `drops`.
     """
     summary = {}
     for when, key in enumerate(("at_the_word", "up_to_it")):
@@ -156,16 +157,18 @@ def summarize(fallen, seed):
 
 
 def drops_of_words(decoded, names, fallen):
-    """The data for `read_drops`, {image id: {'words', 'drops'}}: drops without the
-    highest-weighted cells at the word's step. fallen: the `drops` of each image.
+    """Each word's drop without its highest-weighted cells, masked at its step alone.
+
+    fallen: for each image, its `drops`. Returns what `read_drops` reads, {image id:
+    {'words', 'drops'}}.
     """
-    found, column = {}, [key for key, _ in DELETED].index("most")
+    entries, column = {}, [key for key, _ in DELETED].index("most")
     for i, rows in zip(sorted({name.image for name in names}), fallen):
-        found[str(decoded.image_ids[i])] = {
+        entries[str(decoded.image_ids[i])] = {
             "words": decoded.words[i, :decoded.steps[i]].tolist(),
             "drops": {str(name.place): round(float(drop), 3) for name, drop in
                       zip((n for n in names if n.image == i), rows[:, 0, column])}}
-    return found
+    return entries
 
 
 def show(summary):
@@ -223,7 +226,7 @@ def main():
 def arguments():
     parser = parser_of(__doc__)
     parser.always("--cells", type=cli.positive, default=8,
-                  help="number of highest-weighted cells to delete")
+                  help="how many highest-weighted cells to delete")
     parser.always("--seed", type=cli.seed, default=0,
                   help="of the random cells and of the bootstrap")
     return parser.parse_args()

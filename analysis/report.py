@@ -4,21 +4,21 @@
     python -m analysis.report --run baseline --compare other     # two runs side by side
     python -m analysis.report --run baseline --pictures mine/    # your own pictures
 
-The page is self-contained: it opens from the disk, without a server or network. Scores
-with their intervals, habits, loss curves and settings come before a gallery of images
-with generated and reference captions. Pointing at a word, or moving to it with the
-keyboard, shows where the model looked for it, how sharp that map is, and how much less
-probable the word is without it, if deletion.py has measured that. The key b draws the
-boxes of the annotated things.
+The page is self-contained: it opens from the disk, without a server or network. First
+come scores with their intervals, habits, loss curves and settings, then a gallery of
+images with generated and reference captions. Pointing at a word, or moving to it with
+the keyboard, shows where the model looked for it, how sharp that map is, and how much
+less probable the word becomes without it, if deletion.py has measured that. The key b
+draws the boxes of the annotated things.
 
 With --pictures the run captions your own pictures, draws their figures as
-plot_attention.py does, and the gallery shows these.
+plot_attention.py does, and shows them in the gallery.
 
-Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote; nbest_<split>.json and
-        deletion_<split>.json if there), the images, the references, and
-        <data>/annotations/instances_<folder of the images>.json if there
+Reads:  checkpoints/<run>/ (what steps 4 and 5 wrote, and nbest_<split>.json and
+        deletion_<split>.json if they exist), the images, the references, and
+        <data>/annotations/instances_<folder of the images>.json if it exists
 Writes: checkpoints/<run>/report_<split>.html
-        checkpoints/<run>/report_own_<path>.html and attention/own_*    for --pictures
+        checkpoints/<run>/report_own_<path>.html and attention/own_*    with --pictures
 """
 import os
 import sys
@@ -53,9 +53,9 @@ from runtime import atomic, cli
 TEMPLATES = os.path.dirname(os.path.abspath(__file__))
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # for each image, where available
 LONGEST_SIDE = 400   # pixels of a picture on the page
-LONGEST_OWN = (100, 480, 320)  # own pictures: a side of 480 for up to 100, else 320
+LONGEST_OWN = (100, 480, 320)  # own pictures: 480 pixels for up to 100, else 320
 QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
-SURENESS = "mean p of a word, %"  # own captions are sorted by it
+SURENESS = "mean p of a word, %"  # own captions can be sorted by it
 
 
 def data_uri(content, kind):
@@ -72,7 +72,7 @@ def thumbnail(path, longest_side=LONGEST_SIDE):
 
 
 def packed(alpha):
-    """Attention weights (L,) as base64 of one byte each, 255 for the largest."""
+    """Attention weights (L,) as base64, one byte each, 255 for the largest."""
     scaled = np.asarray(alpha) / max(float(np.max(alpha)), 1e-12)
     return base64.b64encode(np.round(255 * scaled).astype(np.uint8).tobytes()).decode()
 
@@ -110,7 +110,7 @@ class RunView:
                 "settings": settings}
 
     def caption(self, identity, objects):
-        """The page's data about one image: for the template, and for its script.
+        """The page's data about one image: the template's, and the script's.
 
         objects: from `read_objects`, or None.
         """
@@ -130,7 +130,7 @@ class RunView:
 
 
 def facts_of(words, log_probs, alphas, betas, grid, drops=None, objects=None):
-    """The data of a caption's T words for the page's script.
+    """The script's data about a caption of T words.
 
     alphas: (T, L). betas: (T,), or None. grid: the Grid of the L cells. drops: the
     words' results from analysis/deletion.py, or None. objects: from `read_objects`, or
@@ -140,7 +140,7 @@ def facts_of(words, log_probs, alphas, betas, grid, drops=None, objects=None):
     return {"maps": [packed(alpha) for alpha in alphas],
             "entropies": [round(100 * e) for e in maps.entropy(alphas).tolist()],
             "drops": drops or [None] * len(words),
-            "boxes": [rounded(found) for found in boxes],
+            "boxes": [rounded(some) for some in boxes],
             "probabilities": [round(float(np.exp(p)), 3) for p in log_probs],
             "betas": betas if betas is None else [round(float(b), 3) for b in betas],
             "grid": [[round(first, 5), round(step, 5), cells]
@@ -148,14 +148,12 @@ def facts_of(words, log_probs, alphas, betas, grid, drops=None, objects=None):
 
 
 def rounded(boxes):
-    """Boxes for the page's script: lists of [x, y, w, h], fractions of the sides."""
+    """Boxes for the script: lists of [x, y, w, h], as fractions of the sides."""
     return [[round(float(share), 4) for share in box] for box in boxes]
 
 
 def objects_of(view, data, identities):
-    """{image id: its size and objects}, empty if the data set has no boxes; see
-    `read_objects`.
-    """
+    """The `read_objects` of each image, by id; {} if the data set has no boxes."""
     names = [str(view.decoded.images[view.row[i]]) for i in identities]
     if not has_boxes(data, names):
         return {}
@@ -163,7 +161,7 @@ def objects_of(view, data, identities):
 
 
 def make(views, data, references, split, count, seed):
-    """Build the page, a str. views: of one or two runs. data: folder of the images."""
+    """Build the page, a str. views: one or two RunViews. data: folder of the images."""
     identities = [i for i in views[0].row if all(i in other.place for other in views)]
     if not identities:
         raise cli.UserError(f"{views[0].name} and {views[1].name} have no image of "
@@ -178,15 +176,15 @@ def make(views, data, references, split, count, seed):
         except cli.UserError as error:
             cli.warn(f"left out: {error}")
             continue
-        found = objects.get(i)
-        captions = [run.caption(i, found) for run in views]
+        things = objects.get(i)
+        captions = [run.caption(i, things) for run in views]
         shown, first = captions[0][0]["scores"], captions[0][0]["words"]
         cards.append({"name": name, "picture": picture, "width": width,
                       "height": height, "references": references[i],
                       "captions": [caption for caption, _ in captions]})
         facts.append({"number": len(facts), "score": shown[SHOWN[0]],
                       "length": len(first), "words": first, "name": name,
-                      "boxes": rounded(boxes_of([], *found)[0]) if found else [],
+                      "boxes": rounded(boxes_of([], *things)[0]) if things else [],
                       "runs": [rest for _, rest in captions]})
         if len(views) > 1:
             facts[-1]["gain"] = captions[1][0]["scores"][SHOWN[0]] - shown[SHOWN[0]]
@@ -205,15 +203,16 @@ def make(views, data, references, split, count, seed):
 
 
 def render(**names):
-    """Render the template, a str; names: its variables."""
+    """Render the template as a str; names: its variables."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("report.html").render(**names)
 
 
 def make_own(run, captions):
-    """Build the page of the user's own pictures, a str. run: its name. captions:
-    OwnCaptions.
+    """Build the page of the user's own pictures, a str.
+
+    run: its name. captions: OwnCaptions.
     """
     few, large, small = LONGEST_OWN
     longest_side = large if len(captions) <= few else small
@@ -233,15 +232,15 @@ def make_own(run, captions):
                           caption.betas, caption.grid)]})
     sortings = [("number up", "as they come"), ("score down", "surest first"),
                 ("score up", "least sure first"), ("length down", "longest first"),
-                ("strangeness up", "most like the training pictures"),
-                ("strangeness down", "least like them")]
+                ("strangeness up", "most like the training images"),
+                ("strangeness down", "least like the training images")]
     return render(title=f"Pictures, as {run} sees them", own=True, cards=cards, runs=[],
                   data=facts, boxes=False, total=len(cards), sortings=sortings,
                   score_key=SURENESS)
 
 
 def write_own_page(args):
-    """Caption and draw the user's own pictures; write their page, return its path."""
+    """Caption and draw the user's own pictures; write their page. Returns its path."""
     captioner = load(args.run)
     folder = captioner.run.folder
     title = re.sub(r"[^\w.-]+", "_", os.path.normpath(args.pictures[0])).strip("_.-")
@@ -262,7 +261,7 @@ def main():
 
 
 def write_page(args):
-    """Write the page of a split; return its path."""
+    """Write the page of a split. Returns its path."""
     views = [RunView(name, args.split) for name in [args.run] + (
         [args.compare] if args.compare else [])]
     contents = [read_contents(view.run.folder, args.split) for view in views]
@@ -290,13 +289,13 @@ def arguments():
                   help="any image files, or folders of them, instead of a split")
     of_splits = {"without": "--pictures"}
     parser.add_argument("--compare", type=run_name, metavar="RUN", **of_splits,
-                        help="another run beside it")
+                        help="another run to show beside it")
     parser.add_argument("--split", type=cli.name, default="val", **of_splits,
                         help="which of the decoded splits, as for plot_attention.py")
     parser.add_argument("--count", type=cli.positive, default=200, **of_splits,
-                        help="images, a random sample if there are more")
+                        help="images to show: a random sample if there are more")
     parser.add_argument("--seed", type=cli.seed, default=0, **of_splits,
-                        help="of the choice of images")
+                        help="of the random sample")
     parser.add_argument("--data", otherwise="that of the decoded captions",
                         **of_splits, help="data set in COCO's layout")
     parser.add_argument("--tokens", otherwise="those of the decoded captions",

@@ -1,4 +1,4 @@
-"""The report: what is on the page, and in a real browser what it does."""
+"""The report: what is on the page, and what it does in a real browser."""
 import json
 import os
 import re
@@ -22,7 +22,7 @@ RUN = "checkpoints/a/"
 
 
 def write_run(name, captions, cell):
-    """Let a run have decoded these captions; word t of it looks at cell + t."""
+    """Write a run that decoded these captions; word t looks at `cell` + t."""
     run = read_run(name)
     decoded = read_decoded(run.folder, "val", run.vocabulary)
     I, T = len(captions), max(map(len, captions)) + 1
@@ -43,7 +43,7 @@ def write_run(name, captions, cell):
 
 @pytest.fixture
 def page(made, tmp_path, monkeypatch):
-    """A function that makes the report, with more flags, and returns its path."""
+    """A function that makes the report with extra flags and returns its path."""
     shutil.copytree(str(made), str(tmp_path / "w"))
     world = World(tmp_path / "w", monkeypatch)
     references = read_references("data/tokens", "val")
@@ -125,7 +125,7 @@ def test_each_word_has_the_entropy_of_its_map(page):
 
 
 def write_drops(words):
-    """As deletion.py does, of the image whose caption is "a blue cross"."""
+    """As deletion.py does, for the image captioned "a blue cross"."""
     decoded = read_decoded(RUN, "val", read_run("a").vocabulary)
     row = [i for i, steps in enumerate(decoded.steps) if steps == 4][0]
     write_json(RUN + "deletion_val.json", {"words": 1, "of_each_word": {
@@ -210,7 +210,7 @@ def browser():
 
 @pytest.fixture
 def opened(page, browser):
-    """A function that makes the report and opens it; no console error may come up."""
+    """A function that makes the report and opens it; no console error may occur."""
     def open_it(*flags):
         browser.get_log("browser")
         browser.get("file://" + page(*flags))
@@ -229,7 +229,7 @@ def buttons(driver, caption):
 
 
 def darkness(driver, caption):
-    """The opacity of the map over a card's picture in 8 x 8 cells; None without map."""
+    """The map's opacity over a card's picture, in 8 x 8 cells; None without a map."""
     return driver.execute_script("""
         const card = document.querySelectorAll(".words")[arguments[0]].closest(".card");
         const canvas = card.querySelector("canvas");
@@ -264,9 +264,9 @@ def test_pointing_at_a_word_shows_where_the_model_looked(opened):
         found = darkness(driver, 1)
         assert int(np.argmin(found)) == cell and found[cell] < 100 < 200 < found[50]
         assert marked(driver) == [["a", "blue", "cross"][word]]
-    told = driver.find_elements("css selector", ".told")[1].text
-    assert told == ("3 of 3: probability 0.25, gate 0.75, most at the upper, "
-                    "entropy 10 %")
+    facts = driver.find_elements("css selector", ".word-facts")[1].text
+    assert facts == ("3 of 3: probability 0.25, gate 0.75, most at the upper, "
+                     "entropy 10 %")
     point_at(driver, driver.find_element("css selector", "h1"))
     assert marked(driver) == [] and darkness(driver, 1) is None
 
@@ -275,7 +275,7 @@ def test_key_draws_the_boxes_and_takes_them_away(opened):
     from selenium.webdriver.common.keys import Keys
     driver = opened()
 
-    def on_the_edge():  # the picture's first box, in the middle of its upper side
+    def on_the_edge():  # the middle of the first box's upper side
         return driver.execute_script("""
             const [x, y, w] = data[0].boxes[0];
             const canvas = document.querySelector(".card canvas");
@@ -288,7 +288,7 @@ def test_key_draws_the_boxes_and_takes_them_away(opened):
     driver.find_element("id", "boxes").click()
     assert on_the_edge()[3] > 0
     word = driver.find_element("id", "word")
-    word.send_keys("b", Keys.BACKSPACE)  # a letter in a field is no key
+    word.send_keys("b", Keys.BACKSPACE)  # a letter typed in a field is no shortcut
     assert on_the_edge()[3] > 0
 
 
@@ -296,7 +296,7 @@ def test_drop_of_a_word_is_told(page, browser):
     write_drops(read_run("a").vocabulary.encode("a blue cross".split()))
     browser.get("file://" + page())
     point_at(browser, buttons(browser, 1)[2])
-    assert browser.find_elements("css selector", ".told")[1].text.endswith(
+    assert browser.find_elements("css selector", ".word-facts")[1].text.endswith(
         "; without the cells looked at most, log p falls by 1.25 nats")
 
 
