@@ -1,4 +1,4 @@
-"""How fast is it? Ratios, measured side by side in one process (`make bench`).
+"""How fast is it? Ratios measured side by side in one process (`make bench`).
 
     python -m benchmarks.bench             # about 7 minutes on 2 cores
     python -m benchmarks.bench --only train decode
@@ -44,7 +44,7 @@ from runtime.tf import AdamOptimizer, compiled, device_name, start, tf
 from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-DECODED_WORDS = 12        # of each image; the end token is barred for both designs
+DECODED_WORDS = 12        # per image; the end token is barred in both designs
 FLOORS = collections.OrderedDict((
     ("training, captions/s, against the published design", (12, "at least")),
     ("training, FLOP/s, against a matrix product", (.6, "at least")),
@@ -63,7 +63,7 @@ FLOORS = collections.OrderedDict((
 
 
 def barred(model):
-    """The model without an end: every caption then has as many words as may be."""
+    """Bar the end token, in place, so that every caption has the most words allowed."""
     bias = model.b_o.numpy().copy()
     bias[END] = -1e9
     model.b_o.assign(bias)
@@ -85,7 +85,7 @@ def bench_train(folder, rows):
 
     def step(batch):
         trainer.step(batch, int(batch.lengths.sum()))
-    # Compile what an epoch would compile, timing the first batch of a new process.
+    # Compile what an epoch would, and time a new process's first batch
     first = captions.load(next(
         numbers for numbers in whole
         if tokens.lengths[numbers[0]] == 12 == tokens.lengths[numbers[-1]]), **dropout)
@@ -228,7 +228,7 @@ def bench_memory(folder, rows):
 
 
 def train_on(images, folder):
-    """Train on 100 batches of so many images; print the peak memory in GB."""
+    """Train on 100 batches from `images` images; print the peak memory in GB."""
     start()
     random = np.random.RandomState(0)
     captions = caption_batches(make_tokens(images, random), folder)
@@ -255,13 +255,16 @@ def bench_tokenize(folder, rows, captions=414113):
 
 
 def tokenize_so_many(count, folder):
-    """Print seconds of ours, seconds of lower-split-count, and the peak in GB."""
+    """Time tokenizing `count` captions, and a bare lower, split and count.
+
+    Prints both in seconds and the peak memory in GB, a line per round.
+    """
     random = np.random.RandomState(4)
-    names = [f"word{i}" for i in range(29500)]  # COCO's distinct tokens, Zipf's law
-    drawn = np.minimum(random.zipf(1.25, 12 * count), 29500) - 1
+    names = [f"word{i}" for i in range(29500)]  # as many as COCO has, by Zipf's law
+    sampled = np.minimum(random.zipf(1.25, 12 * count), 29500) - 1
     texts, at = [], 0
     for n in lengths_like_coco(count, random):
-        texts.append(" ".join(names[i] for i in drawn[at:at + n]).capitalize() + ".")
+        texts.append(" ".join(names[i] for i in sampled[at:at + n]).capitalize() + ".")
         at += n
     images = [CocoImage(i, f"{i}.jpg", texts[5 * i:5 * i + 5], "train")
               for i in range(-(-count // 5))]
@@ -286,7 +289,7 @@ def tokenize_so_many(count, folder):
 # --- reporting ------------------------------------------------------------------------
 
 def draw(found, path):
-    """Bars of how far each ratio is beyond its floor; the line is the floor."""
+    """Draw how far each ratio is beyond its floor, as bars; the line is the floor."""
     names = [name for name in FLOORS if name in found]
     figure = Figure(figsize=(7.5, .42 * len(names) + .9))
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(111)
@@ -362,11 +365,11 @@ def main():
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(BENCHES),
-                        default=list(BENCHES), help="which measurements")
+                        default=list(BENCHES), help="what to measure")
     parser.add_argument("--train-on", nargs=2, metavar=("IMAGES", "FOLDER"),
-                        help="of the measurement of memory, in a process of its own")
+                        help="part of measuring memory, in a process of its own")
     parser.add_argument("--tokenize", nargs=2, metavar=("CAPTIONS", "FOLDER"),
-                        help="of the measurement of tokenizing, likewise")
+                        help="part of measuring tokenizing, likewise")
     return parser.parse_args()
 
 

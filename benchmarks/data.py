@@ -1,4 +1,4 @@
-"""Data made for the benchmarks: random features, captions with COCO's lengths."""
+"""Synthetic data for the benchmarks: random features, captions of COCO's lengths."""
 import os
 
 import numpy as np
@@ -15,14 +15,14 @@ SIZES = Sizes(vocabulary=VOCABULARY + 4, features=2048, annotation=256, embeddin
 
 
 def lengths_like_coco(count, random):
-    """Words of `count` captions: mean 10.45, at least 7, the longest 49."""
+    """Lengths of `count` captions in words: mean 10.45, at least 8, one of 49."""
     lengths = 8 + random.poisson(MEAN - 8, count)
     lengths[random.randint(count)] = LONGEST
     return lengths
 
 
 def make_tokens(images, random):
-    """Random Tokens: five captions an image."""
+    """Random Tokens, five captions per image."""
     lengths = lengths_like_coco(5 * images, random).astype(np.int32) + 1
     words = np.zeros((5 * images, LONGEST + 2), np.int32)
     for row, n in zip(words, lengths):
@@ -33,7 +33,8 @@ def make_tokens(images, random):
 
 
 def make_features(folder, images, random, files=100):
-    """Features of so many images, of which only `files` differ: the rest are links."""
+    """Write random features of `images` images: `files` files, the rest links to them.
+    """
     os.makedirs(os.path.join(folder, "train"))
     for i in range(images):
         path = feature_path(folder, f"train/{i}.jpg")
@@ -45,22 +46,22 @@ def make_features(folder, images, random, files=100):
 
 
 def make_picture(path, random):
-    """A JPEG about the size of COCO's pictures, in pixels and in bytes."""
+    """Write a JPEG about the size of COCO's, in pixels and in bytes."""
     small = random.randint(0, 256, (48, 64, 3)).astype(np.uint8)
     Image.fromarray(small).resize((640, 480), Image.BICUBIC).save(path, quality=95)
 
 
 def caption_batches(tokens, folder):
-    """CaptionBatches of tokens all of whose images have features."""
+    """CaptionBatches of tokens; every image has features."""
     paths = [feature_path(folder, str(image)) for image in tokens.images]
     return CaptionBatches(tokens, paths, np.ones(len(paths), bool))
 
 
 def flops(batch):
-    """Floating point operations of the matrix products that one training step needs.
+    """Floating point operations of the matrix products in one training step.
 
-    Forward and backward; no gradient is needed with respect to the features. What is
-    not a matrix product (tanh, softmax, Adam) is not counted.
+    Forward and backward, without a gradient with respect to the features. Everything
+    else (tanh, softmax, Adam) is not counted.
     """
     K, F, D, m, n, A = SIZES
     I, L, _ = batch.parcel.features.shape

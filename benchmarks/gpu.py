@@ -4,12 +4,12 @@
     python -m benchmarks.gpu --torch python3      # and the same in PyTorch
 
 Training, decoding and InceptionV3, each run eagerly, compiled by TensorFlow, and
-compiled by XLA, in float32, TF32 and mixed precision (XLA takes a minute to compile a
-training step of one shape, so it gets only the smallest batch); then what feeds the
+compiled by XLA, in float32, TF32 and mixed precision. (XLA takes a minute to compile a
+training step of one shape, so it gets only the smallest batch.) Then what feeds the
 GPU: reading pictures, reading features, and copying them over. Weights and data are
-random and in memory, except for the reading. Rates are medians over steps that end when
-Python has read a result. Without a GPU everything is small, and the figures mean
-nothing.
+random and in memory, except where reading is measured. Rates are medians over steps
+that end when Python has read a result. Without a GPU everything is small, and the
+figures mean nothing.
 
 Writes: benchmarks/results/gpu.json and gpu.png (--out: another folder)
 """
@@ -39,7 +39,7 @@ from runtime.tf import (AdamOptimizer, compiled, device_name, peak_gpu_memory, s
 from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WORDS = 12  # of each caption, the end token among them
+WORDS = 12  # per caption, including the end token
 WAYS = (("eager", "float32"), ("eager", "tf32"), ("compiled", "float32"),
         ("compiled", "tf32"), ("compiled", "mixed"), ("XLA", "tf32"))
 BARRED = (0, 1, 2, 3)  # START, PAD, UNK and END: all captions are equally long
@@ -60,8 +60,9 @@ class Scale:
 
 
 def rate(work, items, scale):
-    """Items a second, the median over calls of `work`, which are as many as fit into
-    scale.seconds, at least 3.
+    """Items per second: the median over calls of `work`, each of `items` items.
+
+    Calls it for scale.seconds, and at least three times.
     """
     for _ in range(scale.warm_up):
         work()
@@ -72,7 +73,7 @@ def rate(work, items, scale):
 
 
 def training(B, scale, how):
-    """Captions/s of whole training steps of B captions, features from memory."""
+    """Captions/s of whole training steps on B captions, with features in memory."""
     random = np.random.RandomState(0)
     trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3))
     create_optimizer_variables(trainer.model, trainer.optimizer)
@@ -88,7 +89,7 @@ def training(B, scale, how):
 
 
 def decoding(width):
-    """A function that measures images/s of a search of this width."""
+    """A function that measures images/s of beam search of this width."""
     def measure(images, scale, how):
         decoder = Decoder(Captioner(bench.SIZES), compile=how != "eager")
         features = np.random.RandomState(0).random_sample(
@@ -129,7 +130,7 @@ WORK = collections.OrderedDict((
 
 
 def measure(scale):
-    """Rows: dicts of what, how, precision, batch, rate, gigabytes of the GPU."""
+    """Rows of the table, dicts: what, how, precision, batch, rate, GPU gigabytes."""
     rows = []
     for how, precision in WAYS:
         if hasattr(tf, "function"):
@@ -141,12 +142,12 @@ def measure(scale):
             for batch in batches[:1] if how == "XLA" else batches:
                 peak_gpu_memory()
                 begin = time.time()
-                found = work(batch, scale, how)
+                speed = work(batch, scale, how)
                 memory = peak_gpu_memory()
                 rows.append({"what": what, "how": how, "precision": precision,
-                             "batch": batch, "rate": round(found, 1),
+                             "batch": batch, "rate": round(speed, 1),
                              "gigabytes": memory and round(memory, 2)})
-                print(f"{what}, batch {batch}, {how}, {precision}: {found:.0f} "
+                print(f"{what}, batch {batch}, {how}, {precision}: {speed:.0f} "
                       f"{UNITS[what]} ({time.time() - begin:.0f} s)", flush=True)
     if hasattr(tf, "function"):
         use()
@@ -155,10 +156,10 @@ def measure(scale):
 
 def feeding(scale):
     """Rates of what feeds the GPU: {name: figure}."""
-    found = {}
+    rates = {}
     B, random = scale.batches[-1], np.random.RandomState(0)
     features = random.random_sample((B, 64, 2048)).astype("f2")
-    found["features copied to the GPU, GB/s"] = rate(
+    rates["features copied to the GPU, GB/s"] = rate(
         lambda: float(tf.reduce_sum(tf.constant(features)[0, 0]).numpy()),
         features.nbytes / 1e9, scale)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -167,7 +168,7 @@ def feeding(scale):
         order = captions.epoch(64, np.random.RandomState(1))
         order = order[:max(1, 5 * scale.files // 64)]
         count = sum(map(len, order))
-        found["features read and batched, captions/s"] = rate(
+        rates["features read and batched, captions/s"] = rate(
             lambda: [batch.parcel for batch in captions.batches(order)], count, scale)
         os.makedirs(os.path.join(folder, "pictures"))
         names = [f"pictures/{i}.jpg" for i in range(scale.files)]
@@ -178,21 +179,21 @@ def feeding(scale):
             else:
                 bench.make_picture(path, random)
         B = scale.pictures[-1]
-        found["pictures read, images/s"] = len(names) / bench.seconds(
+        rates["pictures read, images/s"] = len(names) / bench.seconds(
             lambda: list(extract_features.batches(
                 [os.path.join(folder, name) for name in names], inception.SIDE, B)))
         network = inception_network("compiled")
         made = record_of("inception-v3", "random", dtype="float16")
         network(np.zeros((B, 299, 299, 3), np.uint8))
-        found["pictures to features files, images/s"] = len(names) / bench.seconds(
+        rates["pictures to features files, images/s"] = len(names) / bench.seconds(
             lambda: extract_features.extract(
                 "pictures", names, folder, os.path.join(folder, "features"), network,
                 made, B))
-    return found
+    return rates
 
 
 def in_pytorch(python, small):
-    """Rows of the same in PyTorch, by gpu_torch.py, run by this interpreter."""
+    """Rows of the same table for PyTorch: runs gpu_torch.py with this interpreter."""
     command = [python, os.path.join(HERE, "gpu_torch.py"), "small" if small else "full"]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         np.savez(os.path.join(folder, "weights.npz"), **{
@@ -207,9 +208,7 @@ def in_pytorch(python, small):
 
 
 def draw(rows, title, path):
-    """Rates as bars, a panel for each kind of work, the smallest and the largest batch
-    of each.
-    """
+    """Draw the rates of the smallest and largest batches, a panel per kind of work."""
     with drawing.defaults():
         figure = Figure(figsize=(12, 8.5))
         canvas = FigureCanvasAgg(figure)
@@ -258,7 +257,7 @@ def main():
     if args.torch:
         rows += in_pytorch(args.torch, small)
     print(f"\nTensorFlow {tf.__version__} on {device}, {os.cpu_count()} cores\n")
-    cli.table([("", "batch", "computed", "precision", "a second", "GB")] + [
+    cli.table([("", "batch", "computed", "precision", "per second", "GB")] + [
         (row["what"], str(row["batch"]), row["how"], row["precision"],
          f"{row['rate']:,.0f}", "" if row["gigabytes"] is None
          else f"{row['gigabytes']:.1f}") for row in rows])
@@ -279,7 +278,7 @@ def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch")
     parser.add_argument("--out", default=os.path.join(HERE, "results"),
-                        help="folder of the results")
+                        help="folder for the results")
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
 """What benchmarks/gpu.py measures, in PyTorch: rows as JSON on the last line.
 
-    python3 benchmarks/gpu_torch.py full FOLDER    # weights.npz is there
+    python3 benchmarks/gpu_torch.py full FOLDER    # which holds weights.npz
 
-Needs torch and numpy; InceptionV3 needs torchvision, and is left out without it. As
-benchmarks/gpu.py calls them: 'compiled' is torch.compile, 'mixed' is autocast to
-bfloat16, with float32 weights.
+Needs torch and numpy, and torchvision for InceptionV3, which is left out without it.
+In the words of benchmarks/gpu.py, 'compiled' is torch.compile, and 'mixed' is autocast
+to bfloat16 with float32 weights.
 """
 import json
 import os
@@ -28,7 +28,7 @@ def synchronize():
 
 
 def rate(work, items, seconds):
-    """Items a second, the median over calls of `work` for so many seconds."""
+    """Items per second: the median over calls of `work` for this many seconds."""
     for _ in range(3):
         work()
     synchronize()

@@ -1,11 +1,11 @@
-"""The captioner as one would write it in PyTorch, for benchmarks/peers.py.
+"""The captioner as one would write it in PyTorch, to compare in benchmarks/peers.py.
 
     .venv-torch/bin/python benchmarks/peer_torch.py FOLDER eager
 
-Reads what peers.py has put into FOLDER, then takes commands from stdin, a line each,
-and answers each with a line of JSON. Captions of a batch come longest first, those that
-have ended drop out of it (batch_size_t), the image is encoded once, and nn.GRUCell is
-the decoder's cell. Needs torch and numpy; torchvision for InceptionV3 beside ours.
+Reads the data that peers.py wrote to FOLDER, then takes commands from stdin, one per
+line, and answers each with a line of JSON. A batch has the longest captions first and
+shrinks as captions end, each image is encoded once, and nn.GRUCell is the decoder's
+cell. Needs torch and numpy, and torchvision to time InceptionV3.
 """
 import functools
 import json
@@ -22,7 +22,7 @@ START, END, BARRED = 1, 2, -1e9
 
 
 class Captioner(nn.Module):
-    """The model of model.py, with its weights; see there for the letters."""
+    """The model of model.py, with its weights; the letters are explained there."""
 
     def __init__(self, weights):
         super().__init__()
@@ -67,7 +67,7 @@ class Captioner(nn.Module):
         return self.output(Ey + self.L_h(h) + self.L_z(z))
 
     def loss(self, features, words, sizes):
-        """Cross-entropy in nats a word. sizes: captions that have a word at step t."""
+        """Cross-entropy in nats per word. sizes: captions with a word at each step."""
         a, keys, h = self.encode(features)
         Ey, found, targets = self.embedding(words[:, :-1]), [], []
         for t, k in enumerate(sizes):
@@ -143,10 +143,10 @@ def main(folder, how):
 
 @functools.lru_cache(None)
 def inception():
-    """A function that computes torchvision's InceptionV3; None without torchvision."""
+    """A function that runs torchvision's InceptionV3; None without torchvision."""
     try:
         from torchvision.models import inception_v3
-    except Exception as error:  # its build must be that of torch
+    except Exception as error:  # a build that does not match torch's
         print(f"no torchvision: {error}", file=sys.stderr)
         return None
     network = inception_v3(init_weights=False).eval()

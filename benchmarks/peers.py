@@ -3,11 +3,11 @@
     python -m benchmarks.peers .venv/bin/python .venv-2/bin/python \\
         --torch .venv-torch/bin/python
 
-One process for each TensorFlow, one for eager PyTorch, one with torch.compile. All have
-the same weights, batches and images in memory, and wait while another works. They must
-first agree: losses to 1e-4, and 98 % of the captions; the rest may differ where two
-words are equally probable to the last digits. There is no dropout, so that losses can
-be compared. The table has medians and ranges of the ratios of each round.
+Runs one process per TensorFlow, one with eager PyTorch, and one with torch.compile. All
+hold the same weights, batches and images in memory, and wait while another works. First
+they must agree: in losses to 1e-4, and in 98 % of the captions; the rest may differ
+where two words tie to the last digits. There is no dropout, so that losses can be
+compared. The table gives medians and ranges of each round's ratios.
 
 It also has ratios within this project: beam search against greedy decoding, a training
 step against its matrix products alone, and a self-critical step against a
@@ -41,10 +41,10 @@ from train import Trainer
 HERE = os.path.dirname(os.path.abspath(__file__))
 BATCHES, IMAGES, SIZE = 6, 128, 64
 BARRED = (PAD, START, UNK, END)  # so that all captions are equally long
-SAMPLES, SAMPLED_WORDS = 5, 13  # of an image; of a sample at most, 9 in the mean
+SAMPLES, SAMPLED_WORDS = 5, 13  # per image; the most per sample, 9 on average
 PICTURES = 16                   # for InceptionV3
-# What is timed: of how many items, by whom. "2" is TensorFlow 2, "1" TensorFlow 1,
-# "eager" PyTorch, and "compile" PyTorch with a compiled loss.
+# What is timed: the number of items, and which peers do it: TensorFlow "1" and "2",
+# "eager" PyTorch, and PyTorch with a compiled loss, "compile"
 WORK = {"train": (SIZE * BATCHES, ("1", "2", "eager", "compile")),
         "products": (SIZE * BATCHES, ("1", "2")),
         "self_critical": (SIZE * SAMPLES, ("1", "2")),
@@ -54,11 +54,11 @@ TITLES = {"train": "training, captions/s", "greedy": "greedy decoding, images/s"
           "products": "matrix products of training, captions/s",
           "self_critical": "self-critical training, captions/s",
           "beam": "beam 3, images/s", "inception": "InceptionV3, images/s"}
-# Against PyTorch: what, whose, against whom, at least
+# Against PyTorch: what, which of ours, against which of theirs, at least
 FLOORS = (("train", "2", "eager", 1.7), ("train", "2", "compile", 1.),
           ("train", "1", "eager", 1.3), ("greedy", "better", "eager", 1.3),
           ("inception", "2", "eager", 1.))
-# Ours against ours, for both TensorFlows: title, rates of what above and below, goal
+# Ours against ours, for both TensorFlows: title, numerator, denominator, goal
 OWN = (("beam 3, time against greedy", "greedy", "beam", ("at most", 2.2)),
        ("training step, against its matrix products alone", "train", "products",
         ("at least", .75)),
@@ -67,7 +67,7 @@ OWN = (("beam 3, time against greedy", "greedy", "beam", ("at most", 2.2)),
 
 
 def make_data(folder):
-    """Write weights and data that all read: weights.npz, data.npz."""
+    """Write the weights and data that all peers read: weights.npz, data.npz."""
     random = np.random.RandomState(0)
     tokens = bench.make_tokens(2000, random)
     lengths = tokens.lengths
@@ -101,7 +101,7 @@ class Ours:
         self.batches = [
             Batch(Parcel(self.data[f"features{i}"], self.data[f"words{i}"]),
                   self.data[f"lengths{i}"], each, each) for i in range(BATCHES)]
-        # As in an epoch of COCO, in which each length has hundreds of batches
+        # As in an epoch of COCO, which has hundreds of batches of each length
         self.trainer.compile_for({(SIZE, int(batch.lengths[0]))
                                   for batch in self.batches})
         self.shapes = [products_of(self.model, batch) for batch in self.batches]
@@ -120,11 +120,11 @@ class Ours:
             batch, int(batch.lengths.sum()))[1].numpy()) for batch in self.batches]
 
     def decode(self, width):
-        images, found = self.data["images"], []
+        images, beams = self.data["images"], []
         for i in range(0, len(images), SIZE):
-            found += self.decoder.search(images[i:i + SIZE], width,
+            beams += self.decoder.search(images[i:i + SIZE], width,
                                          bench.DECODED_WORDS, forbidden=BARRED)
-        return [beam[0].words for beam in found]
+        return [beam[0].words for beam in beams]
 
     def captions(self):
         return self.decode(1)
@@ -143,7 +143,7 @@ class Ours:
         return bench.seconds(lambda: [multiply(shapes) for shapes in self.shapes])
 
     def self_critical(self):
-        """Seconds of a step, scaled to captions as long as the other batches'."""
+        """Seconds per step, scaled to the mean caption length of the other batches."""
         trainer, words = self.self_critical_trainer, []
 
         def step():
@@ -167,23 +167,22 @@ class Ours:
 
 
 def products_of(model, batch):
-    """The shapes of a training step's matrix products: pairs of a left and a right.
+    """Record the shapes of the forward pass's matrix products: (left, right) pairs.
 
-    Those of the forward pass are recorded; each but the first, of the features, has two
-    more in the backward pass, the first has one.
+    In the backward pass each has two more products; the first, of the features, one.
     """
-    found, matmul = [], tf.matmul
+    shapes, matmul = [], tf.matmul
 
     def recorded(a, b):
-        found.append((tuple(a.shape.as_list()), tuple(b.shape.as_list())))
+        shapes.append((tuple(a.shape.as_list()), tuple(b.shape.as_list())))
         return matmul(a, b)
     with mock.patch.object(tf, "matmul", recorded):
         model.teacher_forcing(tensors(batch))
-    return found
+    return shapes
 
 
 def multiply(shapes):
-    """Compute the products of `products_of`, of ones, forward and backward."""
+    """Compute the products of `products_of` on ones, forward and backward."""
     ones, last = {}, None
 
     def some(shape):
@@ -193,14 +192,14 @@ def multiply(shapes):
     for number, (a, b) in enumerate(shapes):
         out = some(a[:-1] + b[-1:])
         last = tf.matmul(some(a), some(b))
-        if number:  # towards a; none is needed of the features
+        if number:  # the gradient of a, which the features do not need
             last = tf.matmul(out, some(b), transpose_b=True)
-        last = tf.matmul(some(a), out, transpose_a=True)  # towards b
+        last = tf.matmul(some(a), out, transpose_a=True)  # the gradient of b
     return last.numpy()
 
 
 def sampling(model):
-    """SelfCritical of random captions, whose samples end after 1 to SAMPLED_WORDS."""
+    """A SelfCritical on random captions; its samples have 1 to SAMPLED_WORDS words."""
     bias = model.b_o.numpy()
     bias[END] = np.log(bench.SIZES.vocabulary / 16)  # once in 16 words
     model.b_o.assign(bias)
@@ -212,13 +211,13 @@ def sampling(model):
         references[image].append(vocabulary.decode(words[1:length]))
     captions = CaptionBatches(tokens, list(tokens.images),
                               np.ones(len(tokens.images), np.bool_))
-    drawing = SelfCritical(captions, model, Rewards(vocabulary, references), SAMPLES)
-    drawing.steps = SAMPLED_WORDS
-    return drawing
+    batches = SelfCritical(captions, model, Rewards(vocabulary, references), SAMPLES)
+    batches.steps = SAMPLED_WORDS
+    return batches
 
 
 def serve(folder):
-    """Answer commands from stdin, a line of JSON each."""
+    """Answer commands from stdin, one line of JSON each."""
     out, sys.stdout = sys.stdout, sys.stderr
     start()
     answers = Ours(folder)
@@ -236,7 +235,7 @@ class Peer:
         self.name = self("name")
 
     def __call__(self, command):
-        """Its answer. Raises cli.UserError where the process has ended."""
+        """Send a command; returns the answer. Raises cli.UserError if it has ended."""
         try:
             self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
@@ -251,7 +250,7 @@ class Peer:
 
 
 def check(peers):
-    """Raise cli.UserError where losses or captions are not those of the first peer."""
+    """Raise cli.UserError if losses or captions differ from the first peer's."""
     first, *others = peers
     losses, captions = first("losses"), first("captions")
     for peer in others:
@@ -266,20 +265,20 @@ def check(peers):
 
 
 def measure(peers, rounds):
-    """{(key of the peer, what): rates of the rounds}; the first round is left out."""
+    """Time all peers: {(peer's key, what): rates by round}, after a warm-up round."""
     found = {}
     for number in range(rounds + 1):
         print(f"round {number} of {rounds}" if number else "warming up", flush=True)
         for what, (items, keys) in WORK.items():
             for peer in peers:
                 took = peer(what) if peer.key in keys else None
-                if number and took:  # none without torchvision
+                if number and took:  # None without torchvision
                     found.setdefault((peer.key, what), []).append(items / took)
     return found
 
 
 def rows_of(found):
-    """The table's rows: ratios against their floors, then beam search's time."""
+    """The table's rows: ratios to PyTorch, then those within this project."""
     rows = [("", "ratio", "range", "goal")]
 
     def add(title, above, below, goal, met):

@@ -1,4 +1,4 @@
-"""The published design that this project is measured against, restated plainly.
+"""The published design against which this project is measured, written out plainly.
 
 TensorFlow's eager captioning tutorial of 2018, in our own code: one word at a time in
 eager mode, every batch padded to the longest caption of the set, W_1 a recomputed and
@@ -9,9 +9,9 @@ attention sees that. `bench.py` times it.
     python -m benchmarks.published --data data --epochs 6
 
 trains it with its own loss and its own batches, which mix captions of all lengths, and
-scores it as step 5 does. The mathematics is the tutorial's; to make this take minutes
-instead of hours, the step is compiled, and columns of a batch that are padding in every
-caption, and so add nothing to the loss, are cut off.
+scores it as step 5 does. The mathematics is the tutorial's; but so that this takes
+minutes instead of hours, the step is compiled, and columns that are padding in every
+caption of a batch, and so add nothing to the loss, are cut off.
 
 Reads:  <data>/tokens/, <data>/features/
 Writes: checkpoints/<run>/: settings.json; newest.npz and best.npz (by CIDEr), log.csv
@@ -45,7 +45,7 @@ from runtime.tf import (COMPILED_KERAS_CRASHES, AdamOptimizer, compiled, device_
                         device_name, set_seed, start, tf, unsorted_segment_sum, v1,
                         variable_of)
 
-WHOLE = 4  # batches are cut to a multiple of so many words: fewer shapes to compile
+WHOLE = 4  # batches are cut to a multiple of this many words: fewer shapes to compile
 
 
 class Published:
@@ -53,7 +53,7 @@ class Published:
 
     def __init__(self, vocabulary, embedding=256, units=512):
         layers, self.units = tf.keras.layers, units
-        self.looped = True  # False: the GRU's cell without its loop over one word
+        self.looped = True  # False: call the GRU's cell, without the loop over time
         self.vocabulary = vocabulary
         self.fc = layers.Dense(embedding, activation="relu")
         self.embedding = layers.Embedding(vocabulary, embedding)
@@ -86,7 +86,7 @@ class Published:
         return self.fc2(x), state, alpha
 
     def loss(self, features, words):
-        """Nats a caption, padding counted as 0: features (B, L, F), words (B, T)."""
+        """Nats per caption, 0 for padding; features (B, L, F), words (B, T)."""
         loss, hidden = 0., tf.zeros((int(words.shape[0]), self.units))
         a = self.fc(tf.cast(features, tf.float32))
         for t in range(1, int(words.shape[1])):
@@ -104,10 +104,13 @@ class Published:
         return [loss] + tape.gradient(loss, self.variables)
 
     def train_step(self, features, words, gradients=None):
-        """One step on features (B, L, F) and words (B, longest + 2), padding too."""
-        loss, *found = (gradients or self.gradients)(tf.constant(features),
-                                                     tf.constant(words))
-        self.optimizer.apply_gradients(zip(found, self.variables))
+        """One step on features (B, L, F) and padded words (B, T); nats per word slot.
+
+        gradients: a compiled stand-in for the method of that name.
+        """
+        loss, *values = (gradients or self.gradients)(tf.constant(features),
+                                                      tf.constant(words))
+        self.optimizer.apply_gradients(zip(values, self.variables))
         return float(loss.numpy()) / (words.shape[1] - 1)
 
     def decode(self, features, max_steps):
@@ -128,13 +131,14 @@ class Annotations(collections.namedtuple("Annotations", "a")):
     """Encoded images as beam search carries them: a (B, L, D)."""
 
     def take(self, rows):
-        """Those of these captions or images; rows: int32 (B,)."""
+        """Select rows, int32 (B,)."""
         return Annotations(tf.gather(self.a, rows))
 
 
 class Searched:
-    """The published model with the methods of Captioner that beam search calls: see
-    there for the shapes.
+    """The published model behind the methods of Captioner that beam search calls.
+
+    See Captioner for the shapes.
     """
 
     def __init__(self, model):
@@ -158,7 +162,7 @@ class Searched:
 
 
 def extract(model, paths, targets):
-    """The tutorial's loop: decode, resize, InceptionV3 on 16 images, a file each."""
+    """The tutorial's loop: decode, resize, InceptionV3 on 16 images, one file each."""
     def load(path):
         picture = tf.image.decode_jpeg(v1.read_file(path), channels=3)
         picture = v1.image.resize_images(picture, (299, 299))
@@ -175,7 +179,7 @@ def extract(model, paths, targets):
 # --- training it ----------------------------------------------------------------------
 
 def batches(captions, batch_size, random):
-    """An epoch of arrays of caption numbers, shuffled, of all lengths."""
+    """An epoch's batches, of mixed lengths: a list of arrays of caption indices."""
     order = random.permutation(captions.captions)
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -191,17 +195,17 @@ def load(captions, numbers):
 
 
 def words(captions):
-    """How many real words a split has."""
+    """The number of words in a split, without padding."""
     return int(captions.tokens.lengths[captions.captions].sum())
 
 
 def evaluated(model, scorer, width, java=True):
-    """Scored captions of a ValidationScorer's images, and their texts by image id."""
-    # Compiled, Keras' GRU reads its inputs twice, in TensorFlow 1
+    """Caption and score a ValidationScorer's images; also their texts, by id."""
+    # In TensorFlow 1, a compiled Keras GRU reads its inputs twice
     decoder = Decoder(Searched(model), compile=False)
-    found = decode_files(decoder, scorer.paths, 64, quiet=True, width=width)
+    beams = decode_files(decoder, scorer.paths, 64, quiet=True, width=width)
     texts = {i: scorer.vocabulary.decode(beam[0].words)
-             for i, beam in zip(scorer.ids, found)}
+             for i, beam in zip(scorer.ids, beams)}
     return scores.score(texts, scorer.references, java=java), texts
 
 
@@ -210,7 +214,7 @@ def arguments():
     positive = cli.number(int, at_least=1)
     parser.add_argument("--data", default="data", help="data set in COCO's layout")
     add_run_flag(parser, "published")
-    parser.add_argument("--epochs", type=positive, default=6, help="in all")
+    parser.add_argument("--epochs", type=positive, default=6, help="in total")
     parser.add_argument("--batch-size", type=positive, default=64, help="captions")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of weights and order")
     return parser.parse_args()
@@ -231,11 +235,11 @@ def main():
     start()
     set_seed(args.seed)
     with cli.locked(folder), device_errors(args.batch_size):
-        # What it must be to resume it; train.py takes no such run for one of its own.
+        # Resuming requires the same settings; train.py refuses a run of this kind
         check_settings(folder, dict(vars(args), epochs=None, published=True,
                                     vocabulary_digest=vocabulary.digest()))
         model = Published(len(vocabulary))
-        model.loss(*map(tf.constant, load(val, val.captions[:2])))  # makes the weights
+        model.loss(*map(tf.constant, load(val, val.captions[:2])))  # builds the weights
         model.looped = False
         model.weights = collections.OrderedDict(
             (f"{i:02d}", variable) for i, variable in enumerate(model.variables))
@@ -246,16 +250,16 @@ def main():
 
 
 def check_settings(folder, settings):
-    """Write the settings of a new run, or check that they are the same."""
+    """Write the settings of a new run; check those of an existing one."""
     path = settings_path(folder)
     if not os.path.exists(path):
         atomic.write_json(path, settings)
     elif read_json(path) != settings:
-        raise cli.UserError(f"{path}: is of another run; choose another --run")
+        raise cli.UserError(f"{path}: belongs to another run; choose another --run")
 
 
 def train_epochs(args, folder, model, learnt, val, scorer):
-    """Train to the last epoch from the last one that is kept in the folder."""
+    """Train to the last epoch, starting after the last one saved in the folder."""
     newest, best = (checkpoint_path(folder, name) for name in ("newest", "best"))
     history = []
     if os.path.exists(newest):
@@ -263,10 +267,10 @@ def train_epochs(args, folder, model, learnt, val, scorer):
         write_log(folder, history, dropout=0)
 
     def dense(features, words):
-        loss, *found = model.gradients(features, words)
+        loss, *gradients = model.gradients(features, words)
         return [loss] + [unsorted_segment_sum(g.values, g.indices, v.shape[0])
                          if isinstance(g, tf.IndexedSlices) else g
-                         for g, v in zip(found, model.variables)]
+                         for g, v in zip(gradients, model.variables)]
     gradients, loss = compiled(dense), compiled(model.loss)
     for epoch in range(len(history) + 1, args.epochs + 1):
         begin, total = time.time(), 0.
@@ -284,12 +288,12 @@ def train_epochs(args, folder, model, learnt, val, scorer):
         for numbers in val.epoch(args.batch_size):
             features, rows = map(tf.constant, load(val, numbers))
             summed += len(numbers) * float(loss(features, rows).numpy())
-        found = scores.averages(evaluated(model, scorer, width=1, java=False)[0])
+        scored = scores.averages(evaluated(model, scorer, width=1, java=False)[0])
         history = history + [{
             "epoch": epoch, "train_loss": total / words(learnt),
             "val_loss": summed / words(val),
-            "val_bleu4": round(found["BLEU-4"], 3),
-            "val_cider": round(found["CIDEr"], 3),
+            "val_bleu4": round(scored["BLEU-4"], 3),
+            "val_cider": round(scored["CIDEr"], 3),
             "captions_per_second": round(len(learnt.captions) / seconds, 1),
             "seconds": round(time.time() - begin, 1)}]
         progress = begin_epoch(history)
@@ -303,7 +307,7 @@ def train_epochs(args, folder, model, learnt, val, scorer):
 
 
 def report(args, folder, model, scorer, seen):
-    """Score the captions of the best epoch, greedy and of a beam of 3."""
+    """Score the best epoch's captions, greedy and with beam 3."""
     history = load_checkpoint(checkpoint_path(folder, "best"), model.weights).history
     for width, name in ((1, "greedy"), (3, "beam3")):
         scored, texts = evaluated(model, scorer, width)

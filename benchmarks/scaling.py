@@ -1,13 +1,13 @@
-"""How much faster are two processes than one? (needs `make horovod` or `make mpi`)
+"""How much faster are two processes than one? Needs `make horovod` or `make mpi`.
 
     python -m benchmarks.scaling                # about 6 minutes on 2 cores
     .venv-2/bin/python -m benchmarks.scaling    # with TensorFlow 2
 
-One process on one core and two processes on two cores take turns for several rounds,
-each with one computing thread: training steps with m = D = 256 and n = A = 512, on
-random data, with dropout. The batch is either 64 captions per process, so that it
-grows, or 64 captions in all. Also measured: the bytes that a step sends (the gradients)
-and how long that takes between two processes on one machine.
+One process on one core and two on two cores take turns for several rounds, each with
+one computing thread: training steps with m = D = 256 and n = A = 512, on random data,
+with dropout. The batch is 64 captions per process, so that it grows, or 64 in total.
+Also measured: how many bytes a step sends (the gradients), and how long that takes
+between two processes on one machine.
 """
 import json
 import os
@@ -31,7 +31,7 @@ IMAGES, BATCHES, SEED = 2000, 12, 5
 
 
 def worker(captions_of_a_step, folder):
-    """Train on some batches, which are shared; rank 0 prints a line of JSON."""
+    """Train on a few batches, shared by all ranks; rank 0 prints a line of JSON."""
     ranks.start()
     start()
     captions = caption_batches(make_tokens(IMAGES, np.random.RandomState(SEED)), folder)
@@ -69,9 +69,10 @@ def worker(captions_of_a_step, folder):
 
 
 def fullest(processes, random):
-    """How much more the fullest share of a batch has than an even one, with
-    CaptionBatches.assign_images and by chance: two ratios, means over an epoch of
-    20,000 images.
+    """How uneven the shares of a batch are: words of the largest over the mean.
+
+    Two ratios, means over an epoch of 20,000 images: with CaptionBatches.assign_images,
+    and by chance.
     """
     captions = CaptionBatches(make_tokens(20000, random), [""] * 20000,
                               np.ones(20000, bool))  # no features are read
@@ -114,24 +115,24 @@ def main():
 
     def speeds(found):
         return [row["captions_per_second"] for row in found]
-    rows = [("two processes against one, captions/s", "ratio", "range", "goal")]
-    for name, found, goal in (("64 captions a process", grown, "at least 1.7"),
-                              ("64 captions in all", shared, "")):
+    rows = [("two processes over one, captions/s", "ratio", "range", "goal")]
+    for name, found, goal in (("64 captions per process", grown, "at least 1.7"),
+                              ("64 captions in total", shared, "")):
         middle, low, high = ratio(speeds(found), speeds(alone))
         rows.append((name, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", goal))
     cli.table(rows)
     print()
-    cli.table([("", "1 process", "2, 64 each", "2, 64 in all")] + [
+    cli.table([("", "1 process", "2, 64 each", "2, 64 in total")] + [
         (name, *(f"{np.median([row[key] for row in found]):.{digits}f}"
                  for found in (alone, grown, shared)))
         for name, key, digits in (
             ("captions/s", "captions_per_second", 1), ("step, ms", "step_ms", 0),
-            ("GFLOP a step", "gflop_per_step", 1),
+            ("GFLOP per step", "gflop_per_step", 1),
             ("gradients, MB", "gradient_mb", 1),
-            ("all-reduce of them, ms", "all_reduce_ms", 1),
-            ("of these the embedding's, MB", "embedding_mb", 1),
-            ("only its rows of a step, MB", "embedding_rows_mb", 2))])
-    print("\nwords of the fullest share of a batch against those of an even one:")
+            ("their all-reduce, ms", "all_reduce_ms", 1),
+            ("gradient of the embedding, MB", "embedding_mb", 1),
+            ("only its rows used in a step, MB", "embedding_rows_mb", 2))])
+    print("\nwords of a batch's largest share over those of an even one:")
     random = np.random.RandomState(SEED)
     cli.table([("processes, 64 captions each", "dealt out", "by chance")] + [
         (str(processes), *(f"{value:.3f}" for value in fullest(processes, random)))
@@ -141,9 +142,9 @@ def main():
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--rounds", type=cli.number(int, at_least=1), default=3,
-                        help="how often each is measured")
+                        help="how often to measure each")
     parser.add_argument("--worker", nargs=2, metavar=("CAPTIONS", "FOLDER"),
-                        help="one of the processes that are measured")
+                        help="be one of the measured processes")
     return parser.parse_args()
 
 

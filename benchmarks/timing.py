@@ -9,9 +9,9 @@ ROUNDS = 5
 
 
 def peak_memory():
-    """The most memory that this process has had, in GB.
+    """This process's peak memory, in GB.
 
-    Not getrusage's: that counts what the parent had when it started this process.
+    Not getrusage's, which includes what the parent used when it started this process.
     """
     with open("/proc/self/status") as file:
         kilobytes = [line.split()[1] for line in file if line.startswith("VmHWM")]
@@ -32,10 +32,12 @@ def matrix_product(side=2048):
 
 
 def alternate(*functions, rounds=ROUNDS):
-    """Call the functions in turn; a list of results for each, the first round left out.
+    """Call the functions in turn, one round more than `rounds`, the first to warm up.
+
+    Returns the results of the other rounds, a tuple per function.
     """
-    found = [[function() for function in functions] for _ in range(rounds + 1)][1:]
-    return list(zip(*found))
+    results = [[function() for function in functions] for _ in range(rounds + 1)][1:]
+    return list(zip(*results))
 
 
 def ratio(above, below):

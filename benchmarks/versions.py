@@ -1,4 +1,4 @@
-"""How fast are other versions of TensorFlow on this machine?
+"""How do versions of TensorFlow compare in speed on this machine?
 
     python -m benchmarks.versions .venv/bin/python .venv-2/bin/python
 
@@ -24,7 +24,7 @@ from train import Trainer
 
 
 def training(folder, steps=15):
-    """Captions/s of `steps` steps on full batches of captions with 11 words."""
+    """Captions/s of training on full batches of captions with 11 words."""
     random = np.random.RandomState(0)
     tokens = bench.make_tokens(1000, random)
     bench.make_features(folder, 1000, random)
@@ -42,7 +42,7 @@ def training(folder, steps=15):
 
 
 def decoding(folder, images=128):
-    """Images/s of greedy decoding, 12 words each; features as `training` made them."""
+    """Images/s of greedy decoding, 12 words each, from the features of `training`."""
     model = Captioner(bench.SIZES)
     decoder = Decoder(model)
     bench.barred(model)
@@ -110,7 +110,7 @@ def arguments():
     parser.add_argument("pythons", nargs="*", metavar="PYTHON",
                         help="interpreters with TensorFlow; none: measure this one's")
     parser.add_argument("--rounds", type=cli.number(int, at_least=1), default=3,
-                        help="each Python is run so many times")
+                        help="how often to run each Python")
     return parser.parse_args()
 
 

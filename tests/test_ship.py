@@ -32,7 +32,7 @@ def test_shipped_run_writes_the_same_and_is_never_trained_over(world, capsys):
     assert world("train.py", "--run", "b", "--start-from", "shipped", *QUICK) == 0
     capsys.readouterr()
     assert world("tools.ship_run", "--run", "b", "--name", "shipped") == 2
-    assert "there is a run of that name" in capsys.readouterr().err
+    assert "a run of that name exists" in capsys.readouterr().err
 
 
 SHIP = ("tools.ship_run", "--run", "a", "--name", "shipped")

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Makes .venv, the environment that `make demo`, `make test` and `make lint` use, or
-# brings it up to date. Ends with a line that says which Python and TensorFlow it holds.
+# Makes or updates .venv, the environment of `make demo`, `make test` and `make lint`.
+# Ends with a line that says which Python and TensorFlow it holds.
 #
 #   tools/make_env.sh          .venv: Python 3.6 with TensorFlow 1.10; without a 3.6, or
 #                              with a GPU from 2018 on, the newest supported Python with
-#                              the TensorFlow that suits it
+#                              a TensorFlow that suits it
 #   tools/make_env.sh 1.9      .venv-1.9, beside it; also 1.10, 1.15 and 2
-#   tools/make_env.sh --find   only print the Python that would be used for .venv
+#   tools/make_env.sh --find   only print the Python that .venv would use
 #
 # PYTHON=/path/to/python chooses the interpreter; GPU=1 or GPU=0 the build of TensorFlow,
-# which is otherwise that for a GPU where there is one. Exit status 2: none to use.
+# by default that for a GPU if there is one. Exit status 2: no usable Python.
 #
-# .venv.incomplete is there while .venv is being written: it is made anew after an
-# interruption. Who writes it has locked .venv.lock. .venv/requirements.txt is the list
-# that was installed last.
+# .venv.incomplete exists while .venv is being written; after an interruption .venv is
+# made anew. The writer holds a lock on .venv.lock. .venv/requirements.txt is the list
+# last installed.
 set -euo pipefail
 
 fail() {
@@ -22,7 +22,7 @@ fail() {
 }
 
 # Runs in a candidate: prints its version and, on a second line, the interpreter to make
-# an environment with (for one inside an environment: the one it was made from).
+# an environment with (within an environment, the one it was made from).
 probe='
 import os, sys
 print("%d.%d" % sys.version_info[:2])
@@ -31,7 +31,7 @@ python = os.path.join(prefix, "bin", "python%d.%d" % sys.version_info[:2])
 print(python if prefix != sys.prefix and os.path.exists(python) else sys.executable)
 '
 
-# What program $1 says of itself into $version and $found; fails if it does not run.
+# Runs the probe in program $1 and sets $version and $found; fails if it does not run.
 look_at() {
     version='' found=''
     [ -f "$1" ] && [ -x "$1" ] && found=$("$1" -c "$probe" </dev/null 2>/dev/null) \
@@ -40,7 +40,7 @@ look_at() {
     [ -x "$found" ]
 }
 
-# Whether Python $1 can make environments: on Debian, venv is a package of its own.
+# Whether Python $1 can make environments; on Debian, venv is a separate package.
 makes_environments() {
     "$1" -c 'import venv, ensurepip, ssl, zlib' </dev/null >/dev/null 2>&1
 }
@@ -49,8 +49,8 @@ is_wanted() {
     [[ " $wanted " = *" $1 "* ]]
 }
 
-# The newest NVIDIA card into $card, and into $age its compute capability without the
-# point (89 for 8.9): 0 where there is none, or a driver that does not tell.
+# Sets $card to the newest NVIDIA card, and $age to its compute capability without the
+# point (89 for 8.9); 0 without a card, or if the driver does not report it.
 look_at_cards() {
     local line capability
     card='' age=0
@@ -61,8 +61,8 @@ look_at_cards() {
     done < <(nvidia-smi --query-gpu=name,compute_cap --format=csv,noheader 2>/dev/null)
 }
 
-# Whether the GPU build of TensorFlow for Python $1 knows the card. CUDA 9.0 ends with
-# 7.0 (V100); cuDNN 9 begins with 7.5 (T4, RTX 20). See docs/versions.md.
+# Whether the GPU build of TensorFlow for Python $1 supports the card. CUDA 9.0 goes up
+# to 7.0 (V100); cuDNN 9 starts at 7.5 (T4, RTX 20). See docs/versions.md.
 knows_card() {
     case $1 in
         3.6) [ "$age" -le 70 ] ;;
@@ -71,7 +71,7 @@ knows_card() {
     esac
 }
 
-# Puts those of $wanted first that know the card; with GPU=1 leaves no others.
+# Reorders $wanted: Pythons that support the card first; with GPU=1, only those.
 mind_the_card() {
     local version knowing='' others=''
     look_at_cards
@@ -88,7 +88,7 @@ mind_the_card() {
     wanted=$knowing$others wanted=${wanted# }
 }
 
-# Candidates, one a line, those that cost least first.
+# Candidates, one per line, the cheapest to look up first.
 candidates() {
     local name
     for name in python3.6 python3.1{3,2,1,0} python3.7 python3 python; do
@@ -102,13 +102,13 @@ candidates() {
     fi
 }
 
-# Sets $version and $found: PYTHON, or else the first candidate of the version that comes
-# first in $wanted; one that cannot make environments only if there is no other.
+# Sets $version and $found: PYTHON, or the first candidate whose version comes first in
+# $wanted; one that cannot make environments only if there is no other.
 find_python() {
     local candidate before rank best=999 chosen='' unfit=''
     if [ -n "${PYTHON:-}" ]; then
         look_at "$(type -P -- "$PYTHON")" || fail \
-            "PYTHON=$PYTHON is not there or does not run; supported are $supported"
+            "PYTHON=$PYTHON does not exist or does not run; supported are $supported"
         is_wanted "$version" \
             || fail "PYTHON=$PYTHON is Python $version; $venv can be made with $supported"
         return
@@ -143,8 +143,8 @@ find_python() {
     exit 2
 }
 
-# Waits until no other process writes $venv, and keeps others off until this one and all
-# that it started have ended: the system itself takes the lock away then.
+# Waits until no other process writes $venv, and keeps others out until this process and
+# all that it started have ended; then the system releases the lock.
 lock() {
     { : >>"$venv.lock"; } 2>/dev/null || fail \
         "$PWD: no file can be written there; change its permissions or copy it elsewhere"
@@ -163,8 +163,8 @@ except OSError as error:
 ' "$venv"
 }
 
-# The lists of packages for Python $1: that for a GPU, where there is one, and that
-# without; GPU=1 and GPU=0 leave one of the two.
+# The lists of packages for Python $1: first that for a GPU, if there is one, then that
+# for the CPU; GPU=1 and GPU=0 leave only one of them.
 lists() {
     local gpu='' cpu
     case $venv:$1 in
@@ -180,7 +180,7 @@ lists() {
     echo $gpu $cpu
 }
 
-# Says what Python $1, of version $2, lacks to use a GPU; nothing if it can.
+# Prints what Python $1, of version $2, lacks to use a GPU; nothing if it can.
 lacking() {
     local answer
     if ! knows_card "$2"; then
@@ -204,8 +204,8 @@ tensorflow_of() {
     grep -m 1 -oE '^tensorflow[a-z-]*==[0-9.]+[0-9]' "$1" 2>/dev/null || true
 }
 
-# pip in $venv, quietly: its output goes to $venv/install.log, and on a terminal one line
-# shows the package that it has come to.
+# Runs pip in $venv quietly: its output goes to $venv/install.log, and on a terminal one
+# line shows the current package.
 run_pip() {
     local status=0 word rest
     PIP_USER=no PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
@@ -217,7 +217,7 @@ run_pip() {
         done || status=1
     [ ! -t 1 ] || printf '\r\033[K'
     [ $status = 0 ] && return
-    # If nothing was replaced yet (no network, say), what was there is still whole.
+    # If nothing was replaced yet (no network, say), the old environment is still whole.
     if [ -f "$venv/requirements.txt" ] \
             && ! grep -q '^Installing collected' "$venv/install.log"; then
         rm -f "$venv.incomplete"
@@ -230,7 +230,8 @@ is_half_made() {
     [ -e "$venv.incomplete" ] || [ -e "$venv/incomplete" ]
 }
 
-# Whether $venv is whole and of its list: then says what it holds. Sets $holds, its Python.
+# Whether $venv is whole and matches its list; if so, prints what it holds. Sets $holds,
+# its Python version.
 is_up_to_date() {
     local list pin why="the baseline, TensorFlow 1.10, needs Python 3.6"
     look_at "$venv/bin/python" || true
@@ -251,7 +252,7 @@ is_up_to_date() {
 main() {
     local holds python wish list cpu lack build='' old new what pip
     if [ -n "${PYTHON:-}" ]; then
-        find_python  # a PYTHON that cannot be used is said even if $venv is there
+        find_python  # reports an unusable PYTHON even if $venv exists
         wanted=$version
     fi
     ! is_up_to_date || return 0
@@ -263,7 +264,7 @@ main() {
         "$python cannot make environments (its venv, ensurepip, ssl or zlib is missing); on Debian and Ubuntu: sudo apt-get install python$wish-venv"
     trap '[ ! -t 1 ] || echo; fail "stopped; the same command tries again" 130' INT TERM
     lock
-    ! is_up_to_date || return 0  # another process has made it meanwhile
+    ! is_up_to_date || return 0  # another process made it meanwhile
 
     read -r list cpu < <(lists "$wish")
     if [ -n "$cpu" ]; then
@@ -310,7 +311,7 @@ if [[ ${PYTHON:-} = */* && $PYTHON != /* ]]; then
 fi
 CDPATH='' cd "$([[ $0 != */* ]] || printf '%s/' "${0%/*}").."
 [[ ${GPU:-} = [01] || -z ${GPU:-} ]] || fail "GPU=$GPU: it is 1 or 0, or left out"
-# The Python versions to use, the best first, and the folder to make.
+# The Python versions to use, best first, and the folder to make
 wanted='3.6 3.13 3.12 3.11 3.10 3.7' venv=.venv-${1:-}
 supported="Python 3.6 (TensorFlow 1.10), 3.7 (1.15) and 3.10 to 3.13 (2.21)"
 case ${1:-} in

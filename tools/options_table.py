@@ -17,7 +17,7 @@ resumed, flags left out keep its own values.
 
 
 def page():
-    """The page, Markdown."""
+    """The page, as Markdown."""
     lines = [HEAD]
     for group in build_parser(None)._action_groups:
         actions = [action for action in group._group_actions if action.dest != "help"]
@@ -28,7 +28,7 @@ def page():
 
 
 def row(action):
-    """The row of one flag: its name, default, whether it is fixed, and its help."""
+    """The row of a flag: its name, its default, whether it is fixed, and its help."""
     fixed = ("fixed" if action.fixed is True else "free" if not action.fixed else
              f"fixed with {' or '.join(action.fixed)}")
     default = default_of(action)

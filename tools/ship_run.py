@@ -1,8 +1,8 @@
-"""Make a run small enough to ship: float16 weights of its best epoch, no optimizer.
+"""Make a run small enough to ship: the best epoch's weights in float16, no optimizer.
 
     .venv/bin/python -m tools.ship_run --run all --name flickr8k
 
-The folder can be used for captioning, evaluation and --start-from, but not trained
+The copy works for captioning, evaluation and --start-from, but cannot be trained
 further. Settings that only describe the machine are left out.
 
 Reads:  checkpoints/<run>/
@@ -30,13 +30,13 @@ def main():
     arrays = small_weights(checkpoint_path(source, "best"))
     with cli.locked(folder):
         if atomic.exists(settings_path(folder)):
-            raise cli.UserError(f"{folder}: there is a run of that name; choose "
+            raise cli.UserError(f"{folder}: a run of that name exists; choose "
                                 "another --name")
         with atomic.together():
             for name in KEPT:
                 copy(os.path.join(source, name), os.path.join(folder, name))
             atomic.write_arrays(checkpoint_path(folder, "best"), arrays, compress=True)
-            # The last: without it this is no run, and may be made anew
+            # Last, since without settings it is no run, and can be made anew
             atomic.write_json(settings_path(folder), dict(
                 {key: value for key, value in settings.items()
                  if key not in OF_THE_MACHINE}, run=args.name, shipped=True))
@@ -45,9 +45,9 @@ def main():
 
 
 def small_weights(path):
-    """The arrays of a checkpoint but for the optimizer's, in float16, by name.
+    """A checkpoint's arrays in float16, by name, without the optimizer's.
 
-    Raises cli.UserError where it is missing or damaged, or float16 cannot hold them.
+    Raises cli.UserError if it is missing or damaged, or float16 cannot hold them.
     """
     try:
         with atomic.load_arrays(path) as file:
@@ -57,8 +57,8 @@ def small_weights(path):
         raise cli.UserError(f"{path}: no such checkpoint; train.py writes one after "
                             "its first epoch")
     except atomic.Damaged:
-        raise cli.UserError(f"{path}: damaged; train.py writes the next one after an "
-                            "epoch that is better")
+        raise cli.UserError(f"{path}: damaged; train.py writes the next one after a "
+                            "better epoch")
     with np.errstate(over="ignore"):
         arrays = {name: array.astype(np.float16) if array.dtype.kind == "f" else array
                   for name, array in arrays.items()}
@@ -69,8 +69,8 @@ def small_weights(path):
 
 
 def copy(old, new):
-    """Copy a file, whole or not at all; remove the new one where there is no old one,
-    which an attempt with another run has left.
+    """Copy a file, whole or not at all. Without an old one, remove the new one: an
+    attempt with another run left it.
     """
     if not atomic.exists(old):
         atomic.remove(new)
