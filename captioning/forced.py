@@ -31,7 +31,7 @@ def maps_of_references(name, split, images):
     tokens = read_tokens(source["tokens"], source["split"])
     if tokens.vocabulary != run.vocabulary.digest():
         raise cli.UserError(f"{source['tokens']}: has another vocabulary than "
-                            f"{run.folder}; make it anew with "
+                            f"{run.folder}; make the tokens anew with "
                             "tokenize_captions.py --vocabulary")
     start()
     captions = CaptionBatches(tokens, *find_features(source["features"], tokens.images,
