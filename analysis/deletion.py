@@ -12,7 +12,14 @@ when attention is masked and renormalised, without
 
 The mask applies to the word's step alone, or to all steps up to it, since the state
 remembers earlier contexts. (The deletion game of Petsiuk et al. 2018, "RISE", played on
-attention instead of pixels.) Intervals are 95 % bootstrap intervals over images.
+attention instead of pixels.)
+
+And would another map have written the same word? With alpha permuted over the cells, or
+even, at the word's step alone: how much does log p(word) fall, and how far is p from
+what it was (permutation.py)? For the same words, and for all words of all captions,
+their ends included.
+
+Intervals are 95 % bootstrap intervals over images.
 
 Reads:  checkpoints/<run>/, its attention_<split>.npz, the features it was decoded from,
         and <data>/annotations/instances_<folder of the images>.json
@@ -32,6 +39,8 @@ from tqdm import tqdm
 
 from analysis.boxes import box_coverage, parser_of, read_annotated
 from analysis.drops import write_drops
+from analysis.permutation import (PERMUTATIONS, REPLACED, random_for, replace_alpha,
+                                  summarize_replaced)
 from captioning.bootstrap import means
 from captioning.decoded import read_source
 from captioning.features import (cells_of, check_network, feature_path, read_features,
@@ -156,6 +165,19 @@ def summarize(fallen, seed):
     return summary
 
 
+def summaries(replaced, names, seed):
+    """The figures of other weights, of the words that name a thing and of all words.
+
+    replaced: the `replace_alpha` of each image.
+    """
+    of_names = [replaced[i][[name.place for name in names if name.image == i]]
+                for i in sorted({name.image for name in names})]
+    return {"replaced": summarize_replaced(of_names, seed),
+            "replaced_of_all": summarize_replaced(replaced, seed),
+            "all_words": sum(map(len, replaced)), "all_images": len(replaced),
+            "permutations": PERMUTATIONS}
+
+
 def drops_of_words(decoded, names, fallen):
     """Each word's drop without its highest-weighted cells, masked at its step alone.
 
@@ -182,7 +204,18 @@ def show(summary):
          cell("at_the_word", what), cell("up_to_it", what))
         for what, title in DELETED if what in summary["at_the_word"]])
     print(f"on {summary['words']} words in the captions of {summary['images']} images, "
-          "with 95 % intervals")
+          "with 95 % intervals\n")
+    cli.table([("with alpha at the word's step", "log p(word) falls by (nats)",
+                "total variation distance of p, %")] + [
+        (f"{title}, {whose} words",
+         "{:.2f} ({:.2f} - {:.2f})".format(*figures[what]["fall"]), "{:.1f} ({:.1f} - "
+         "{:.1f})".format(*np.multiply(100, figures[what]["distance"])))
+        for whose, figures in (("those", summary["replaced"]),
+                               ("all", summary["replaced_of_all"]))
+        for what, title in REPLACED])
+    print(f"all words: {summary['all_words']} in the captions of "
+          f"{summary['all_images']} images, ends included; permuted: the mean fall and "
+          f"the median distance of {summary['permutations']} permutations")
 
 
 def main():
@@ -208,16 +241,19 @@ def main():
         if not names:
             raise cli.UserError("no generated word names an annotated category of its "
                                 "image: there is nothing to test")
-        random, fallen = np.random.RandomState(args.seed), []
-        for i in tqdm(sorted({name.image for name in names}), unit="image"):
-            steps = decoded.steps[i]
-            fallen.append(drops(
-                model, read_features(feature_path(features, str(decoded.images[i])),
-                                     shape_of(features)),
-                decoded.words[i, :steps], [n for n in names if n.image == i],
-                decoded.alphas[i, :steps], args.cells, random))
+        random, fallen, replaced = np.random.RandomState(args.seed), [], []
+        for i, image in enumerate(tqdm(decoded.images.tolist(), unit="image")):
+            maps = read_features(feature_path(features, image), shape_of(features))
+            words = decoded.words[i, :decoded.steps[i]]
+            own = [name for name in names if name.image == i]
+            replaced.append(replace_alpha(model, maps, words,
+                                          random_for(image, args.seed)))
+            if own:
+                fallen.append(drops(model, maps, words, own,
+                                    decoded.alphas[i, :len(words)], args.cells, random))
         summary = dict(summarize(fallen, args.seed), words=len(names),
                        images=len(fallen), cells=args.cells,
+                       **summaries(replaced, names, args.seed),
                        of_each_word=drops_of_words(decoded, names, fallen))
         write_drops(run.folder, args.split, summary)
     show(summary)

@@ -55,6 +55,11 @@ class Ensemble:
     def __init__(self, models):
         self.models, self.sizes = models, models[0].sizes
 
+    @property
+    def look(self):
+        """The look of each model, a tuple; see Captioner."""
+        return tuple(model.look for model in self.models)
+
     def encode(self, features):
         """See Captioner.encode."""
         return Contexts(tuple(model.encode(features) for model in self.models))
@@ -67,11 +72,15 @@ class Ensemble:
         """See Captioner.embed."""
         return zip(*(model.embed(words) for model in self.models))
 
-    def step(self, context, h, gates, keep=None):
-        """See Captioner.step; beta is the mean over the models that have a gate."""
+    def step(self, context, h, gates, keep=None, look=None):
+        """See Captioner.step; beta is the mean over the models that have a gate.
+
+        look: one for each model, or None.
+        """
         hs = tf.split(h, [model.sizes.hidden for model in self.models], 1)
-        h, z, alpha, beta = zip(*(model.step(*own, keep) for model, own in
-                                  zip(self.models, zip(context.each, hs, gates))))
+        h, z, alpha, beta = zip(*(
+            model.step(*own, keep, its) for model, own, its in
+            zip(self.models, zip(context.each, hs, gates), look or self.look)))
         beta = [b for b in beta if b is not None]
         return (tf.concat(h, 1), z, tf.add_n(alpha) / len(alpha),
                 tf.add_n(beta) / len(beta) if beta else None)

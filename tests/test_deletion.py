@@ -113,8 +113,10 @@ def test_command_prints_and_keeps_the_table(world, capsys):
         looks.add(model.look), real(model, *rest))[1])
     assert exit_status(deletion.main) == 0
     assert looks == {likeliest}  # as when decoding, not as in training
-    assert f"on {count} words in the captions of {count} images" in (
-        capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert f"on {count} words in the captions of {count} images" in printed
+    assert f"all words: {3 * count} in the captions of {count} images" in printed
+    assert printed.count("permuted over the cells") == 2 == printed.count("even over")
     with open("checkpoints/a/deletion_val.json") as file:
         found = json.load(file)
     assert found["words"] == count and set(found["at_the_word"]) == set(WHAT)

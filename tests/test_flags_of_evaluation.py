@@ -13,6 +13,7 @@ import evaluate
 import plot_attention
 from analysis import deletion, pointing, report
 from analysis.deletion import Name, kept_cells, log_probs
+from analysis.permutation import random_for, replace_alpha
 from captioning import bootstrap, decode, figures, scores
 from methods.consensus import training_rewards
 from captioning.decode import Caption, sample_files
@@ -356,7 +357,23 @@ def assert_falls(split, cells, seed):
     each = [entry["drops"]["1"] for entry in found["of_each_word"].values()]
     assert each == pytest.approx(falls["most"], abs=2e-3)
     assert abs(np.subtract(falls["most"], falls["boxes"])).max() > 1e-2 or cells == 1
+    assert_replaced(found, split, seed)
     return len(each)
+
+
+def assert_replaced(found, split, seed):
+    """The figures of other weights are those of the second words, and of all."""
+    model, (decoded, images) = load_run("a").model, decoded_of(split, "other")
+    each = np.array([replace_alpha(model, features, words, random_for(image, seed))
+                     for image, (features, words) in zip(decoded.images.tolist(),
+                                                         images)])  # (images, 3, 2, 2)
+    assert (found["all_words"], found["all_images"]) == (3 * len(each), len(each))
+    for key, values in (("replaced", each[:, 1]), ("replaced_of_all", each)):
+        for i, what in enumerate(("permuted", "even")):
+            for j, figure in enumerate(("fall", "distance")):
+                mean, low, high = found[key][what][figure]
+                assert mean == pytest.approx(values[..., i, j].mean(), abs=1e-3)
+                assert low < mean < high and abs(mean) > 1e-2
 
 
 @pytest.mark.parametrize("cells", [1, 3])
