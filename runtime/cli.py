@@ -161,7 +161,8 @@ def locked(folder, part="", wait=False, name=None):
         try:
             yield
         finally:
-            os.remove(path)
+            with contextlib.suppress(OSError):  # one that stays there locks nothing
+                os.remove(path)
 
 
 def _lock(path, folder, wait):
@@ -356,6 +357,8 @@ def _speak_utf8():
 
 
 def _stop(message, status):
+    # Ends suspended generators, so that no progress bar is drawn below the message
+    traceback.clear_frames(sys.exc_info()[2])
     count, rank, _ = launched()
     if rank:
         # Usually all processes fail alike, and the launcher ends this one silently as

@@ -55,6 +55,19 @@ def test_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
     assert (status, out) == (0, "now\n")
 
 
+def test_lock_that_stays_neither_fails_nor_bars_the_next(tmp_path, monkeypatch):
+    remove = os.remove
+
+    def failing(path):
+        raise OSError(5, "Input/output error", path)
+    for _ in range(2):
+        monkeypatch.setattr(os, "remove", failing)
+        with cli.locked(str(tmp_path)):
+            pass
+        monkeypatch.setattr(os, "remove", remove)
+        assert len(os.listdir(str(tmp_path))) == 1
+
+
 def test_another_script_may_work_in_the_same_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with cli.locked(str(tmp_path)):
@@ -191,3 +204,21 @@ def test_every_command_is_run_by_cli():
     for path, tree in mains.items():
         last = tree.body[-1].body[-1].value  # of `if __name__ == "__main__":`
         assert (last.func.value.id, last.func.attr) == ("cli", "run"), path
+
+
+@pytest.mark.parametrize("end", ["raise KeyboardInterrupt",
+                                 "raise cli.UserError('bad')"])
+def test_no_progress_bar_is_drawn_below_the_message(tmp_path, end):
+    _, _, errors = run(tmp_path, f"""
+from tqdm import tqdm
+def items():
+    with tqdm(total=9) as bar:
+        for i in range(9):
+            yield i
+            bar.update()
+def work(i):
+    if i == 3:
+        {end}
+[work(i) for i in items()]  # the traceback keeps the generator
+""")
+    assert "3/9" in errors and "/9" not in errors.splitlines()[-1]
