@@ -3,6 +3,7 @@
 From 299 x 299 pixels it computes (8, 8, 2048), the output of its last convolutional
 layer ("mixed10"); from 491 x 491 pixels, 14 x 14 cells.
 """
+import contextlib
 import os
 import socket
 
@@ -48,8 +49,11 @@ def inception(weights, side=SIDE, images=None, statistics=None, seed=0):
 
 def architecture(side=SIDE, weights=None):
     """Keras's InceptionV3 without its top; weights: 'imagenet', or None."""
-    return tf.keras.applications.InceptionV3(include_top=False, weights=weights,
-                                             input_shape=(side, side, 3))
+    with contextlib.ExitStack() as stack:
+        if weights is None:  # stopped in here, TensorFlow 1 prints a traceback
+            stack.enter_context(cli.interrupts_wait())
+        return tf.keras.applications.InceptionV3(
+            include_top=False, weights=weights, input_shape=(side, side, 3))
 
 
 def trained(weights, side=SIDE):

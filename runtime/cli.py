@@ -8,6 +8,7 @@ an unexpected traceback is a bug that should be seen.
 import argparse
 import contextlib
 import errno
+import inspect
 import os
 import shlex
 import signal
@@ -117,7 +118,11 @@ def interrupts_wait():
     For work that must not stop half-way: call the function where stopping is safe, and
     raise KeyboardInterrupt if it returns True. If a signal came after the last call,
     leaving the block raises it. A second signal, except WARNING, interrupts at once.
+    Only the main thread gets signals: elsewhere nothing is deferred.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     asked, heard = [], []
 
     def note(signum, frame):
@@ -356,9 +361,19 @@ def _speak_utf8():
               dict(os.environ, LC_ALL=name))
 
 
+def _close_generators(trace):
+    """Close the generators that a traceback keeps suspended, and with them their
+    progress bars: these would be drawn once more below the message.
+    """
+    for frame, _ in traceback.walk_tb(trace):
+        for value in list(frame.f_locals.values()):
+            if inspect.isgenerator(value):
+                with contextlib.suppress(ValueError):  # it is running
+                    value.close()
+
+
 def _stop(message, status):
-    # Ends suspended generators, so that no progress bar is drawn below the message
-    traceback.clear_frames(sys.exc_info()[2])
+    _close_generators(sys.exc_info()[2])
     count, rank, _ = launched()
     if rank:
         # Usually all processes fail alike, and the launcher ends this one silently as

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -204,6 +205,17 @@ def test_every_command_is_run_by_cli():
     for path, tree in mains.items():
         last = tree.body[-1].body[-1].value  # of `if __name__ == "__main__":`
         assert (last.func.value.id, last.func.attr) == ("cli", "run"), path
+
+
+def test_threads_defer_nothing():
+    def work():
+        with cli.interrupts_wait() as asked_to_stop:
+            said.append(asked_to_stop())
+    said = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert said == [False]
 
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt",
