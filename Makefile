@@ -47,7 +47,7 @@ demo: env
 	$(PY) -m analysis.report --run demo
 
 photo: env
-	@$(PY) -m analysis.report --run $(RUN) --pictures "$${PICTURE:-demo/photos}"
+	@$(PY) -m analysis.report --run "$(RUN)" --pictures="$${PICTURE:-demo/photos}"
 
 # In parts: TensorFlow 1.10 keeps every function that was ever compiled in a process
 test: env

@@ -55,6 +55,9 @@ class OwnCaption(typing.NamedTuple):
     def __str__(self):
         return self.text
 
+    def __repr__(self):  # without the arrays: for a notebook
+        return f"OwnCaption({self.path!r}, {self.text!r})"
+
     @property
     def flat_alphas(self):
         """The maps as vectors, (T, L)."""
@@ -69,8 +72,11 @@ class OwnCaption(typing.NamedTuple):
         """Write a figure: the picture, then where the model looked for each word.
 
         path: the extension, .png, .pdf or .svg, sets the format. layout, colours: see
-        `figures.draw`. Raises cli.UserError if the picture is gone.
+        `figures.draw`. Raises cli.UserError if the picture is gone, or is at `path`.
         """
+        if os.path.exists(path) and os.path.samefile(path, self.path):
+            raise cli.UserError(f"{path}: that is the picture itself; give the figure "
+                                "another name")
         figures.draw(self.picture(), self.words, self.flat_alphas, path,
                      figures.notes_of(self.log_probs, self.betas), layout, colours,
                      self.grid, remark=self.remark)
@@ -113,8 +119,13 @@ class PictureCaptioner:
 
         paths: of the pictures. beam: width of the beam search. skip: leave unreadable
         pictures out, with a warning each. Raises cli.UserError for an unreadable
-        picture, with `skip` only if all of them are.
+        picture, with `skip` only if all of them are, and for a beam below 1.
         """
+        if isinstance(paths, (str, os.PathLike)):
+            raise cli.UserError(f"{paths}: one path where a list of them belongs; call "
+                                "the captioner itself with one path")
+        if beam < 1:
+            raise cli.UserError(f"beam {beam}: must be at least 1")
         paths = [os.fspath(path) for path in paths]
         captions, lost = [], []
         with tqdm(total=len(paths), desc="caption", unit="image",

@@ -51,8 +51,8 @@ def pictures_in(given):
             raise cli.UserError(f"{path}: no pictures in that folder (subfolders are "
                                 "not searched)")
         if others:
-            print(f"{path}: passed over {len(others)} of {len(files)} files, which are "
-                  "no pictures: " + ", ".join(map(os.path.basename, others[:3]))
+            print(f"{path}: skipped {len(others)} of {len(files)} files (not pictures)"
+                  ": " + ", ".join(map(os.path.basename, others[:3]))
                   + (", ..." if len(others) > 3 else ""))
         found += pictures
     return list(dict.fromkeys(found))

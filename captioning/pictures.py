@@ -154,6 +154,8 @@ def _or_refused(read, path):
     """read(path), with its errors raised as cli.UserError."""
     if not os.path.exists(path):
         raise cli.UserError(f"{path}: no such picture; check the name")
+    if os.path.isdir(path):
+        raise cli.UserError(f"{path}: a folder, not a picture")
     try:
         return read(path)
     except Unreadable as error:

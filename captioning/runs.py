@@ -10,7 +10,8 @@ import os
 import subprocess
 import typing
 
-from captioning.tokens import LARGEST, Vocabulary, read_vocabulary
+from captioning.tokens import (LARGEST, Vocabulary, read_vocabulary,
+                               vocabulary_path)
 from runtime import atomic, cli
 from runtime.flags import did_you_mean
 
@@ -105,6 +106,9 @@ def read_run(name, folder=None):
         words = sizes["vocabulary"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged(folder)
+    if not atomic.exists(vocabulary_path(folder)):
+        raise cli.UserError(f"{vocabulary_path(folder)}: missing, so this is not a "
+                            "whole run; the folders below results/ have no weights")
     vocabulary = read_vocabulary(folder)
     if len(vocabulary) != words:
         raise cli.UserError(f"{folder}: its vocabulary has {len(vocabulary)} words, "

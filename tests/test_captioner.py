@@ -139,6 +139,38 @@ def test_figure_of_another_kind_is_refused(seen):
         caption.draw("photo.jpg")
 
 
+def test_figure_never_replaces_the_picture(seen):
+    save("photo.png")
+    with open("photo.png", "rb") as file:
+        before = file.read()
+    caption = load("a")("photo.png")
+    with pytest.raises(cli.UserError, match="photo.png: that is the picture itself"):
+        caption.draw(os.path.abspath("photo.png"))
+    with open("photo.png", "rb") as file:
+        assert file.read() == before
+
+
+@pytest.mark.parametrize("call, line", [
+    (lambda captioner: captioner(VAL[0], beam=0), "^beam 0: must be at least 1"),
+    (lambda captioner: captioner.many(VAL[0]), f"^{VAL[0]}: one path where a list"),
+    (lambda captioner: captioner("data"), "^data: a folder, not a picture")])
+def test_misuse_is_told_in_one_line(call, line, seen):
+    with pytest.raises(cli.UserError, match=line):
+        call(load("a"))
+    assert not seen  # refused before the network runs
+
+
+def test_run_without_its_words_and_weights_is_not_whole(seen):
+    os.remove("checkpoints/a/vocabulary.tsv")
+    with pytest.raises(cli.UserError, match="vocabulary.tsv: missing.* a whole run"):
+        load("a")
+
+
+def test_caption_prints_without_its_arrays(seen):
+    caption = load("a")(VAL[0])
+    assert repr([caption]) == f"[OwnCaption({VAL[0]!r}, {caption.text!r})]"
+
+
 def test_gate_is_noted_where_there_is_one():
     assert notes_of(np.log([.5, .25]), [.125, 1.]) == ["p 0.50   \u03b2 0.12",
                                                        "p 0.25   \u03b2 1.00"]
@@ -147,8 +179,8 @@ def test_gate_is_noted_where_there_is_one():
 
 # --- folders --------------------------------------------------------------------------
 
-def test_files_of_a_folder_that_are_no_pictures_are_passed_over(tmp_path, monkeypatch,
-                                                                capsys):
+def test_files_of_a_folder_that_are_not_pictures_are_skipped(
+        tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save("own/b.png")
     save("own/in/c.png")
@@ -158,8 +190,7 @@ def test_files_of_a_folder_that_are_no_pictures_are_passed_over(tmp_path, monkey
     assert pictures_in(["own", "own/b.png", "x.jpg"]) == [
         "own/b.png", "own/cut.jpg", "own/phone.HEIC", "own/without_ending", "x.jpg"]
     assert capsys.readouterr().out == (
-        "own: passed over 2 of 6 files, which are no pictures: a.mov, "
-        "notes.txt\n")
+        "own: skipped 2 of 6 files (not pictures): a.mov, notes.txt\n")
 
 
 @pytest.mark.parametrize("names", [(), (".DS_Store",), ("notes.txt", "a.mov")])
@@ -305,18 +336,20 @@ def test_page_that_cannot_be_made_is_refused(flags, line, world, capsys):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
-@pytest.mark.parametrize("variables, path", [
-    ((), "demo/photos"), (("PICTURE=my 'best' \"photo\".jpg",), None)])
-def test_make_photo_takes_any_name(variables, path, tmp_path):
+@pytest.mark.parametrize("variables, run, path", [
+    ((), "flickr8k", "demo/photos"), (("RUN=my run",), "my run", "demo/photos"),
+    (("PICTURE=my 'best' \"photo\".jpg",), "flickr8k", "my 'best' \"photo\".jpg"),
+    (("PICTURE=-1.jpg",), "flickr8k", "-1.jpg")])
+def test_make_photo_takes_any_name(variables, run, path, tmp_path):
     shutil.copy(os.path.join(ROOT, "Makefile"), str(tmp_path))
     stub = tmp_path / "python"
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     out = subprocess.check_output(
-        ["make", "-s", "-o", "env", "photo", f"PY={stub}", "RUN=mine", *variables],
+        ["make", "-s", "-o", "env", "photo", f"PY={stub}", *variables],
         cwd=str(tmp_path), universal_newlines=True)
-    assert out.splitlines() == ["-m", "analysis.report", "--run", "mine", "--pictures",
-                                path or variables[0][len("PICTURE="):]]
+    assert out.splitlines() == ["-m", "analysis.report", "--run", run,
+                                f"--pictures={path}"]
 
 
 def test_photographs_of_the_demo_have_boxes_captions_and_a_licence():

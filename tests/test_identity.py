@@ -255,7 +255,7 @@ def test_folder_of_pictures_is_captioned_for_the_server(world, capsys):
         file.write("no picture")
     assert world("plot_attention.py", "--run", "a", "--picture", "data/val",
                  "--captions-only") == 0
-    assert ("data/val: passed over 1 of 5 files, which are no pictures: notes.txt"
+    assert ("data/val: skipped 1 of 5 files (not pictures): notes.txt"
             in capsys.readouterr().out)
     found = read("checkpoints/a/captions_own_val_a_results.json")
     assert [row["image_id"] for row in found] == [1, 2, 3, 4]
