@@ -55,7 +55,7 @@ SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")  # for each image, where availa
 LONGEST_SIDE = 400   # pixels of a picture on the page
 LONGEST_OWN = (100, 480, 320)  # own pictures: 480 pixels for up to 100, else 320
 QUALITY = 78         # of its JPEG: 200 pictures stay far below 20 MB
-SURENESS = "mean p of a word, %"  # own captions can be sorted by it
+SURENESS = "mean probability of a word, %"  # own captions can be sorted by it
 
 
 def data_uri(content, kind):
@@ -257,7 +257,7 @@ def main():
     args = arguments()
     print("[after 5] report", flush=True)
     path = write_own_page(args) if args.pictures else write_page(args)
-    print(f"{os.path.getsize(path) / 1e6:.1f} MB; open {path}")
+    print(f"{os.path.getsize(path) / 1e6:.2f} MB; open {path}")
 
 
 def write_page(args):
