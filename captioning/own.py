@@ -31,14 +31,14 @@ def keep_for_pictures(folder, data, features, splits):
 
 
 def pictures_in(given):
-    """Expand folders among these paths into the pictures in them, without duplicates.
+    """Expand ~, and folders into the pictures in them, without duplicates.
 
     In a folder, a picture is a file with a picture's extension or first bytes. Other
     files are skipped, hidden ones silently, the rest with one line per folder. Raises
     cli.UserError for a folder without pictures.
     """
     found = []
-    for path in given:
+    for path in map(os.path.expanduser, given):  # `make` leaves the ~ to us
         if not os.path.isdir(path):
             found.append(path)
             continue

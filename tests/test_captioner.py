@@ -193,6 +193,11 @@ def test_files_of_a_folder_that_are_not_pictures_are_skipped(
         "own: skipped 2 of 6 files (not pictures): a.mov, notes.txt\n")
 
 
+def test_home_folder_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pictures_in(["~/x.jpg"]) == [str(tmp_path / "x.jpg")]
+
+
 @pytest.mark.parametrize("names", [(), (".DS_Store",), ("notes.txt", "a.mov")])
 def test_folder_without_pictures_is_refused(names, tmp_path, capsys):
     folder = tmp_path / "own"
