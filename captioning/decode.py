@@ -332,7 +332,7 @@ def add_flags(parser):
                              "log probabilities")
     parser.always("--sample", type=sample_and_seed, metavar="N[:SEED]",
                   help="sample N captions per image from the model's probabilities, "
-                       "and report their diversity; SEED: 0 by default")
+                       "and report their diversity; without SEED the seed is 0")
     parser.add_argument("--temperature", needs="--sample",
                         type=cli.number(float, above=0), default=1.,
                         help="divides the logits")
