@@ -41,6 +41,21 @@ def finish(command, cwd, timeout=240):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cores_for_all():
+    """Processes that wait for each other need more than the core of a test worker, and
+    must not keep it busy while they wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
+        if hasattr(os, "sched_setaffinity"):
+            mine = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, range(os.cpu_count()))
+        yield
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, mine)
+
+
 # --- who has which image ------------------------------------------------------------
 
 @pytest.fixture(scope="module")
