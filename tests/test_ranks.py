@@ -1,11 +1,8 @@
-"""What several processes promise: the same run, however many share the work."""
+"""What several processes promise: the same steps, however many share the work."""
 import collections
-import csv
-import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,45 +12,12 @@ import numpy as np
 import pytest
 
 from captioning.batches import CaptionBatches
-from commands import ROOT, environment, finished, words
+from commands import ROOT, words
+from processes import (HAS_HOROVOD, TRAINING, cores_for_all, finish,  # noqa: F401
+                       mpirun, several, start, wait_for, workers)
 from runtime import cli, ranks
 from runtime.atomic import write_json
 from worlds import TRAIN, files_of, tokens_of, write_data
-
-# `make mpi` installs its own
-MPIRUN = shutil.which("mpirun", path=os.pathsep.join(
-    [os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-HAS_HOROVOD = importlib.util.find_spec("horovod") is not None
-several = pytest.mark.skipif(
-    not (MPIRUN and (HAS_HOROVOD or importlib.util.find_spec("mpi4py"))),
-    reason="needs mpirun, and Horovod or mpi4py (make horovod, make mpi)")
-
-
-def mpirun(processes, *command):
-    """The command line that starts `processes` here, however few cores there are."""
-    return [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
-            "-np", str(processes), sys.executable, *command]
-
-
-def finish(command, cwd, timeout=240):
-    """Run a command to its end: (exit status, stdout, stderr)."""
-    done = finished(command, cwd=str(cwd), env=environment(), timeout=timeout)
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cores_for_all():
-    """Processes that wait for each other need more than the core of a test worker, and
-    must not keep it busy while they wait.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
-        if hasattr(os, "sched_setaffinity"):
-            mine = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, range(os.cpu_count()))
-        yield
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, mine)
 
 
 # --- who has which image ------------------------------------------------------------
@@ -204,84 +168,7 @@ def steps_shares(processes):
                       for rank in range(processes)] for n in order])
 
 
-# --- whole runs -----------------------------------------------------------------------
-
-TRAINING = (os.path.join(ROOT, "train.py"), "--embedding", "7", "--units", "11",
-            "--batch-size", "4", "--learning-rate", ".003",
-            "--run")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with the runs `one` and `two`, trained by one process and by two."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_data(folder)
-    arguments = (*TRAINING, "one", "--epochs", "3")
-    status, out, errors = finish([sys.executable, *arguments], folder)
-    assert status == 0, errors
-    status, out, errors = finish(mpirun(2, *TRAINING, "two", "--epochs", "3"), folder)
-    assert status == 0, errors
-    assert out.count("[4/6] train") == out.count("epoch 3:") == 1  # from rank 0 only
-    assert errors.count("epoch 1/3:   0%") == 1
-    return folder
-
-
-def arrays_of(folder, run, name="newest"):
-    """The arrays of a checkpoint, and its history without times."""
-    path = str(folder / "checkpoints" / run / (name + ".npz"))
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files if key != "progress"}
-        history = json.loads(str(file["progress"]))["history"]
-    return arrays, [{key: value for key, value in row.items()
-                     if key not in ("seconds", "captions_per_second")}
-                    for row in history]
-
-
-def assert_same_run(folder, ours, plain):
-    arrays, history = arrays_of(folder, plain)
-    others, other_history = arrays_of(folder, ours)
-    assert len(history) == len(other_history)
-    for row, other in zip(history, other_history):
-        assert other == pytest.approx(row, rel=1e-4)
-    weights = [name for name in arrays if "/" not in name]
-    assert len(weights) > 15
-    for name in weights:  # Adam amplifies the last digits of a gradient
-        np.testing.assert_allclose(others[name], arrays[name], atol=1e-3, err_msg=name)
-
-
-@several
-def test_run_of_two_processes_is_the_run_of_one(trained):
-    assert_same_run(trained, "two", "one")
-    folders = [sorted(name for name in os.listdir(str(trained / "checkpoints" / run))
-                      if not name.startswith("events")) for run in ("one", "two")]
-    assert folders[0] == folders[1]
-    with open(str(trained / "checkpoints" / "two" / "log.csv")) as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
-    with open(str(trained / "checkpoints" / "two" / "settings.json")) as file:
-        assert json.load(file)["processes"] == 2
-
-
-@several
-@pytest.mark.parametrize("first, second", [(2, 1), (1, 3)])
-def test_run_goes_on_with_another_number_of_processes(first, second, trained):
-    run = f"from_{first}_to_{second}"
-    for processes, epochs in ((first, 1), (second, 3)):
-        arguments = (*TRAINING, run, "--epochs", str(epochs))
-        status, out, errors = finish(mpirun(processes, *arguments), trained)
-        assert status == 0, errors
-    assert "after epoch 1" in out
-    assert_same_run(trained, run, "one")
-
-
-@several
-def test_self_critical_run_of_two_processes_is_the_run_of_one(trained):
-    flags = ("--epochs", "2", "--start-from", "one", "--self-critical", "3")
-    for command in ([sys.executable, *TRAINING, "alone"], mpirun(2, *TRAINING, "both")):
-        status, _, errors = finish([*command, *flags], trained)
-        assert status == 0, errors
-    assert_same_run(trained, "both", "alone")
-    assert all(row["train_reward"] > 0 for row in arrays_of(trained, "both")[1])
-
+# --- ends ---------------------------------------------------------------------------
 
 @several
 def test_bad_input_is_told_once_and_ends_all_processes(tmp_path):
@@ -295,54 +182,6 @@ def test_bad_input_is_told_once_and_ends_all_processes(tmp_path):
     assert status == 2 and time.time() - begin < 120
     assert "Traceback" not in errors
     assert errors.count("train.py: epoch 1, batch ") == 1 and "is not finite" in errors
-
-
-def start(command, folder):
-    return subprocess.Popen(command, cwd=str(folder), env=environment(),
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            start_new_session=True)
-
-
-def wait_for(path, process, seconds=300):
-    end = time.time() + seconds
-    while not os.path.exists(path):
-        assert process.poll() is None, process.communicate()[0].decode()
-        assert time.time() < end, f"{path} did not appear"
-        time.sleep(.05)
-
-
-def workers(process):
-    """The process ids of the training processes under an mpirun."""
-    psutil = pytest.importorskip("psutil")
-    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)
-            if any("train.py" in word for word in child.cmdline())]
-
-
-@several
-@pytest.mark.parametrize("signum, status, then", [(signal.SIGKILL, 128 + 9, 2),
-                                                  (signal.SIGTERM, 130, 1)])
-def test_worker_that_ends_ends_the_job_and_the_next_goes_on(signum, status, then,
-                                                            trained):
-    run = f"ended_by_{int(signum)}"
-    arguments = (*TRAINING, run, "--save-minutes", "1e-9", "--epochs")
-    process = start(mpirun(2, *arguments, "1000"), trained)
-    wait_for(str(trained / "checkpoints" / run / "best.npz"), process)
-    victims = workers(process)
-    assert len(victims) == 2
-    os.kill(max(victims), signum)
-    begin = time.time()
-    out = process.communicate(timeout=240)[0].decode()
-    assert time.time() - begin < 60 and process.returncode == status, out
-    assert "Traceback" not in out
-    epochs = len(arrays_of(trained, run)[1])
-    assert epochs >= 1
-    done, out, errors = finish(mpirun(then, *arguments, str(epochs + 1)), trained)
-    assert done == 0, errors
-    assert f"after epoch {epochs}" in out
-    one = f"one_beside_{run}"
-    assert finish([sys.executable, *TRAINING, one, "--epochs", str(epochs + 1)],
-                  trained)[0] == 0
-    assert_same_run(trained, run, one)
 
 
 @several
