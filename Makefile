@@ -6,7 +6,7 @@
 # make test-1.9, test-1.15, test-2   likewise, with another TensorFlow, installed in
 #                                    .venv-1.9, ...
 # make test-versions                 these three, one after the other
-# make torture kills, full disks, bad input, fuzzing: 20 minutes, a table of faults
+# make torture kills, full disks, bad input, fuzzing: 15 minutes, a table of faults
 # make bench   speed, compared with the published design
 # make bench-peers  speed, compared with PyTorch, in .venv-torch (a download of some GB)
 # make bench-gpu    speed on this machine's GPU, with TensorFlow 2
