@@ -45,6 +45,7 @@ from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DECODED_WORDS = 12        # per image; the end token is barred in both designs
+EVALUATED = 5000          # images of COCO's val: peers.py and gpu.py compile for them
 FLOORS = collections.OrderedDict((
     ("training, captions/s, against the published design", (12, "at least")),
     ("training, FLOP/s, against a matrix product", (.6, "at least")),

@@ -40,7 +40,6 @@ from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WORDS = 12  # per caption, including the end token
-EVALUATED = 5000  # images of COCO's val, for which decoding is compiled
 WAYS = (("eager", "float32"), ("eager", "tf32"), ("compiled", "float32"),
         ("compiled", "tf32"), ("compiled", "mixed"), ("XLA", "tf32"))
 BARRED = (0, 1, 2, 3)  # START, PAD, UNK and END: all captions are equally long
@@ -95,8 +94,9 @@ def decoding(width):
         decoder = Decoder(Captioner(bench.SIZES), compile=how != "eager")
         features = np.random.RandomState(0).random_sample(
             (images, 64, 2048)).astype("f2")
-        return rate(lambda: decoder.search(features, width, WORDS, forbidden=BARRED,
-                                           batches=EVALUATED // images), images, scale)
+        return rate(lambda: decoder.search(
+            features, width, WORDS, forbidden=BARRED,
+            batches=bench.EVALUATED // images), images, scale)
     return measure
 
 

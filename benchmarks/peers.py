@@ -42,7 +42,6 @@ from train import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BATCHES, IMAGES, SIZE = 6, 128, 64
-EVALUATED = 5000                # images of COCO's val, for which decoding is compiled
 CHANNELS = {64: 2048, 196: 1280}  # of the features, by the number of cells
 BARRED = (PAD, START, UNK, END)  # so that all captions are equally long
 SAMPLES, SAMPLED_WORDS = 5, 13  # per image; the most per sample, 9 on average
@@ -140,7 +139,7 @@ class Ours:
         for i in range(0, len(images), SIZE):
             beams += self.decoder.search(images[i:i + SIZE], width,
                                          bench.DECODED_WORDS, forbidden=BARRED,
-                                         batches=EVALUATED // SIZE)
+                                         batches=bench.EVALUATED // SIZE)
         return [beam[0].words for beam in beams]
 
     def captions(self):
