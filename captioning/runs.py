@@ -5,6 +5,7 @@
     checkpoints/<run>/split.json         the images of training and validation
 """
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -163,6 +164,7 @@ def how_it_looks(settings):
     return "likeliest" if settings.get("attention") == "hard" else "expected"
 
 
+@functools.lru_cache(maxsize=None)
 def commit():
     """The git commit of these scripts, with -dirty if they have been changed since;
     'unknown' without git or a clone.

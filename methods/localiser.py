@@ -58,13 +58,16 @@ def fit(means, mentions):
     which words occur in its captions.
     """
     I, F = means.shape
-    a = means - means.mean(axis=0)
+    a, Q = means - means.mean(axis=0), None
+    if 4 * I < F:  # the same in the space that the images span, which is much smaller
+        Q, _ = np.linalg.qr(a.T)                                         # (F, I)
+        a = a.dot(Q)
     G = a.T.dot(a) / I
     shrink = RIDGE * np.trace(G) / F + 1e-12
-    inverse = np.linalg.inv(G.astype(np.float64) + shrink * np.eye(F)).astype("f4")
+    inverse = np.linalg.inv(G.astype(np.float64) + shrink * np.eye(len(G))).astype("f4")
     rate = mentions.mean(axis=0, dtype=np.float32)
     blocks = [slice(at, at + BLOCK) for at in range(0, I, BLOCK)]
-    cross = sum(a[b].T.dot(mentions[b] - rate) for b in blocks) / I      # (F, K)
+    cross = sum(a[b].T.dot(mentions[b] - rate) for b in blocks) / I
     C = inverse.dot(cross)
     # The leave-one-out predictions, from each image's leverage
     p, pp, py, ss = np.zeros((4, mentions.shape[1]))
@@ -82,6 +85,7 @@ def fit(means, mentions):
     row_of = np.full(len(relevance), len(words), np.int32)
     row_of[words] = np.arange(len(words))
     scale = SHARPNESS / np.maximum(np.sqrt(ss / I), 1e-12)
+    C = C if Q is None else Q.dot(C)                                     # (F, K)
     return Localiser(row_of, np.vstack([(C * scale).T[words], np.zeros((1, F))])
                      .astype(np.float32),
                      np.append(relevance[words], 0).astype(np.float32))

@@ -31,9 +31,12 @@ def finished(command, **options):
     return done
 
 
-def command(folder, script, *flags, python=sys.executable):
-    """Run a script in `folder`, which must succeed. Returns its stdout."""
-    done = finished([python, *words(script), *flags], env=environment(),
+def command(folder, script, *flags, python=sys.executable, **variables):
+    """Run a script in `folder`, which must succeed. Returns its stdout.
+
+    variables: of the environment.
+    """
+    done = finished([python, *words(script), *flags], env=environment(**variables),
                     cwd=str(folder))
     assert done.returncode == 0, f"{script} ended with {done.returncode}"
     return done.stdout

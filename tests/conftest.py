@@ -44,9 +44,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     # Start the slowest files first, so that both cores finish together
-    slow = ("test_versions.py", "test_ranks.py", "test_ranks_runs.py",
-            "test_pipeline.py", "test_train.py", "torture_kills.py",
-            "torture_writes.py")
+    slow = ("test_pipeline.py", "test_ranks.py", "test_ranks_runs.py",
+            "test_train.py", "torture_kills.py", "torture_writes.py")
     items.sort(key=lambda item: item.fspath.basename not in slow)
 
 

@@ -67,16 +67,18 @@ def test_only_words_that_images_tell_of_have_evidence():
     assert found.relevance[none] == 0 and not found.evidence[none].any()
 
 
-def test_relevance_is_the_correlation_on_images_left_out(monkeypatch):
+@pytest.mark.parametrize("channels", [8, 200])  # fewer than images, and many more
+def test_relevance_is_the_correlation_on_images_left_out(channels, monkeypatch):
     monkeypatch.setattr(localiser, "BLOCK", 7)  # so that sums take several blocks
-    maps, _, mentions = images_of(count=40)
-    maps *= np.linspace(.3, 3, 8)  # otherwise the ridge shrinks all channels alike
+    maps, _, mentions = images_of(count=40, channels=channels)
+    # Otherwise the ridge shrinks all channels alike
+    maps *= np.linspace(.3, 3, channels)
     means = maps.mean(axis=1).astype(np.float64)
     found = fit(means.astype(np.float32), mentions)
     centred = means - means.mean(axis=0)
     y = mentions[:, DOG] - mentions[:, DOG].mean()
     variance = centred.T.dot(centred) / 40
-    ridge = 10 * np.trace(variance) / 8 * np.eye(8)
+    ridge = 10 * np.trace(variance) / channels * np.eye(channels)
     said = []
     for i in range(40):
         rest = np.arange(40) != i
@@ -87,10 +89,18 @@ def test_relevance_is_the_correlation_on_images_left_out(monkeypatch):
         np.corrcoef(said, y)[0, 1], abs=1e-3)
 
 
-def test_evidence_of_whole_images_spreads_by_four():
-    maps, _, mentions = images_of()
+@pytest.mark.parametrize("channels", [8, 200])
+def test_evidence_is_that_of_the_ridge_and_spreads_by_four(channels):
+    maps, _, mentions = images_of(count=40, channels=channels)
     means = maps.mean(axis=1)
     found = fit(means, mentions)
+    a = means - means.mean(axis=0)
+    variance = a.T.dot(a) / 40
+    ridge = 10 * np.trace(variance) / channels * np.eye(channels)
+    c = np.linalg.solve(variance + ridge,
+                        a.T.dot(mentions[:, DOG] - mentions[:, DOG].mean()))
+    np.testing.assert_allclose(found.evidence[found.row_of[DOG]],
+                               4 * c / a.dot(c).std(), rtol=1e-3, atol=1e-4)
     assert evidence_of(found, DOG, means).std() == pytest.approx(4, rel=1e-3)
 
 

@@ -79,7 +79,7 @@ def test_stopped_child_is_killed_and_followed_by_another(tmp_path):
 
 TRAINING = ("train.py", "--run", "a", "--epochs", "100000", "--embedding", "7",
             "--units", "11", "--batch-size", "4", "--select", "loss", "--save-minutes",
-            "1e-9", "--hang-minutes", ".25")
+            "1e-9", "--hang-minutes", ".15")
 
 
 class Training:
@@ -134,7 +134,7 @@ def test_training_that_was_stopped_is_restarted_from_its_checkpoint(training):
     os.kill(training.child(), signal.SIGSTOP)
     training.wait_for("restart 1 of 2")
     log = training.end()
-    assert "has not answered for 0.25 minutes" in log and "Traceback" not in log
+    assert "has not answered for 0.15 minutes" in log and "Traceback" not in log
 
 
 @pytest.mark.fault("hang, then a fresh process")
@@ -146,7 +146,7 @@ def test_training_whose_folder_hangs_is_restarted_from_its_checkpoint(training):
         for name in os.listdir(os.path.join(training.features, split)):
             os.mkfifo(os.path.join(hanging, split, name))
     training.take_features_from(hanging)
-    training.wait_for("nothing has happened for 0.25 minutes .* to be read; ")
+    training.wait_for("nothing has happened for 0.15 minutes .* to be read; ")
     training.take_features_from(training.features + "_whole")
     log = training.end()
     assert "a lost GPU, a hang or the disk; restart 1 of 2 in 5 s" in log
