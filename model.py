@@ -254,16 +254,19 @@ class Captioner:
             context = context.take(batch.image_of)
         h = self.h_0(context.a)
         Ey, gates = self.embed(inputs, masks.Ey)
-        looks = [None] * len(k) if draws is None else [
-            functools.partial(drawn, numbers=u) for u in tf.split(draws, k)]
+        draws = [None] * len(k) if draws is None else tf.split(draws, k)
         hs, zs, alphas = [], [], []
-        for gates_t, look, k_t in zip(tf.split(gates, k), looks, k):
-            if k_t < h.shape[0]:  # captions that have ended drop out of the batch
+        for gates_t, u, k_t in zip(tf.split(gates, k), draws, k):
+            # Captions that have ended leave a quarter of the batch at a time: copying
+            # the context takes longer than decoding a few captions too many
+            if k_t <= .75 * int(h.shape[0]):
                 context, h = context.first(k_t), h[:k_t]
-            h, z, alpha, _ = self.step(context, h, gates_t, look=look)
-            hs.append(h)
-            zs.append(z)
-            alphas.append(alpha)
+            ended = int(h.shape[0]) - k_t
+            look = u if u is None else functools.partial(
+                drawn, numbers=_pad(u, ended, -1))
+            h, z, alpha, _ = self.step(context, h, _pad(gates_t, ended), look=look)
+            for values, kept in zip((h, z, alpha), (hs, zs, alphas)):
+                kept.append(values[:k_t] if ended else values)
         return Ey, tf.concat(hs, 0), tf.concat(zs, 0), targets, alphas
 
 
@@ -356,13 +359,19 @@ class DoublyStochastic(Term):
         alphas, B = predicted.alphas, len(batch.lengths)
         looked = tf.zeros((B, alphas[0].shape[1]), alphas[0].dtype)  # sum_t alpha_ti
         for alpha in alphas:
-            missing = B - int(alpha.shape[0])                    # captions that ended
-            looked += tf.pad(alpha, [[0, missing], [0, 0]]) if missing else alpha
+            looked += _pad(alpha, B - int(alpha.shape[0]))       # captions that ended
         return self.penalty * tf.reduce_sum((1 - looked) ** 2)
 
 
 def _drop(x, mask):
     return x if mask is None else x * mask
+
+
+def _pad(x, rows, value=0):
+    """x with so many more rows of this value."""
+    if not rows:
+        return x
+    return tf.pad(x, [[0, rows]] + [[0, 0]] * (len(x.shape) - 1), constant_values=value)
 
 
 def _initial(name, shape, random):

@@ -170,7 +170,7 @@ class Ours:
 
         def step():
             batch, *_ = self.sampling.draw(np.arange(SIZE), self.data["images"][:SIZE],
-                                           (0,))
+                                           (0,), bench.EVALUATED // SIZE)
             words.append(batch.lengths.mean())
             trainer.step(batch, SIZE * SAMPLES)
         usual = np.mean([batch.lengths.mean() for batch in self.batches])

@@ -17,7 +17,8 @@ from runtime import cli, watchdog
 from runtime.tf import XLA, compiled, tf
 
 
-WORTH_XLA = 20000  # hypotheses: below this, XLA's compilation costs more than it saves
+# Locations of all hypotheses: below this, XLA's compilation costs more than it saves
+WORTH_XLA = 800000
 
 
 class Caption(typing.NamedTuple):
@@ -142,7 +143,8 @@ class Decoder:
         rows, w, t, chunks = np.arange(count), 1, tf.constant(0), []
         quarter, go_on, xla = -(-count // 4), self._go_on, False
         if self.compile and batches > 1:
-            go_on, xla = self.go_on, batches * count * rule.width >= WORTH_XLA
+            locations = batches * count * rule.width * int(context.a.shape[1])
+            go_on, xla = self.go_on, locations >= WORTH_XLA
         if rule.width > 1:  # each image starts with one hypothesis
             state, kept = self._word(context, state, rule, t)
             chunks.append((rows, [values.numpy()[None] for values in kept]))

@@ -57,8 +57,9 @@ class SelfCritical(CaptionBatches):
         for images, features in zip(order, read_ahead(self.read, order)):
             batch, earned, spread = None, 0., 0.
             if features is not None:
-                batch, earned, spread = self.draw(images, features, seed,
-                                                  batches=1 + (len(images) == most))
+                whole = len(images) == most
+                batch, earned, spread = self.draw(
+                    images, features, seed, len(self.captions) // most if whole else 1)
             earned, count, spread = (float(x.numpy()) for x in ranks.total(
                 [tf.constant(x, tf.float64) for x in (earned, len(images), spread)]))
             self.reward, apart = earned / max(1, count), apart + spread

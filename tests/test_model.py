@@ -15,7 +15,7 @@ SIZES = Sizes(vocabulary=13, features=7, annotation=5, embedding=6, hidden=4,
               attention=3)
 SIDE, IMAGES = 9, 2
 LENGTHS = np.array([5, 3, 2], np.int32)
-IMAGE_OF = np.array([1, 0, 1], np.int32)
+IMAGE_OF = np.array([1, 0, 1, 1, 0], np.int32)
 
 
 def model_of(dtype="float64", **options):
@@ -109,7 +109,7 @@ def gradients_of(model, batch, penalty):
 
 @pytest.mark.parametrize("options", [{}, {"gate": False}, {"initial_state": "zeros"},
                                      {"recurrent": False}, {"word_query": True}])
-@pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4), (1,)])
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (5, 4, 4, 4, 1), (4, 4, 4), (1,)])
 def test_loss_is_that_of_naive_loops(options, lengths):
     model, batch = model_of(**options), batch_of(lengths=np.array(lengths))
     total, cross_entropy, N = loss(model, tensors(batch), [DoublyStochastic(.7)])
@@ -118,7 +118,23 @@ def test_loss_is_that_of_naive_loops(options, lengths):
                                naive(model, batch, .7), rtol=1e-8)
 
 
-@pytest.mark.parametrize("lengths", [(5, 3, 2), (4, 4, 4)])
+def test_captions_with_locations_drawn_do_not_touch_those_beside_them():
+    model, batch = model_of(), batch_of(lengths=np.array([5, 4, 4, 4, 1]))
+    lengths, words = batch.lengths, batch.parcel.words
+    draws = np.random.RandomState(8).uniform(size=(5, 5))  # by step and caption
+    is_word = np.arange(5)[:, None] < lengths
+
+    def nats(batch, draws):
+        _, value, N = loss(model, tensors(batch.replacing(draws=draws)))
+        return value.numpy() * N
+    alone = [nats(Batch(Parcel(batch.parcel.features, words[[i], :lengths[i] + 1]),
+                        lengths[[i]], batch.image_of[[i]], np.array([i])),
+                  draws[:lengths[i], i]) for i in range(5)]
+    np.testing.assert_allclose(nats(batch, draws[is_word]), sum(alone), rtol=1e-12)
+    assert abs(nats(batch, 1 - draws[is_word]) - sum(alone)) > 1e-3
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (5, 4, 4, 4, 1), (4, 4, 4)])
 def test_loss_with_dropout_is_that_of_naive_loops(lengths):
     model, batch = model_of(), batch_of(lengths=np.array(lengths))
     random, N = np.random.RandomState(7), sum(lengths)
