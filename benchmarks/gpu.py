@@ -83,7 +83,7 @@ def training(B, scale, how):
                                            ).astype(np.int32)), lengths, each, each)
                for _ in range(2)]
     if how != "eager":
-        trainer.compile_for({(B, WORDS)})
+        trainer.compile_for({(B, WORDS): 2})
     return rate(lambda: [trainer.step(batch, B * WORDS) for batch in batches],
                 2 * B, scale)
 

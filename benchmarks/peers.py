@@ -118,7 +118,7 @@ class Ours:
             Batch(Parcel(self.data[f"features{i}"], self.data[f"words{i}"]),
                   self.data[f"lengths{i}"], each, each) for i in range(BATCHES)]
         # As in an epoch of COCO, which has hundreds of batches of each length
-        self.trainer.compile_for({(SIZE, int(batch.lengths[0]))
+        self.trainer.compile_for({(SIZE, int(batch.lengths[0])): 300
                                   for batch in self.batches})
         self.shapes = [products_of(self.model, batch) for batch in self.batches]
         self.self_critical_trainer = Trainer(Captioner(sizes), AdamOptimizer(5e-5))

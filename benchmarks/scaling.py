@@ -43,7 +43,7 @@ def worker(captions_of_a_step, folder):
     mine = [numbers[owners[image_of[numbers]] == ranks.rank] for numbers in chosen]
     trainer = Trainer(Captioner(SIZES), AdamOptimizer(1e-3))
     create_optimizer_variables(trainer.model, trainer.optimizer)
-    trainer.compile_for({(len(n), int(lengths[n[0]])) for n in mine})
+    trainer.compile_for({(len(n), int(lengths[n[0]])): 1 for n in mine})
 
     def run():
         for numbers, batch in zip(chosen, captions.batches(

@@ -31,7 +31,7 @@ def training(folder, steps=15):
     captions = bench.caption_batches(tokens, folder)
     numbers = np.flatnonzero(tokens.lengths == 12)[:64]
     trainer = Trainer(Captioner(bench.SIZES), AdamOptimizer(1e-3))
-    trainer.compile_for({(64, 12)})
+    trainer.compile_for({(64, 12): 1})
     create_optimizer_variables(trainer.model, trainer.optimizer)
     batch = captions.load(numbers, dropout=.5, sizes=bench.SIZES, seed=(0,))
     words = int(batch.lengths.sum())

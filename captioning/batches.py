@@ -9,9 +9,11 @@ from captioning.tokens import read_tokens, read_vocabulary, tokens_path, vocabul
 from model import Batch, Masks, Parcel
 from runtime import cli
 from runtime.ahead import read_ahead
-from runtime.tf import compiled, tf
+from runtime.tf import compiled, tf, xla_helps_training
 
-WORTH_COMPILING = 4  # batches of one shape in an epoch
+# Batches of one shape in an epoch from which their step is compiled, and by XLA, which
+# takes three seconds for each shape
+WORTH_COMPILING, WORTH_XLA = 4, 100
 
 
 class CaptionBatches:
@@ -73,14 +75,16 @@ class CaptionBatches:
         return owners
 
     def shapes(self, order):
-        """The batch shapes worth compiling for: a set of (captions, words per caption).
+        """The batch shapes worth compiling for, (captions, words per caption), and how
+        many batches have each: {shape: int}.
 
         Those of batches of a single length that occur at least WORTH_COMPILING times.
         """
         lengths = [self.tokens.lengths[numbers] for numbers in order if len(numbers)]
         counts = collections.Counter((len(n), int(n[0])) for n in lengths
                                      if n[0] == n[-1])
-        return {shape for shape, count in counts.items() if count >= WORTH_COMPILING}
+        return {shape: count for shape, count in counts.items()
+                if count >= WORTH_COMPILING}
 
     def images_of_batch(self, numbers):
         """The images of a batch, and each caption's index into them: two int arrays.
@@ -162,11 +166,11 @@ class PerShape:
 
     def __init__(self, function):
         """function: takes a Batch of tensors, and more tensors; returns tensors."""
-        self.function, self.common, self.compiled = function, set(), {}
+        self.function, self.common, self.compiled = function, {}, {}
 
     def compile_for(self, shapes):
         """Compile it for batches of these shapes, see CaptionBatches.shapes."""
-        self.common = set(shapes)
+        self.common = shapes
 
     def __call__(self, batch, *others):
         """The function's value. It is compiled for captions of one length, each with
@@ -180,7 +184,8 @@ class PerShape:
                 or batch.parcel.features.shape[0] != len(lengths)):
             return function(batch.parcel, *others)
         if shape not in self.compiled:
-            self.compiled[shape] = compiled(function)
+            self.compiled[shape] = compiled(
+                function, xla=xla_helps_training() and self.common[shape] >= WORTH_XLA)
         return self.compiled[shape](batch.parcel, *others)
 
 

@@ -46,7 +46,7 @@ class SelfCritical(CaptionBatches):
 
     def shapes(self, order):
         """Nothing is worth compiling: hardly two batches share a shape."""
-        return set()
+        return {}
 
     def batches(self, order, seed=(), **_):
         """Yield a Batch for each array of `order`, image numbers; None for no images.

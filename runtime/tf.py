@@ -225,7 +225,7 @@ def compiled(function, xla=False):
     return tf.contrib.eager.defun(function)
 
 
-_xla = False
+_xla, _mixed = False, False
 PRECISIONS = ("float32", "tf32", "mixed")
 
 
@@ -237,13 +237,21 @@ def use(precision="tf32", xla=False):
     'mixed': float16 where TensorFlow considers that safe (bfloat16 on a CPU). xla:
     whether XLA compiles each function and shape.
     """
-    global _xla
-    _xla = xla
+    global _xla, _mixed
+    _xla, _mixed = xla, precision == "mixed"
     tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     tf.config.optimizer.set_experimental_options({
         "auto_mixed_precision": precision == "mixed",
         "auto_mixed_precision_onednn_bfloat16":
             precision == "mixed" and not tf.config.list_physical_devices("GPU")})
+
+
+def xla_helps_training():
+    """Whether XLA is worth its compilation in training: in float32 on a CPU.
+
+    It does not know mixed precision, and on a GPU it takes a minute for each shape.
+    """
+    return XLA and not _mixed and not tf.config.list_physical_devices("GPU")
 
 
 def add_precision_flag(parser):

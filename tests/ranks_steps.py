@@ -62,7 +62,7 @@ def main(path):
             first = [weight.numpy() for weight in model.weights.values()]
             mine = [n[owners[TOKENS.image_of[n]] == ranks.rank] for n in order]
             if compiled:
-                trainer.compile_for({(len(n), int(TOKENS.lengths[n[0]]))
+                trainer.compile_for({(len(n), int(TOKENS.lengths[n[0]])): 1
                                      for n in mine if len(n)})
             for i, numbers in enumerate(order):
                 batch = captions.load(mine[i], dropout, SIZES, (5,))

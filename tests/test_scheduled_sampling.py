@@ -87,7 +87,7 @@ def test_compiled_pass_gives_the_same_words(tmp_path):
     same = np.flatnonzero(TRAIN.lengths == 4)  # captions of one length
     batch = captions.load(same, .5, SIZES, (0, 1))
     eager, fast = OwnWords(model), OwnWords(model)
-    fast.compile_for({(len(same), 4)})
+    fast.compile_for({(len(same), 4): 1})
     for seed in (0, 1):
         uniforms = uniforms_of(batch, seed)
         found = fast.inputs(batch, uniforms, .6)

@@ -569,10 +569,10 @@ def test_only_shapes_of_many_batches_are_compiled(features, monkeypatch):
     monkeypatch.setattr(batches, "WORTH_COMPILING", 3)
     captions = caption_batches(TRAIN, features)
     lengths, counts = np.unique(TRAIN.lengths, return_counts=True)
-    shapes = {(1, n) for n in lengths[counts >= 3]}
+    shapes = {(1, n): count for n, count in zip(lengths, counts) if count >= 3}
     assert 0 < len(shapes) < len(lengths)
     assert captions.shapes(captions.epoch(1)) == shapes
-    assert captions.shapes(captions.epoch(12)) == set()
+    assert captions.shapes(captions.epoch(12)) == {}
     none = np.zeros(0, np.int64)
     assert captions.shapes(captions.epoch(1) + [none] * 9) == shapes
 
@@ -586,7 +586,7 @@ def test_compiled_step_is_the_plain_step(dropout, terms):
     words[:, 0], words[:, -1] = START, END
     lengths = np.full(5, 7, np.int32)
     found = []
-    for shapes in (set(), {(5, 7)}):
+    for shapes in ({}, {(5, 7): 1}, {(5, 7): batches.WORTH_XLA}):
         model, optimizer = model_and_optimizer(seed=2)
         trainer = train.Trainer(model, optimizer, terms)
         trainer.compile_for(shapes)
@@ -602,9 +602,30 @@ def test_compiled_step_is_the_plain_step(dropout, terms):
                 np.arange(5, dtype=np.int32), np.arange(5))), 35))
         assert len(trainer.gradients.compiled) == len(shapes)
         found.append((losses, values(model.weights)))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    for name, value in found[0][1].items():
-        np.testing.assert_allclose(value, found[1][1][name], atol=2e-4, err_msg=name)
+    (expected, weights), *others = found
+    for losses, others in others:
+        assert losses == pytest.approx(expected, rel=1e-5)
+        for name, value in weights.items():
+            np.testing.assert_allclose(value, others[name], atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("count, helps, xla", [
+    (99, True, False), (100, True, True), (100, False, False)])
+def test_xla_compiles_the_step_of_many_batches_where_it_helps(count, helps, xla,
+                                                              monkeypatch):
+    used = []
+
+    def compiled(function, xla=False):
+        used.append(xla)
+        return function
+    monkeypatch.setattr(batches, "compiled", compiled)
+    monkeypatch.setattr(batches, "xla_helps_training", lambda: helps)
+    double = batches.PerShape(lambda batch: 2 * batch.parcel.words)
+    double.compile_for({(2, 3): count})
+    words = np.ones((2, 4), np.int32)
+    batch = Batch(Parcel(np.zeros((2, 1, 1)), words), np.array([3, 3]), np.arange(2),
+                  np.arange(2))
+    assert (double(batch) == 2 * words).all() and used == [xla]
 
 
 def test_run_with_a_compiled_step_goes_on_as_if_never_stopped(runs, monkeypatch):
