@@ -143,7 +143,7 @@ class Decoder:
         rows, w, t, chunks = np.arange(count), 1, tf.constant(0), []
         quarter, go_on, xla = -(-count // 4), self._go_on, False
         if self.compile and batches > 1:
-            locations = batches * count * rule.width * int(context.a.shape[1])
+            locations = batches * count * rule.width * int(features.shape[1])
             go_on, xla = self.go_on, locations >= WORTH_XLA
         if rule.width > 1:  # each image starts with one hypothesis
             state, kept = self._word(context, state, rule, t)
