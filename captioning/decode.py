@@ -47,6 +47,8 @@ class Rule(typing.NamedTuple):
         (R, w), K = state.scores.shape.as_list(), int(logits.shape[1])
         barred = tf.cast(self.barred, logits.dtype)
         if self.sampled:
+            # The shape is lost on TensorFlow where XLA made the logits, and it warns
+            logits = tf.reshape(logits, (R * w, K))
             p = tf.nn.softmax(logits / self.temperature + barred)
             words = draw(p, tf.gather(state.uniforms, t, axis=1), self.top_p)[:, None]
             return pick(p, words), words
