@@ -157,7 +157,6 @@ def test_unknown_flags_are_refused(script, tmp_path, monkeypatch, capsys):
 
 # --- another version of TensorFlow ----------------------------------------------------
 
-
 @pytest.fixture(scope="module")
 def other():
     """The second environment's Python."""
@@ -189,8 +188,6 @@ def print_version():
 def test_the_other_environment_has_another_version(other):
     assert call(other, "print_version").split()[-1] != tf.__version__
 
-
-# --- checkpoints ----------------------------------------------------------------------
 
 class Copy:
     """A folder with a copy of the pipeline's run and its drawn data."""
@@ -251,8 +248,6 @@ def test_run_goes_on_in_the_other_and_comes_back(copies):
         shutil.copy(str(folders[1] / name), str(folders[0] / name))
     assert_same_captions(copies, "val", "newest", 8)
 
-
-# --- features -------------------------------------------------------------------------
 
 def assert_same_features(a, b):
     assert a.shape == b.shape and a.std() > .01

@@ -603,10 +603,10 @@ def test_compiled_step_is_the_plain_step(dropout, terms):
         assert len(trainer.gradients.compiled) == len(shapes)
         found.append((losses, values(model.weights)))
     (expected, weights), *others = found
-    for losses, others in others:
+    for losses, compiled in others:
         assert losses == pytest.approx(expected, rel=1e-5)
         for name, value in weights.items():
-            np.testing.assert_allclose(value, others[name], atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(value, compiled[name], atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("count, helps, xla", [
