@@ -25,6 +25,7 @@ DPI = 130
 LONGEST = 65000      # pixels of a figure's side, at most: matplotlib's limit is 2 ** 16
 BOX = "#ffcc33"
 WARNING = "#b02a1a"
+DARK = .3            # mean of a picture, of white: darker ones are lightened
 COLOURS = ("light", "viridis", "inferno", "jet", "gray")
 
 
@@ -50,8 +51,10 @@ def overlay(picture, heat, colours="light"):
     """Overlay a map (H, W) on a picture uint8 (H, W, 3) -> uint8 (H, W, 3).
 
     colours: 'light', the paper's light over dark, or the name of a matplotlib colour
-    map, which is laid over the picture in grey.
+    map, which is laid over the picture in grey. A dark picture is lightened first, so
+    that light and dark can be told apart.
     """
+    picture = lightened(picture)
     if colours != "light":
         grey = picture.mean(axis=2, keepdims=True)
         coloured = ScalarMappable(cmap=colours).cmap(heat)[:, :, :3]
@@ -59,6 +62,17 @@ def overlay(picture, heat, colours="light"):
     heat = heat[:, :, None]
     light = picture * (.25 + .75 * heat)
     return (light + (255 - light) * .15 * heat).astype(np.uint8)
+
+
+def lightened(picture):
+    """A dark picture with the gamma that raises its mean to DARK; others as they are.
+
+    picture: uint8 (H, W, 3). Returns uint8 or float64 (H, W, 3).
+    """
+    mean = picture.mean() / 255
+    if not 0 < mean < DARK:
+        return picture
+    return 255 * (picture / 255) ** (np.log(DARK) / np.log(mean))
 
 
 def draw(picture, words, alphas, path, notes=None, layout="grid", colours="light",

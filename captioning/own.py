@@ -16,6 +16,7 @@ from captioning.pictures import titles
 from runtime import atomic, cli
 
 BEAM = 5     # width of the beam search
+COCO_NAME = re.compile(r"(?:COCO_(?:\w+_)?)?(\d+)\.\w+$")  # and its id
 PHONES = (".heic", ".heif", ".avif")  # count as pictures even if unreadable here
 
 
@@ -34,8 +35,8 @@ def pictures_in(given):
     """Expand ~, and folders into the pictures in them, without duplicates.
 
     In a folder, a picture is a file with a picture's extension or first bytes. Other
-    files are skipped, hidden ones silently, the rest with one line per folder. Raises
-    cli.UserError for a folder without pictures.
+    files are skipped, hidden ones and a README silently, the rest with one line per
+    folder. Raises cli.UserError for a folder without pictures.
     """
     found = []
     for path in map(os.path.expanduser, given):  # `make` leaves the ~ to us
@@ -43,7 +44,7 @@ def pictures_in(given):
             found.append(path)
             continue
         files = [os.path.join(path, name) for name in sorted(os.listdir(path))
-                 if not name.startswith(".")]
+                 if not name.startswith((".", "README"))]
         files = [file for file in files if os.path.isfile(file)]
         pictures = [file for file in files if _is_picture(file)]
         others = sorted(set(files) - set(pictures))
@@ -96,16 +97,16 @@ def read_own(folder):
 def write_own(folder, captions):
     """Add OwnCaptions to those of `read_own`, replacing a path's earlier caption.
 
-    If the names of all pictures in a folder end in a number, like COCO's, also writes
-    them in the COCO server's format. folder: the run's. Returns a function from a
-    picture's path to the path of its figure, without extension.
+    If all pictures in a folder have COCO's names, also writes them in the COCO server's
+    format. folder: the run's. Returns a function from a picture's path to the path of
+    its figure, without extension.
     """
     new = {caption.path: caption.text for caption in captions}
     known = dict(read_own(folder), **new)
     os.makedirs(os.path.dirname(own_path(folder)), exist_ok=True)
     atomic.write_json(own_path(folder), known)
     print(f"captions: {own_path(folder)}")
-    ids = {path: re.search(r"(\d+)\.\w+$", path) for path in new}
+    ids = {path: COCO_NAME.match(os.path.basename(path)) for path in new}
     places = list(dict.fromkeys(map(os.path.dirname, known)))
     for place, title in zip(places, titles(places)):
         there = [path for path in new if os.path.dirname(path) == place]

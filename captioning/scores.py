@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import typing
@@ -32,6 +33,7 @@ PTB = "PTB"
 LAST = "end"           # the line that shows that Java has read everything
 PLAIN = "lower case without punctuation (no Java ran for PTB)"
 JAVA_SECONDS = 600, 3  # time limit for a score by Java, plus this for each caption
+SILENCE = 60           # seconds without a byte after which SPICE's download is given up
 JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 ENGLISH = (" -Duser.language=en -Duser.country=US -Duser.language.format=en"
            " -Duser.country.format=US")
@@ -116,6 +118,17 @@ def english_java():
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def downloads_end():
+    """Inside, a connection that is silent for SILENCE seconds ends in an OSError."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextlib.contextmanager
@@ -229,7 +242,7 @@ class _MeteorProcess(Meteor):
 def _spice(true, made):
     """{'SPICE': list of each image's F, in the order of the ids}; {} if it fails."""
     try:
-        with english_java(), java_ends(len(made)):
+        with english_java(), java_ends(len(made)), downloads_end():
             _, each = Spice().compute_score(true, made)
         return {"SPICE": [image["All"]["f"] for image in each]}
     except Exception as error:  # its download, its Java and its reader can all fail

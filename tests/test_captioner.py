@@ -185,7 +185,8 @@ def test_files_of_a_folder_that_are_not_pictures_are_skipped(
     save("own/b.png")
     save("own/in/c.png")
     shutil.copy("own/b.png", "own/without_ending")
-    for name in (".DS_Store", "._b.png", "notes.txt", "a.mov", "phone.HEIC", "cut.jpg"):
+    for name in (".DS_Store", "._b.png", "README.md", "notes.txt", "a.mov",
+                 "phone.HEIC", "cut.jpg"):
         (tmp_path / "own" / name).write_bytes(b"\0\1")
     assert pictures_in(["own", "own/b.png", "x.jpg"]) == [
         "own/b.png", "own/cut.jpg", "own/phone.HEIC", "own/without_ending", "x.jpg"]
@@ -231,7 +232,8 @@ def test_captions_for_the_server_are_kept_for_each_folder(seen, capsys):
     for place in ("one/test", "two/test", "three"):
         save(f"{place}/COCO_000007.png")
     save("three/holiday.png")
-    for place in ("one/test", "two/test", "three"):
+    save("four/IMG_20260714_183207.png")  # a phone's, not an id of COCO's
+    for place in ("one/test", "two/test", "three", "four"):
         caption_own(captioner, [place], 1)
     written = re.findall("for the COCO server: (.*)", capsys.readouterr().out)
     assert written == ["checkpoints/a/captions_own_test_a_results.json",

@@ -85,6 +85,19 @@ def test_picture_is_bright_where_the_model_looked_and_dark_elsewhere():
     assert (overlay(np.full((1, 1, 3), 255, np.uint8), np.ones((1, 1))) == 255).all()
 
 
+def test_dark_pictures_are_lightened_below_a_map():
+    picture = np.random.RandomState(0).randint(0, 40, (20, 30, 3)).astype(np.uint8)
+    heat = np.zeros((20, 30), np.float32)
+    heat[:, :15] = 1
+    seen = overlay(picture, heat).astype(int)
+    looked, rest = seen[:, :15], seen[:, 15:]
+    assert looked.mean() - rest.mean() > 60
+    assert picture[:, :15].mean() - .25 * picture[:, 15:].mean() < 20  # without it
+    order = np.argsort(picture[:, 15:].ravel(), kind="mergesort")
+    assert (np.diff(rest.ravel()[order]) >= 0).all()  # no tone is lost
+    assert not overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2))).any()
+
+
 # --- pictures -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("size, shape", [

@@ -251,6 +251,8 @@ def test_ids_stay_as_the_annotations_have_them(world):
 
 def test_folder_of_pictures_is_captioned_for_the_server(world, capsys):
     world.monkeypatch.setattr(networks, "build", fake_build)
+    for name in os.listdir("data/val"):  # scene_000001.png to COCO_val_000001.png
+        os.rename(f"data/val/{name}", f"data/val/COCO_val_{name[6:]}")
     with open("data/val/notes.txt", "w") as file:
         file.write("no picture")
     assert world("plot_attention.py", "--run", "a", "--picture", "data/val",

@@ -1,8 +1,10 @@
 """The scores, against pinned figures, by hand, and against the reference scorer."""
-import os
-import subprocess
 import math
+import os
 import shutil
+import socket
+import subprocess
+import urllib.request
 
 import numpy as np
 import pytest
@@ -139,6 +141,20 @@ def test_spice_that_cannot_run_is_left_out_with_a_line(monkeypatch, capsys):
     found = scores.averages(scores.score(MADE, TRUE, spice=True, java=False))
     assert found == scores.averages(scores.score(MADE, TRUE, java=False))
     assert "SPICE is left out: it could not run (no network)" in capsys.readouterr().err
+
+
+def test_spice_whose_download_falls_silent_is_left_out(monkeypatch, capsys):
+    with socket.socket() as silent:  # accepts connections, and never says a word
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(1)
+
+        def downloads():
+            urllib.request.urlopen(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        monkeypatch.setattr(scores, "Spice", downloads)
+        monkeypatch.setattr(scores, "SILENCE", .2)
+        assert "SPICE" not in scores.score(MADE, TRUE, spice=True, java=False).parts
+    assert "SPICE is left out: it could not run (" in capsys.readouterr().err
+    assert socket.getdefaulttimeout() is None
 
 
 def test_java_that_does_not_end_is_killed(monkeypatch, capsys):
