@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from unittest import mock
 
 import numpy as np
@@ -59,6 +60,9 @@ TITLES = {"train": "training, captions/s", "greedy": "greedy decoding, images/s"
           "self_critical": "self-critical training, captions/s",
           "beam3": "beam 3, images/s", "beam5": "beam 5, images/s",
           "beam20": "beam 20, images/s", "inception": "InceptionV3, images/s"}
+# What is compiled, by the command that first needs it
+COMPILED = {"losses": f"compiling a training step of {BATCHES} lengths, s",
+            "captions": "compiling greedy decoding, s"}
 # Against PyTorch: what, which of ours, against which of theirs, at least
 FLOORS = (("train", "2", "eager", 1.2), ("train", "2", "compile", 1.2),
           ("train", "1", "eager", 1.), ("greedy", "better", "eager", 1.5),
@@ -272,18 +276,36 @@ class Peer:
 
 
 def check(peers):
-    """Raise cli.UserError if losses or captions differ from the first peer's."""
-    first, *others = peers
-    losses, captions = first("losses"), first("captions")
-    for peer in others:
-        apart = float(np.abs(np.subtract(peer("losses"), losses)).max())
-        differ = sum(a != b for a, b in zip(peer("captions"), captions))
+    """Raise cli.UserError if losses or captions differ from the first peer's.
+
+    Returns how long each was compiling, {(peer's key, title): seconds}: the time of the
+    first losses and captions beyond that of the second.
+    """
+    compiling, first = {}, None
+    for peer in peers:
+        answers = []
+        for what, title in COMPILED.items():
+            took, answer = zip(*(timed(peer, what) for _ in range(2)))
+            answers.append(answer[0])
+            compiling[peer.key, title] = max(0., took[0] - took[1])
+        losses, captions = first = first or answers
+        apart = float(np.abs(np.subtract(answers[0], losses)).max())
+        differ = sum(a != b for a, b in zip(answers[1], captions))
         if not (apart < 1e-4 and differ <= .02 * IMAGES):
-            raise cli.UserError(f"{peer.name} and {first.name} are not the same model: "
-                                f"losses differ by {apart:.2g}, captions of {differ} "
-                                f"of {IMAGES} images")
-        print(f"{peer.name} agrees with {first.name}: losses to {apart:.1g}, "
-              f"{IMAGES - differ} of {IMAGES} captions", flush=True)
+            raise cli.UserError(f"{peer.name} and {peers[0].name} are not the same "
+                                f"model: losses differ by {apart:.2g}, captions of "
+                                f"{differ} of {IMAGES} images")
+        if peer is not peers[0]:
+            print(f"{peer.name} agrees with {peers[0].name}: losses to {apart:.1g}, "
+                  f"{IMAGES - differ} of {IMAGES} captions", flush=True)
+    return compiling
+
+
+def timed(function, *arguments):
+    """Seconds that a call takes, and its result."""
+    begin = time.time()
+    result = function(*arguments)
+    return time.time() - begin, result
 
 
 def measure(peers, rounds):
@@ -342,7 +364,7 @@ def main():
             peers.append(peer)
         peers += [Peer(how, [args.torch, os.path.join(HERE, "peer_torch.py"), folder,
                              how]) for how in ("eager", "compile")]
-        check(peers)
+        compiling = check(peers)
         found = measure(peers, args.rounds)
         for peer in peers:
             peer.end()
@@ -350,13 +372,15 @@ def main():
     print()
     cli.table(rows_of(found))
     print()
+    rates = sorted(found.items(), key=lambda item: item[0][1])
     cli.table([("", "", "median")] + [
-        (names[key], TITLES[what], f"{np.median(rates):.1f}")
-        for (key, what), rates in sorted(found.items(), key=lambda item: item[0][1])])
+        (names[key], TITLES[what], f"{np.median(some):.1f}")
+        for (key, what), some in rates] + [
+        (names[key], title, f"{took:.1f}") for (key, title), took in compiling.items()])
     name = "peers.json" if args.cells == 64 else f"peers_{args.cells}.json"
     path = os.path.join(HERE, "results", name)
-    atomic.write_json(path, {f"{names[key]}: {what}": [round(rate, 2) for rate in rates]
-                             for (key, what), rates in found.items()})
+    atomic.write_json(path, {f"{names[key]}: {what}": np.round(some, 2).tolist()
+                             for (key, what), some in {**found, **compiling}.items()})
     print(f"\nwritten: {path}")
 
 

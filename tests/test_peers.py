@@ -27,6 +27,20 @@ def test_peers_that_are_the_same_model_pass(capsys):
     assert "126 of 128 captions" in capsys.readouterr().out
 
 
+def test_compiling_is_what_the_first_call_takes_longer(monkeypatch):
+    clock = [0.]
+    monkeypatch.setattr(peers.time, "time", lambda: clock[0])
+
+    class Compiles(Fake):
+        def __call__(self, what):
+            clock[0] += 1 if self.answers.pop("begun " + what, None) else 31
+            self.answers["begun " + what] = True
+            return super().__call__(what)
+    took = peers.check([Compiles("a"), Fake("b")])
+    assert took == {(key, title): 30. if key == "a" else 0. for key in "ab"
+                    for title in peers.COMPILED.values()}
+
+
 @pytest.mark.parametrize("other", [
     Fake("b", losses=(1., 2.001)), Fake("b", losses=(1., float("nan"))),
     Fake("b", captions=((1, 2),) * 125 + ((1, 3),) * 3)])
