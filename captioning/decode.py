@@ -18,7 +18,7 @@ from runtime.tf import XLA, compiled, tf
 
 
 # Locations of all hypotheses: below this, XLA's compilation costs more than it saves
-WORTH_XLA = 800000
+XLA_LOCATIONS = 800000
 
 
 class Caption(typing.NamedTuple):
@@ -146,7 +146,7 @@ class Decoder:
         quarter, go_on, xla = -(-count // 4), self._go_on, False
         if self.compile and batches > 1:
             locations = batches * count * rule.width * int(features.shape[1])
-            go_on, xla = self.go_on, locations >= WORTH_XLA
+            go_on, xla = self.go_on, locations >= XLA_LOCATIONS
         if rule.width > 1:  # each image starts with one hypothesis
             state, kept = self._word(context, state, rule, t)
             chunks.append((rows, [values.numpy()[None] for values in kept]))
