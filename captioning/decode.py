@@ -14,7 +14,7 @@ from captioning.batches import read_ahead, uniforms_of
 from captioning.features import read_maps
 from captioning.tokens import END, PAD, START, UNK
 from runtime import cli, watchdog
-from runtime.tf import XLA, compiled, tf
+from runtime.tf import COMPILED_LOOPS_FAIL, XLA, compiled, tf
 
 
 # Locations of all hypotheses: below this, XLA's compilation costs more than it saves
@@ -84,7 +84,7 @@ class Decoder:
 
     def __init__(self, model, compile=True):
         """model: a Captioner or a look-alike. compile: whether it may be compiled."""
-        self.model, self.compile = model, compile
+        self.model, self.compile = model, compile and not COMPILED_LOOPS_FAIL
         self.go_on = compiled(self._go_on)
         self.step_by_xla = compiled(self._step, xla=True)
 

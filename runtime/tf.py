@@ -114,6 +114,8 @@ RMSPropOptimizer = v1.train.RMSPropOptimizer
 py_function = getattr(tf, "numpy_function", v1.py_func)
 # Compiled, the gradients of Keras layers crash the process (benchmarks/published.py).
 COMPILED_KERAS_CRASHES = tf.__version__.startswith("1.9.")
+# Its optimizer moves operations out of a compiled loop, and then refuses the graph.
+COMPILED_LOOPS_FAIL = tf.__version__.startswith("1.9.")
 XLA = int(tf.__version__.split(".")[0]) >= 2  # whether `compiled` can use it
 # 1.9 has these only under their older names.
 log = getattr(tf.math, "log", None) or tf.log

@@ -8,7 +8,7 @@ import pytest
 from captioning.decode import Decoder, decode_files
 from captioning.tokens import END, PAD, START, UNK
 from model import Batch, Captioner, Context, Parcel, Sizes
-from runtime.tf import tf
+from runtime.tf import COMPILED_LOOPS_FAIL, tf
 
 
 SIZES = Sizes(vocabulary=13, features=7, annotation=5, embedding=6, hidden=4,
@@ -423,6 +423,7 @@ def test_images_that_have_ended_drop_out_a_quarter_of_all_at_a_time(images):
     assert images < 10 or len(set(expected)) > 2
 
 
+@pytest.mark.skipif(COMPILED_LOOPS_FAIL, reason="not compiled with 1.9")
 def test_each_number_of_rows_is_compiled_once_for_many_batches():
     model, features = watched(end=1.), features_of(40)
     decoder = Decoder(model)
@@ -441,6 +442,7 @@ def test_nothing_is_compiled_for_one_batch_or_where_it_cannot_be(decoder, batche
     assert model.compiled == () and len(model.computed) > 2
 
 
+@pytest.mark.skipif(COMPILED_LOOPS_FAIL, reason="not compiled with 1.9")
 def test_whole_batches_of_files_are_compiled_and_the_rest_is_not(tmp_path):
     model, features, paths = watched(), features_of(7), []
     for i, maps in enumerate(features):
