@@ -265,7 +265,7 @@ def test_pointing_at_a_word_shows_where_the_model_looked(opened):
         assert int(np.argmin(found)) == cell and found[cell] < 100 < 200 < found[50]
         assert marked(driver) == [["a", "blue", "cross"][word]]
     facts = driver.find_elements("css selector", ".word-facts")[1].text
-    assert facts == ("3 of 3: probability 0.25, gate 0.75, most at the upper, "
+    assert facts == ("3 of 3: probability 0.25, gate 0.75, most at the upper middle, "
                      "entropy 10 %")
     point_at(driver, driver.find_element("css selector", "h1"))
     assert marked(driver) == [] and darkness(driver, 1) is None
