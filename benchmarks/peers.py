@@ -23,7 +23,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from unittest import mock
 
 import numpy as np
@@ -60,7 +59,7 @@ TITLES = {"train": "training, captions/s", "greedy": "greedy decoding, images/s"
           "self_critical": "self-critical training, captions/s",
           "beam3": "beam 3, images/s", "beam5": "beam 5, images/s",
           "beam20": "beam 20, images/s", "inception": "InceptionV3, images/s"}
-# What is compiled, by the command that first needs it
+# What is compiled, by the command that first needs it (`losses` has gradients, too)
 COMPILED = {"losses": f"compiling a training step of {BATCHES} lengths, s",
             "captions": "compiling greedy decoding, s"}
 # Against PyTorch: what, which of ours, against which of theirs, at least
@@ -283,14 +282,14 @@ def check(peers):
     """
     compiling, first = {}, None
     for peer in peers:
-        answers = []
+        answers = {}
         for what, title in COMPILED.items():
-            took, answer = zip(*(timed(peer, what) for _ in range(2)))
-            answers.append(answer[0])
+            took = [bench.seconds(lambda: answers.update({what: peer(what)}))
+                    for _ in range(2)]
             compiling[peer.key, title] = max(0., took[0] - took[1])
-        losses, captions = first = first or answers
-        apart = float(np.abs(np.subtract(answers[0], losses)).max())
-        differ = sum(a != b for a, b in zip(answers[1], captions))
+        first = first or answers
+        apart = float(np.abs(np.subtract(answers["losses"], first["losses"])).max())
+        differ = sum(a != b for a, b in zip(answers["captions"], first["captions"]))
         if not (apart < 1e-4 and differ <= .02 * IMAGES):
             raise cli.UserError(f"{peer.name} and {peers[0].name} are not the same "
                                 f"model: losses differ by {apart:.2g}, captions of "
@@ -299,13 +298,6 @@ def check(peers):
             print(f"{peer.name} agrees with {peers[0].name}: losses to {apart:.1g}, "
                   f"{IMAGES - differ} of {IMAGES} captions", flush=True)
     return compiling
-
-
-def timed(function, *arguments):
-    """Seconds that a call takes, and its result."""
-    begin = time.time()
-    result = function(*arguments)
-    return time.time() - begin, result
 
 
 def measure(peers, rounds):

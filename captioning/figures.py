@@ -51,10 +51,8 @@ def overlay(picture, heat, colours="light"):
     """Overlay a map (H, W) on a picture uint8 (H, W, 3) -> uint8 (H, W, 3).
 
     colours: 'light', the paper's light over dark, or the name of a matplotlib colour
-    map, which is laid over the picture in grey. A dark picture is lightened first, so
-    that light and dark can be told apart.
+    map, which is laid over the picture in grey.
     """
-    picture = lightened(picture)
     if colours != "light":
         grey = picture.mean(axis=2, keepdims=True)
         coloured = ScalarMappable(cmap=colours).cmap(heat)[:, :, :3]
@@ -65,7 +63,8 @@ def overlay(picture, heat, colours="light"):
 
 
 def lightened(picture):
-    """A dark picture with the gamma that raises its mean to DARK; others as they are.
+    """A dark picture, lightened by the gamma that takes its mean to DARK, so that light
+    and dark can be told apart below a map; others as they are.
 
     picture: uint8 (H, W, 3). Returns uint8 or float64 (H, W, 3).
     """
@@ -120,10 +119,10 @@ def lay_out(picture, words, alphas, notes, layout, colours, grid, boxes=None,
     figure = Figure(figsize=(columns * cell[0], rows * row + heading))
     FigureCanvasAgg(figure)
     share = 1 / np.tile(figure.get_size_inches(), 2)  # figure's units in an inch
-    cells = [(picture, "", "")]
+    cells, below = [(picture, "", "")], lightened(picture)
     for alpha, word, note in zip(alphas, words, notes or [""] * len(words)):
         heat = upsample(alpha, (width, height), grid)
-        cells.append((overlay(picture, heat, colours), word, note))
+        cells.append((overlay(below, heat, colours), word, note))
     for i, (pixels, title, note) in enumerate(cells):
         y, x = divmod(i, columns)
         axes = figure.add_axes(share * (

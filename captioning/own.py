@@ -44,16 +44,18 @@ def pictures_in(given):
             found.append(path)
             continue
         files = [os.path.join(path, name) for name in sorted(os.listdir(path))
-                 if not name.startswith((".", "README"))]
+                 if not name.startswith(".")]
         files = [file for file in files if os.path.isfile(file)]
         pictures = [file for file in files if _is_picture(file)]
-        others = sorted(set(files) - set(pictures))
+        others = sorted(file for file in set(files) - set(pictures)
+                        if not os.path.basename(file).startswith("README"))
         if not pictures:
             raise cli.UserError(f"{path}: no pictures in that folder (subfolders are "
                                 "not searched)")
         if others:
-            print(f"{path}: skipped {len(others)} of {len(files)} files (not pictures)"
-                  ": " + ", ".join(map(os.path.basename, others[:3]))
+            print(f"{path}: skipped {len(others)} of {len(pictures) + len(others)} "
+                  "files (not pictures): "
+                  + ", ".join(map(os.path.basename, others[:3]))
                   + (", ..." if len(others) > 3 else ""))
         found += pictures
     return list(dict.fromkeys(found))

@@ -192,6 +192,8 @@ def test_files_of_a_folder_that_are_not_pictures_are_skipped(
         "own/b.png", "own/cut.jpg", "own/phone.HEIC", "own/without_ending", "x.jpg"]
     assert capsys.readouterr().out == (
         "own: skipped 2 of 6 files (not pictures): a.mov, notes.txt\n")
+    save("own/README.png")  # a picture, whatever its name
+    assert pictures_in(["own"])[0] == "own/README.png"
 
 
 def test_home_folder_is_known(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from captioning import figures
-from captioning.figures import COLOURS, draw, lay_out, overlay, upsample
+from captioning.figures import COLOURS, draw, lay_out, lightened, overlay, upsample
 from captioning.grid import Axis, Grid, even
 from captioning.names import boxes_of
 from captioning.pictures import (load_picture, read_square, titles, upright,
@@ -89,13 +89,18 @@ def test_dark_pictures_are_lightened_below_a_map():
     picture = np.random.RandomState(0).randint(0, 40, (20, 30, 3)).astype(np.uint8)
     heat = np.zeros((20, 30), np.float32)
     heat[:, :15] = 1
-    seen = overlay(picture, heat).astype(int)
+    seen = overlay(lightened(picture), heat).astype(int)
     looked, rest = seen[:, :15], seen[:, 15:]
     assert looked.mean() - rest.mean() > 60
     assert picture[:, :15].mean() - .25 * picture[:, 15:].mean() < 20  # without it
     order = np.argsort(picture[:, 15:].ravel(), kind="mergesort")
     assert (np.diff(rest.ravel()[order]) >= 0).all()  # no tone is lost
-    assert not overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2))).any()
+    black = np.zeros((2, 2, 3), np.uint8)
+    assert not overlay(lightened(black), np.zeros((2, 2))).any()
+    figure = lay_out(picture, ["a"], np.ones((1, 4)), None, "grid", "light", None)
+    whole, below = (axes.images[0].get_array() for axes in figure.axes)
+    assert (whole == picture).all()
+    assert (below == overlay(lightened(picture), np.ones((20, 30)))).all()
 
 
 # --- pictures -------------------------------------------------------------------------
